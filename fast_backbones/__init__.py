@@ -1,0 +1,44 @@
+"""CNN backbones for PyTorch with fused CPU kernels.
+
+    import fast_backbones as fb
+    model = fb.resnext50(weights="resnext50_32x4d.pth").eval()
+    with torch.inference_mode():
+        logits = model(image)                 # one fused call on the CPU
+    print(fb.explain(model, image))           # each step: kernel, time, share of the machine's peak
+
+This package is a facade. The code lives in four rooms, each importable on its own:
+
+    fast_backbones.kernels     fused operations on tensors
+    fast_backbones.engine      a whole eval-mode network becomes one plan
+    fast_backbones.backbones   the models, as plain PyTorch
+    fast_backbones.bench       measurements
+"""
+
+from pathlib import Path as _Path
+
+__version__ = "0.1.0"
+
+# In a wheel the rooms sit inside this folder; in a checkout they sit beside it.
+_here = _Path(__file__).resolve().parent
+if not (_here / "kernels").is_dir():
+    __path__.append(str(_here.parent))
+del _here, _Path
+
+
+def _room(name: str):
+    """Import one room; None while the room does not exist in this checkout."""
+    import importlib
+
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+        return None
+
+
+kernels = _room("kernels")
+engine = _room("engine")
+backbones = _room("backbones")
+
+from .kernels._ext import build_info  # noqa: E402, F401
