@@ -4,7 +4,8 @@ Folders: the rooms named in ROOMS live at the top of the repository and become f
 Native code: CMakeLists.txt describes it; build_ext below drives CMake and puts the products into kernels/.
 
     FB_NATIVE           0    no native code at all: pure PyTorch
-                        1    (default) the CPU library, if a C++ compiler, CMake, ninja, pybind11, torch are there
+                        1    (default) the CPU library; without a compiler, CMake, ninja, pybind11 or torch,
+                             a pure-PyTorch install that says so
     FB_REQUIRE_NATIVE   1    a missing tool is an error instead of a pure-PyTorch install
     FB_CUDA             0    no CUDA library
                         1    the CUDA library; a missing nvcc or a compile error stops the build
@@ -87,7 +88,7 @@ class MissingTool(Exception):
 
 
 class NativeBuild(build_ext):
-    """Runs CMake in build/native-<tag>, which is kept between calls, and puts the libraries where they belong."""
+    """Runs CMake in build/native-<tag>, which is kept between calls, and copies the libraries to kernels/."""
 
     def run(self):
         target = ROOT / "kernels" if self.inplace else Path(self.build_lib) / "fast_backbones" / "kernels"
@@ -103,7 +104,7 @@ class NativeBuild(build_ext):
             for stale in (f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", CUDA_LIBRARY):
                 (target / stale).unlink(missing_ok=True)
             say(
-                f"WARNING: no fused kernels in this build of fast_backbones: {missing}. Models run through PyTorch."
+                f"WARNING: fast_backbones is built without fused kernels: {missing}. It runs through PyTorch."
             )
         (target / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
 
@@ -158,7 +159,7 @@ class NativeBuild(build_ext):
                 if done.returncode != 0:
                     lines = [line for line in done.stdout.splitlines() if re.search(r"error|fatal", line)]
                     facts["cuda_reason"] = f"the CUDA build failed: {(lines or ['no message'])[0].strip()}"
-                    say(f"WARNING: no CUDA kernels in this build of fast_backbones: {facts['cuda_reason']}")
+                    say(f"WARNING: fast_backbones is built without CUDA kernels: {facts['cuda_reason']}")
                     return
             place(build / CUDA_LIBRARY, target)
             facts.update(cuda=True, nvcc=last_line([nvcc, "--version"]))

@@ -7,8 +7,8 @@
     cuda_why_not()  why cuda() is False, as a sentence
     build_info()    what was built with which tools, and what this machine uses of it
 
-Environment: FB_REQUIRE_NATIVE=1 makes an absent library an ImportError; FB_NATIVE=0 leaves it unloaded, without
-a warning.
+Environment: FB_REQUIRE_NATIVE=1 makes an absent library an ImportError; FB_NATIVE=0 leaves it unloaded, and
+nothing warns.
 """
 
 import functools
@@ -118,7 +118,7 @@ def _load_cuda() -> str | None:
 
 
 def cuda_why_not() -> str | None:
-    """Why there are no CUDA operators, as a sentence; None once they are registered. The first call loads them."""
+    """Why there are no CUDA operators, as a sentence; None once they are registered. Loads them."""
     with _cuda_lock:
         return _load_cuda()
 
@@ -129,10 +129,10 @@ def cuda() -> bool:
 
 
 def build_info() -> dict[str, Any]:
-    """Facts about this build and this machine, for bug reports and benchmark results. Never initialises CUDA.
+    """Facts about this build and this machine, for bug reports and benchmark results. Leaves CUDA alone.
 
-    Keys: version, native, reason, isa (in use), isas (compiled in), compiler, build_type, cuda (its library is
-    there), cuda_reason, nvcc, torch, torch_built_with, torch_cuda, python, platform, threads.
+    Keys: version, native, reason, isa (in use), isas (compiled in), compiler, build_type, cuda (is its
+    library there), cuda_reason, nvcc, torch, torch_built_with, torch_cuda, python, platform, threads.
     """
     from .. import __version__
 
