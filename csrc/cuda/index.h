@@ -1,0 +1,81 @@
+// Index arithmetic of the CUDA kernels, in functions that run on the host too: tests/native/cuda_index.cpp walks every
+// index of awkward shapes with g++, so that a wrong index is found without a GPU. No CUDA header, no torch header.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define FB_HD __host__ __device__ __forceinline__
+#else
+#define FB_HD inline
+#endif
+
+namespace fb::cuda {
+
+enum class Layout { nhwc, nchw };
+
+// x [N, H, W, C] or [N, C, H, W]  ->  y [N, P, Q, C] or [N, C, P, Q], both dense.
+template <typename Int>
+struct PoolShape {
+  Int n, h, w, c, p, q;
+  int r, s, stride_h, stride_w, pad_h, pad_w;
+};
+
+// One output pixel and the first of its channels.
+template <typename Int>
+struct Place {
+  Int n, p, q, c;
+};
+
+// The part of a window that lies inside the image: [begin, end). Empty when the window is all padding.
+template <typename Int>
+struct Span {
+  Int begin, end;
+};
+
+template <typename Int>
+FB_HD Span<Int> window(Int out, int stride, int pad, int size, Int limit) {
+  // Int may be unsigned: compare before subtracting.
+  const Int start = out * stride;
+  const Int begin = start > static_cast<Int>(pad) ? start - pad : Int(0);
+  const Int past = start + size > static_cast<Int>(pad) ? start + size - pad : Int(0);
+  const Int end = past < limit ? past : limit;
+  return {begin < end ? begin : end, end};
+}
+
+// How many work items a pooling has when each writes `vec` neighbouring channels (nhwc) or one element (nchw).
+FB_HD int64_t pool_items(Layout layout, int64_t n, int64_t p, int64_t q, int64_t c, int vec) {
+  return layout == Layout::nhwc ? n * p * q * (c / vec) : n * c * p * q;
+}
+
+// Work item -> output place. Neighbouring items are neighbours in memory in either layout.
+template <Layout layout, int vec, typename Int>
+FB_HD Place<Int> split(Int item, const PoolShape<Int>& shape) {
+  Place<Int> place;
+  if (layout == Layout::nhwc) {
+    const Int groups = shape.c / vec;
+    const Int pixel = item / groups;
+    place.c = (item - pixel * groups) * vec;
+    const Int row = pixel / shape.q;
+    place.q = pixel - row * shape.q;
+    place.n = row / shape.p;
+    place.p = row - place.n * shape.p;
+  } else {
+    const Int row = item / shape.q;
+    place.q = item - row * shape.q;
+    const Int plane = row / shape.p;
+    place.p = row - plane * shape.p;
+    place.n = plane / shape.c;
+    place.c = plane - place.n * shape.c;
+  }
+  return place;
+}
+
+// Offset, in elements, of (n, row, column, c) in a dense tensor of `rows` x `columns` pixels.
+template <Layout layout, typename Int>
+FB_HD Int offset(Int n, Int row, Int column, Int c, Int rows, Int columns, Int channels) {
+  return layout == Layout::nhwc ? ((n * rows + row) * columns + column) * channels + c
+                                : ((n * channels + c) * rows + row) * columns + column;
+}
+
+}  // namespace fb::cuda

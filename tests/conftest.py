@@ -1,0 +1,29 @@
+"""What every test shares: the header that says which build is under test, fixed threads, a fixed seed."""
+
+import pytest
+import torch
+
+import fast_backbones as fb
+
+THREADS = 2
+
+
+def pytest_report_header(config):
+    info = fb.build_info()
+    native = f"{info['isa']} of {', '.join(info['isas'])}; {info['compiler']}" if info["native"] else info["reason"]
+    cuda = f"built, {info['nvcc']}" if info["cuda"] else info["cuda_reason"]
+    return [
+        f"fast_backbones {info['version']}, torch {info['torch']}, {info['platform']}, {THREADS} threads",
+        f"native: {native}",
+        f"cuda: {cuda}",
+    ]
+
+
+@pytest.fixture(autouse=True)
+def fixed_start():
+    """Same seed and same number of threads at the start of each test; the number of threads is put back after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
