@@ -1,0 +1,225 @@
+"""What every backbone has in common: the engine door, feature taps, the classifier, preprocessing facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import engine
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class FeatureInfo(list):  # type: ignore[type-arg]
+    """The taps of a backbone: a list of dicts `{num_chs, reduction, module, index}`, in order of reduction.
+
+    `out_indices` says which taps the model returns; `channels()`, `reduction()` and `module_name()` answer
+    for those taps, or for the taps asked by index, as timm's class of the same name does.
+    """
+
+    def __init__(self, taps: Iterable[dict[str, Any]], out_indices: Iterable[int]):
+        super().__init__(dict(tap, index=i) for i, tap in enumerate(taps))
+        self.out_indices = tuple(out_indices)
+
+    def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
+        if isinstance(idx, int):
+            return self[idx][key]
+        return [self[i][key] for i in (self.out_indices if idx is None else idx)]
+
+    def get_dicts(self, keys: Sequence[str] | None = None, idx: int | Sequence[int] | None = None) -> Any:
+        if isinstance(idx, int):
+            return {key: self[idx][key] for key in (keys or self[idx])}
+        chosen = [self[i] for i in (self.out_indices if idx is None else idx)]
+        return [{key: tap[key] for key in (keys or tap)} for tap in chosen]
+
+    def channels(self, idx: int | Sequence[int] | None = None) -> Any:
+        return self.get("num_chs", idx)
+
+    def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
+        return self.get("reduction", idx)
+
+    def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
+        return self.get("module", idx)
+
+
+def classification_cfg(architecture: str, **changes: Any) -> dict[str, Any]:
+    """Preprocessing and naming facts of an ImageNet classifier, under the keys timm uses in `default_cfg`.
+
+    Resize the shorter side to input/crop_pct with `interpolation` (antialiased), centre crop, scale to
+    [0, 1], subtract `mean`, divide by `std`. `first_conv` and `classifier` name the modules that depend on
+    the data.
+    """
+    cfg = {
+        "architecture": architecture,
+        "input_size": (3, 224, 224),
+        "num_classes": 1000,
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "crop_mode": "center",
+        "interpolation": "bilinear",
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "first_conv": "conv1",
+        "classifier": "fc",
+    }
+    return {**cfg, **changes}
+
+
+class Backbone(nn.Module):
+    """A convolutional network that is plain PyTorch to everybody and one fused plan to the engine.
+
+    A family subclasses it, builds its modules between `__init__` and `finish`, and writes three methods in
+    plain PyTorch: `forward_features(x)`, `forward_taps(x)` (every tap, in order of reduction) and
+    `forward_head(x, pre_logits)`. Calling the model goes through `engine.forward`, which runs the fused plan
+    where that is allowed and `forward_modules`, the reference, where it is not.
+
+    Args:
+        num_classes: outputs of the classifier; 0 leaves it out and the model returns the pooled features.
+        in_chans: channels of the image; only the first convolution depends on it.
+        drop_rate: dropout in front of the classifier, active in `train()`.
+        features_only: return a list of feature maps instead of logits; the classifier and the stages behind
+            the last tap are left out.
+        out_indices: which taps (default: all). Negative indices count from the last tap, an int asks for the
+            last n taps. The result is always in order of reduction.
+    Input: [N, in_chans, H, W], floating point, contiguous or channels_last.
+    Returns: [N, num_classes] logits, [N, num_features] with num_classes=0, or a list of [N, C, H/r, W/r].
+    """
+
+    __constants__ = ("features_only",)  # lets TorchScript drop the branch that is not taken
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_rate: float = 0.0,
+        features_only: bool = False,
+        out_indices: int | Sequence[int] | None = None,
+    ):
+        super().__init__()
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be 0 (no classifier) or more, got {num_classes}")
+        if in_chans < 1:
+            raise ValueError(f"in_chans must be at least 1, got {in_chans}")
+        if not 0.0 <= drop_rate < 1.0:
+            raise ValueError(f"drop_rate must be in [0, 1), got {drop_rate}")
+        if out_indices is not None and not features_only:
+            raise ValueError("out_indices chooses among feature maps: it needs features_only=True")
+        self.num_classes = 0 if features_only else num_classes
+        self.in_chans = in_chans
+        self.drop_rate = float(drop_rate)
+        self.features_only = bool(features_only)
+        self._requested_taps = out_indices
+        self.num_features = 0
+        self.pruned: tuple[str, ...] = ()
+
+    def finish(self, taps: Sequence[dict[str, Any]], default_cfg: dict[str, Any]) -> None:
+        """For families, once the modules exist: set taps and preprocessing facts, remove unused stages."""
+        indices = _tap_indices(self.__dict__.pop("_requested_taps"), len(taps))
+        self.feature_info = FeatureInfo(taps, indices)
+        self.out_indices = indices
+        channels, height, width = default_cfg["input_size"]
+        self.default_cfg = {
+            **default_cfg,
+            "num_classes": self.num_classes,
+            "input_size": (self.in_chans, height, width),
+            "mean": _per_channel(default_cfg["mean"], self.in_chans, channels),
+            "std": _per_channel(default_cfg["std"], self.in_chans, channels),
+        }
+        if self.features_only:
+            self._prune_after(taps[indices[-1]]["module"])
+
+    def _prune_after(self, last: str) -> None:
+        children = [name for name, _ in self.named_children()]
+        self.pruned = tuple(children[children.index(last) + 1 :])
+        for name in self.pruned:
+            setattr(self, name, nn.Identity())
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """`default_cfg` under the name that `timm.data.resolve_model_data_config` looks for."""
+        return self.default_cfg
+
+    __jit_unused_properties__ = ("pretrained_cfg",)
+
+    # No return annotation on these two: TorchScript infers Tensor or List[Tensor] from the branch that is taken.
+    def forward(self, x: Tensor):
+        if torch.jit.is_scripting():
+            return self.forward_modules(x)
+        else:
+            if torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy):
+                return self.forward_modules(x)
+            return engine.forward(self, x, self.forward_modules)
+
+    def forward_modules(self, x: Tensor):
+        """The network through its PyTorch modules, never a plan: the reference of engine and tests."""
+        if self.features_only:
+            taps = self.forward_taps(x)
+            return [taps[i] for i in self.out_indices]
+        else:
+            return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last feature map, [N, num_features, H/32, W/32] by default; what `forward_head` takes."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward_features")
+
+    def forward_taps(self, x: Tensor) -> list[Tensor]:
+        """Every tap of `feature_info`, after its activation, in order of reduction."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward_taps")
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool, drop out and classify what `forward_features` gave; `pre_logits=True` does not classify."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward_head")
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer; an `nn.Identity` when the model has none."""
+        return self.get_submodule(self.default_cfg["classifier"])
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a freshly initialised one with `num_classes` outputs, or by none (0).
+
+        The new layer has the dtype, device and train/eval mode of the model.
+        """
+        if self.features_only:
+            raise RuntimeError("this model was built with features_only=True: it has no classifier to reset")
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be 0 (no classifier) or more, got {num_classes}")
+        like = next(self.parameters())
+        head = make_classifier(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+        self.set_submodule(self.default_cfg["classifier"], head.train(self.training))
+        self.num_classes = self.default_cfg["num_classes"] = num_classes
+
+
+def make_classifier(num_features: int, num_classes: int, **factory: Any) -> nn.Module:
+    """A linear layer, or an identity when there are no classes; `factory` may give device and dtype."""
+    return nn.Linear(num_features, num_classes, **factory) if num_classes > 0 else nn.Identity()
+
+
+def _tap_indices(requested: int | Sequence[int] | None, count: int) -> list[int]:
+    """Absolute tap indices in order of reduction: None is all, n the last n, negatives count from the end."""
+    if requested is None:
+        return list(range(count))
+    if isinstance(requested, int):
+        if not 0 < requested <= count:
+            raise ValueError(f"out_indices={requested} asks for the last {requested} taps, there are {count}")
+        return list(range(count - requested, count))
+    indices = sorted(i + count if i < 0 else i for i in requested)
+    if not indices or indices[0] < 0 or indices[-1] >= count or len(set(indices)) != len(indices):
+        raise ValueError(
+            f"out_indices={tuple(requested)} must name at least one of the {count} taps, "
+            f"each once and between {-count} and {count - 1}"
+        )
+    return indices
+
+
+def _per_channel(values: Sequence[float], in_chans: int, channels: int) -> tuple[float, ...]:
+    """Mean or std for `in_chans` channels: the average for grey, the known ones repeated otherwise."""
+    if in_chans == channels:
+        return tuple(values)
+    if in_chans == 1:
+        return (sum(values) / len(values),)
+    return tuple(values[i % len(values)] for i in range(in_chans))
