@@ -1,0 +1,52 @@
+// Register tiles shared by every dense convolution: 1x1, k x k, stem, linear, and the products inside Winograd.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../isa.h"
+
+namespace fb::conv2d {
+
+// A run of consecutive input floats of one output pixel; consecutive in the packed weights too.
+struct Segment {
+  int64_t offset;  // from the pixel's base, in floats
+  int32_t length;
+  int32_t block_end;  // 1: the partial sum is added to the total after this run (runs form blocks of at most kMaxBlock)
+};
+
+// Partial sums cover at most this many products, and are added up in order: the error stays that of a short sum.
+constexpr int64_t kMaxBlock = 512;
+
+struct Tile {
+  const float* a;         // row m of the tile reads a + m * a_stride + segment.offset ...
+  int64_t a_stride;
+  const Segment* segments;
+  int64_t segment_count;
+  const float* b;         // packed panel: [sum of segment lengths][panel]
+  const float* bias;      // `columns` floats or null
+  const float* residual;  // row m at residual + m * residual_stride, or null
+  int64_t residual_stride;
+  float* y;               // row m at y + m * y_stride
+  int64_t y_stride;
+  int64_t columns;        // valid columns, 1..panel
+  int64_t relu;
+};
+
+struct Kernels {
+  int panel;                         // output channels per packed panel
+  int max_rows;                      // tallest tile
+  void (*const* tile)(const Tile&);  // tile[rows], rows 1..max_rows
+};
+
+extern const Kernels kPortable, kAvx2, kAvx512;
+
+const Kernels& kernels(Isa isa);
+
+// Cuts consecutive runs into blocks of equal length, at most kMaxBlock products each. The cut depends on the total only.
+std::vector<Segment> blocked_segments(const std::vector<Segment>& runs);
+
+// One panel of output channels for a row of pixels, by tiles of balanced height.
+void multiply_pixels(const Kernels& kernels, Tile tile, int64_t pixels);
+
+}  // namespace fb::conv2d

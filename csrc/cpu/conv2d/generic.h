@@ -1,0 +1,111 @@
+// One register tile: kRows output pixels x kVectors vectors of output channels.
+//
+//   y[m, :] = act( sum_k a[m, k] b[k, :] + bias + residual[m, :] )
+//
+//   for segment                    a run of k; the runs of one pixel: C floats (1x1), S*C floats per filter row (k x k)
+//     for k in segment             one row of b from the packed panel, kRows broadcasts, kRows * kVectors fma
+//   after every <= 512 products    total += partial, partial = 0
+//
+// Registers, AVX-512: 14 x 2 accumulators + 2 of b + 1 broadcast = 31 of 32.  AVX2: 6 x 2 + 2 + 1 = 15 of 16.
+// Rows are addressed from every third row's pointer (x86 scales an index by 1 and 2): 14 rows need 5 pointers.
+#pragma once
+
+#include "conv2d.h"
+
+namespace {
+
+using fb::conv2d::Segment;
+using fb::conv2d::Tile;
+
+constexpr int kPanel = kVectors * kLanes;
+constexpr int kPrefetchSteps = 16;
+
+template <int kRows>
+struct Accumulators {
+  V v[kRows][kVectors];
+};
+
+template <int kRows>
+FB_INLINE void multiply(Accumulators<kRows>& acc, const float* a, int64_t stride, const float*& b, int64_t length) {
+  constexpr int kBases = (kRows + 2) / 3;
+  const float* base[kBases];
+#pragma GCC unroll 8
+  for (int i = 0; i < kBases; ++i) base[i] = a + 3 * i * stride;
+  // Not unrolled: 28 fma hide the 8 scalar instructions, and GCC spills accumulators in the unrolled form.
+  for (int64_t k = 0; k < length; ++k) {
+    asm volatile("" ::: "memory");  // the next step's loads must not move up: there is one register to spare
+    V row[kVectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) row[j] = vload(b + j * kLanes);
+#pragma GCC unroll 4
+    for (int j = 0; j * 16 < kPanel; ++j) vprefetch(b + kPrefetchSteps * kPanel + j * 16);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      const V x = vbroadcast(base[m / 3][(m % 3) * stride]);
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) vfma_into(acc.v[m][j], x, row[j]);
+    }
+    b += kPanel;
+#pragma GCC unroll 8
+    for (int i = 0; i < kBases; ++i) base[i] += 1;
+  }
+}
+
+template <int kRows>
+void tile(const Tile& t) {
+  Accumulators<kRows> acc;
+  const auto clear = [&] {
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) acc.v[m][j] = vzero();
+  };
+  float total[kRows * kPanel];
+  bool have_total = false;
+  const float* b = t.b;
+  const float* a = t.a;
+  clear();
+  for (int64_t i = 0; i < t.segment_count; ++i) {
+    const Segment segment = t.segments[i];
+    multiply<kRows>(acc, a + segment.offset, t.a_stride, b, segment.length);
+    if (segment.block_end && (have_total || i + 1 < t.segment_count)) {
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+        for (int j = 0; j < kVectors; ++j) {
+          float* slot = total + m * kPanel + j * kLanes;
+          if (have_total) acc.v[m][j] = vadd(vload(slot), acc.v[m][j]);
+          if (i + 1 < t.segment_count) vstore(slot, acc.v[m][j]);
+        }
+      if (i + 1 < t.segment_count) clear();
+      have_total = true;
+    }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < kVectors; ++j) {
+    const int64_t left = t.columns - j * kLanes;
+    if (left <= 0) break;
+    if (left >= kLanes) {
+      const V bias = t.bias != nullptr ? vload(t.bias + j * kLanes) : vzero();
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m) {
+        V v = vadd(acc.v[m][j], bias);
+        if (t.residual != nullptr) v = vadd(v, vload(t.residual + m * t.residual_stride + j * kLanes));
+        if (t.relu) v = vrelu(v);
+        vstore(t.y + m * t.y_stride + j * kLanes, v);
+      }
+    } else {
+      const int count = static_cast<int>(left);
+      const V bias = t.bias != nullptr ? vload_tail(t.bias + j * kLanes, count) : vzero();
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m) {
+        V v = vadd(acc.v[m][j], bias);
+        if (t.residual != nullptr) v = vadd(v, vload_tail(t.residual + m * t.residual_stride + j * kLanes, count));
+        if (t.relu) v = vrelu(v);
+        vstore_tail(t.y + m * t.y_stride + j * kLanes, v, count);
+      }
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,176 @@
+// Grouped 3x3 convolution with 4, 8, 16 or 32 channels per group (ResNeXt, SENet), stride 1 or 2, padding 1.
+//
+//   task = (image, block of output rows, range of channel blocks); a channel block is one vector of channels or one group, the wider
+//     for channel block
+//       copy the input rows it reads, with padding, next to each other        [rows][w + 2][block]: stays in L1
+//       for vector of output channels, for output row                         grouped_conv2d/generic.h
+#include "grouped_conv2d.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "../ops.h"
+
+namespace fb {
+
+namespace grouped_conv2d {
+
+namespace {
+
+constexpr int64_t kCopyBytes = 28 * 1024;  // copied rows of a channel block: they share L1 with weights and output
+constexpr int64_t kTaskProducts = 3 << 19;
+
+const Kernels& kernels() {
+#if defined(__x86_64__)
+  if (isa() == Isa::avx512) return kAvx512;
+  if (isa() == Isa::avx2) return kAvx2;
+#endif
+  return kPortable;
+}
+
+int group_index(int64_t group) { return group == 4 ? 0 : group == 8 ? 1 : group == 16 ? 2 : 3; }
+
+class GroupedConv2d final : public Op {
+ public:
+  explicit GroupedConv2d(const OpSpec& spec) : Op(spec), lanes_(kernels().lanes) {
+    p_ = spec.p();
+    q_ = spec.q();
+    group_ = spec.c / spec.groups;
+    block_ = std::max(group_, lanes_);
+    channel_blocks_ = spec.c / block_;
+    row_ = kernels().row[group_index(group_)][spec.stride_h - 1];
+    const int64_t row_bytes = (spec.w + 2) * block_ * 4;
+    const int64_t fitting = std::max<int64_t>(1, (kCopyBytes / row_bytes - 3) / spec.stride_h + 1);
+    const int64_t blocks = ceil_div(p_, std::min(p_, std::max<int64_t>(fitting, 4)));
+    rows_per_task_ = ceil_div(p_, blocks);
+    blocks_per_image_ = ceil_div(p_, rows_per_task_);
+    const int64_t products = rows_per_task_ * q_ * block_ * group_ * 9;
+    const int64_t per_task = std::clamp<int64_t>(ceil_div(kTaskProducts, products), 1, channel_blocks_);
+    channel_split_ = ceil_div(channel_blocks_, per_task);
+  }
+
+  int64_t tasks() const override { return spec_.n * blocks_per_image_ * channel_split_; }
+  int64_t scratch_floats() const override { return input_rows(rows_per_task_) * (spec_.w + 2) * block_; }
+
+  void run(int64_t task, const Pointers& x, float* scratch) const override {
+    const int64_t block = task / channel_split_, part = task % channel_split_;
+    const int64_t image = block / blocks_per_image_, first_row = block % blocks_per_image_ * rows_per_task_;
+    const int64_t rows = std::min(rows_per_task_, p_ - first_row);
+    const int64_t row_step = (spec_.w + 2) * block_;
+    Row row{};
+    row.row_step = row_step;
+    row.residual_stride = spec_.ldr;
+    row.y_stride = spec_.ldy;
+    row.pixels = q_;
+    row.relu = spec_.activation == 1;
+    for (int64_t b = part * channel_blocks_ / channel_split_; b < (part + 1) * channel_blocks_ / channel_split_; ++b) {
+      copy_rows(x.x + b * block_, image, first_row * spec_.stride_h - 1, input_rows(rows), scratch);
+      for (int64_t channel = b * block_; channel < (b + 1) * block_; channel += lanes_) {
+        row.weight = x.weight + channel * group_ * 9;
+        row.bias = x.bias != nullptr ? x.bias + channel : nullptr;
+        for (int64_t p = 0; p < rows; ++p) {
+          const int64_t pixel = (image * p_ + first_row + p) * q_;
+          row.x = scratch + p * spec_.stride_h * row_step;
+          row.y = x.y + pixel * spec_.ldy + channel;
+          row.residual = x.residual != nullptr ? x.residual + pixel * spec_.ldr + channel : nullptr;
+          row_(row);
+        }
+      }
+    }
+  }
+
+  Range input_pixels(int64_t task) const override {
+    const int64_t block = task / channel_split_, image = block / blocks_per_image_;
+    const int64_t row = block % blocks_per_image_ * rows_per_task_, rows = std::min(rows_per_task_, p_ - row);
+    const int64_t first = std::max<int64_t>(0, row * spec_.stride_h - 1);
+    const int64_t last = std::min(spec_.h, row * spec_.stride_h - 1 + input_rows(rows));
+    return {(image * spec_.h + first) * spec_.w, (image * spec_.h + last) * spec_.w};
+  }
+  Range residual_pixels(int64_t task) const override {
+    const int64_t block = task / channel_split_, image = block / blocks_per_image_;
+    const int64_t row = block % blocks_per_image_ * rows_per_task_;
+    return {(image * p_ + row) * q_, (image * p_ + std::min(row + rows_per_task_, p_)) * q_};
+  }
+  Range tasks_writing(Range pixels) const override {
+    if (pixels.begin >= pixels.end) return {0, 0};
+    const auto block = [&](int64_t pixel) {
+      const int64_t row = pixel / q_;
+      return row / p_ * blocks_per_image_ + row % p_ / rows_per_task_;
+    };
+    return {block(pixels.begin) * channel_split_, (block(pixels.end - 1) + 1) * channel_split_};
+  }
+
+  std::string detail() const override {
+    return std::string(isa_name(isa())) + " grouped rows, " + std::to_string(group_) + " channels a group, " +
+           std::to_string(tasks()) + " tasks";
+  }
+
+ private:
+  int64_t input_rows(int64_t rows) const { return (rows - 1) * spec_.stride_h + 3; }
+
+  void copy_rows(const float* x, int64_t image, int64_t first, int64_t rows, float* out) const {
+    const int64_t width = (spec_.w + 2) * block_;
+    for (int64_t row = first; row < first + rows; ++row, out += width) {
+      if (row < 0 || row >= spec_.h) {
+        std::fill(out, out + width, 0.0f);
+        continue;
+      }
+      std::fill(out, out + block_, 0.0f);
+      std::fill(out + width - block_, out + width, 0.0f);
+      const float* source = x + (image * spec_.h + row) * spec_.w * spec_.ldx;
+      float* inside = out + block_;
+      for (int64_t w = 0; w < spec_.w; ++w, source += spec_.ldx, inside += block_) copy_block(source, inside);
+    }
+  }
+
+  void copy_block(const float* source, float* out) const {
+    if (block_ == 16) {
+      std::memcpy(out, source, 64);
+    } else if (block_ == 32) {
+      std::memcpy(out, source, 128);
+    } else {
+      std::memcpy(out, source, static_cast<size_t>(block_) * 4);
+    }
+  }
+
+  const int64_t lanes_;
+  void (*row_)(const Row&) = nullptr;
+  int64_t p_ = 0, q_ = 0, group_ = 0, block_ = 0, channel_blocks_ = 0;
+  int64_t rows_per_task_ = 1, blocks_per_image_ = 1, channel_split_ = 1;
+};
+
+}  // namespace
+
+}  // namespace grouped_conv2d
+
+std::unique_ptr<Op> make_grouped_conv2d(const OpSpec& spec) { return std::make_unique<grouped_conv2d::GroupedConv2d>(spec); }
+
+// The same on every instruction set, so that all of them add up in the same order.
+std::string grouped_conv2d_refusal(const OpSpec& spec) {
+  const int64_t group = spec.c / spec.groups;
+  if (spec.k != spec.c) return std::to_string(spec.c) + " to " + std::to_string(spec.k) + " channels: grouped rows keep the number of channels";
+  if (group != 4 && group != 8 && group != 16 && group != 32)
+    return std::to_string(group) + " channels per group: grouped rows handle 4, 8, 16 and 32";
+  if (spec.c % 16 != 0) return std::to_string(spec.c) + " channels: grouped rows handle multiples of 16";
+  if (spec.r != 3 || spec.s != 3) return "kernel " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + ": grouped rows handle 3x3";
+  if (spec.stride_h != spec.stride_w || spec.stride_h > 2)
+    return "stride " + std::to_string(spec.stride_h) + "x" + std::to_string(spec.stride_w) + ": grouped rows handle 1 and 2";
+  if (spec.pad_h != 1 || spec.pad_w != 1) return "padding " + std::to_string(spec.pad_h) + ": grouped rows handle 1";
+  if (spec.dilation_h != 1 || spec.dilation_w != 1) return "dilation " + std::to_string(spec.dilation_h) + ": grouped rows handle 1";
+  if (spec.nchw_in) return "planar input: grouped rows read NHWC";
+  return "";
+}
+
+int64_t grouped_conv2d_packed_floats(const OpSpec& spec) { return spec.k * (spec.c / spec.groups) * 9; }
+
+// [vector of output channels][r][c of the group][s][lanes]
+void grouped_conv2d_pack(const OpSpec& spec, const float* weight, float* out) {
+  const int64_t lanes = grouped_conv2d::kernels().lanes, group = spec.c / spec.groups;
+  for (int64_t k0 = 0; k0 < spec.k; k0 += lanes)
+    for (int64_t r = 0; r < 3; ++r)
+      for (int64_t c = 0; c < group; ++c)
+        for (int64_t s = 0; s < 3; ++s)
+          for (int64_t k = k0; k < k0 + lanes; ++k) *out++ = weight[((k * group + c) * 3 + r) * 3 + s];
+}
+
+}  // namespace fb

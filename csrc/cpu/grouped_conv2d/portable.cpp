@@ -1,0 +1,7 @@
+#include "../simd/region.h"
+#include "../simd/vec_portable.h"
+namespace {
+constexpr int kWidestTile = 8;
+}
+#include "generic.h"
+const fb::grouped_conv2d::Kernels fb::grouped_conv2d::kPortable = {kLanes, FB_GROUPED_ROWS};

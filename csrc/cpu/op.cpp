@@ -1,0 +1,154 @@
+// The factory: checks an OpSpec in words, fills in its defaults, makes the Op.
+#include "op.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+#include "memory.h"
+#include "ops.h"
+#include "runner.h"
+
+namespace fb {
+
+namespace {
+
+int64_t pooled_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, bool ceil_mode) {
+  int64_t out = (in + 2 * pad - kernel + (ceil_mode ? stride - 1 : 0)) / stride + 1;
+  if (ceil_mode && (out - 1) * stride >= in + pad) --out;  // no window starts in the padding after the image
+  return out;
+}
+
+int64_t convolved_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+  return (in + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
+}
+
+bool is_convolution(const OpSpec& spec) {
+  return spec.kind == "conv2d" || spec.kind == "winograd_conv2d" || spec.kind == "grouped_conv2d" || spec.kind == "linear";
+}
+
+constexpr int64_t kLargest = int64_t{1} << 31;  // of any single size: products of three still fit int64 comfortably
+
+std::string check_sizes(const OpSpec& spec) {
+  const std::pair<const char*, int64_t> positive[] = {
+      {"h", spec.h}, {"w", spec.w}, {"c", spec.c}, {"k", spec.k}, {"r", spec.r}, {"s", spec.s},
+      {"stride_h", spec.stride_h}, {"stride_w", spec.stride_w}, {"dilation_h", spec.dilation_h}, {"dilation_w", spec.dilation_w}, {"groups", spec.groups}};
+  for (const auto& [name, value] : positive)
+    if (value < 1 || value > kLargest) return std::string(name) + " is " + std::to_string(value) + ", expected 1 or more";
+  if (spec.n < 0 || spec.n > kLargest) return "n is " + std::to_string(spec.n) + ", expected 0 or more";
+  if (spec.pad_h < 0 || spec.pad_w < 0 || spec.pad_h > kLargest || spec.pad_w > kLargest) return "padding is negative or too large";
+  if (spec.activation != 0 && spec.activation != 1) return "activation is " + std::to_string(spec.activation) + ", expected 0 (none) or 1 (relu)";
+  return "";
+}
+
+std::string check(const OpSpec& spec) {
+  if (std::string text = check_sizes(spec); !text.empty()) return text;
+  if (spec.c % spec.groups != 0 || spec.k % spec.groups != 0)
+    return "groups " + std::to_string(spec.groups) + " does not divide " + std::to_string(spec.c) + " input and " + std::to_string(spec.k) + " output channels";
+  if (is_convolution(spec) || spec.kind == "max_pool2d") {
+    const int64_t reach_h = spec.dilation_h * (spec.r - 1) + 1, reach_w = spec.dilation_w * (spec.s - 1) + 1;
+    if (spec.h + 2 * spec.pad_h < reach_h || spec.w + 2 * spec.pad_w < reach_w)
+      return "kernel " + std::to_string(reach_h) + "x" + std::to_string(reach_w) + " is larger than the padded input " +
+             std::to_string(spec.h + 2 * spec.pad_h) + "x" + std::to_string(spec.w + 2 * spec.pad_w);
+  }
+  if (spec.kind == "winograd_conv2d") return winograd_conv2d_refusal(spec);
+  if (spec.kind == "grouped_conv2d") return grouped_conv2d_refusal(spec);
+  if (spec.kind == "max_pool2d") {
+    if (spec.r * spec.s > 64) return "window " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + ": max_pool2d handles up to 64 taps";
+    if (2 * spec.pad_h > spec.r || 2 * spec.pad_w > spec.s) return "padding is more than half of the window";
+    if (spec.dilation_h != 1 || spec.dilation_w != 1) return "dilation " + std::to_string(spec.dilation_h) + ": max_pool2d handles 1";
+    if (spec.k != spec.c) return "k differs from c in a pooling op";
+    return "";
+  }
+  if (spec.kind == "linear" && (spec.h != 1 || spec.w != 1 || spec.r != 1 || spec.s != 1)) return "linear has no spatial sizes";
+  if (is_convolution(spec) || spec.kind == "global_avg_pool" || spec.kind == "to_nchw" || spec.kind == "to_nhwc") return "";
+  return "unknown kind '" + spec.kind + "'";
+}
+
+OpSpec completed(OpSpec spec) {
+  if (spec.ldx == 0) spec.ldx = spec.c;
+  const int64_t out = is_convolution(spec) ? spec.k : spec.c;
+  if (spec.ldy == 0) spec.ldy = out;
+  if (spec.ldr == 0) spec.ldr = out;
+  return spec;
+}
+
+class Nothing final : public Op {  // an empty batch
+ public:
+  using Op::Op;
+  int64_t tasks() const override { return 0; }
+  void run(int64_t, const Pointers&, float*) const override {}
+};
+
+}  // namespace
+
+int64_t OpSpec::p() const {
+  return kind == "max_pool2d" ? pooled_size(h, r, stride_h, pad_h, ceil_mode != 0) : convolved_size(h, r, stride_h, pad_h, dilation_h);
+}
+
+int64_t OpSpec::q() const {
+  return kind == "max_pool2d" ? pooled_size(w, s, stride_w, pad_w, ceil_mode != 0) : convolved_size(w, s, stride_w, pad_w, dilation_w);
+}
+
+Range Op::input_pixels(int64_t) const { return {0, std::numeric_limits<int64_t>::max()}; }
+Range Op::residual_pixels(int64_t) const { return {0, std::numeric_limits<int64_t>::max()}; }
+Range Op::tasks_writing(Range pixels) const { return pixels.begin < pixels.end ? Range{0, tasks()} : Range{0, 0}; }
+
+double Op::flops() const {
+  if (!is_convolution(spec_)) return 0.0;
+  return 2.0 * static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.k) * static_cast<double>(spec_.c / spec_.groups * spec_.r * spec_.s);
+}
+
+double Op::bytes() const {
+  const double in = static_cast<double>(spec_.n * spec_.h * spec_.w * spec_.c);
+  if (is_convolution(spec_)) {
+    const double out = static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.k);
+    return 4.0 * (in + out + static_cast<double>(spec_.k * (spec_.c / spec_.groups) * spec_.r * spec_.s));
+  }
+  if (spec_.kind == "max_pool2d") return 4.0 * (in + static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c));
+  if (spec_.kind == "global_avg_pool") return 4.0 * (in + static_cast<double>(spec_.n * spec_.c));
+  return 8.0 * in;
+}
+
+std::string refusal(const OpSpec& spec) { return check(spec); }
+
+std::unique_ptr<Op> make_op(const OpSpec& wanted) {
+  if (const std::string text = check(wanted); !text.empty()) throw std::invalid_argument(wanted.kind + ": " + text);
+  const OpSpec spec = completed(wanted);
+  if (spec.n == 0) return std::make_unique<Nothing>(spec);
+  if (spec.kind == "conv2d" || spec.kind == "linear") return make_conv2d(spec);
+  if (spec.kind == "winograd_conv2d") return make_winograd_conv2d(spec);
+  if (spec.kind == "grouped_conv2d") return make_grouped_conv2d(spec);
+  if (spec.kind == "max_pool2d") return make_max_pool2d(spec);
+  if (spec.kind == "global_avg_pool") return make_global_avg_pool(spec);
+  if (spec.kind == "to_nchw") return make_to_nchw(spec);
+  return make_to_nhwc(spec);
+}
+
+int64_t packed_floats(const OpSpec& spec) {
+  if (const std::string text = check(spec); !text.empty()) throw std::invalid_argument(spec.kind + ": " + text);
+  if (spec.kind == "winograd_conv2d") return winograd_conv2d_packed_floats(spec);
+  if (spec.kind == "grouped_conv2d") return grouped_conv2d_packed_floats(spec);
+  if (is_convolution(spec)) return conv2d_packed_floats(spec);
+  throw std::invalid_argument(spec.kind + ": has no weight");
+}
+
+void pack_weight(const OpSpec& spec, const float* weight, float* out) {
+  if (const std::string text = check(spec); !text.empty()) throw std::invalid_argument(spec.kind + ": " + text);
+  if (spec.kind == "winograd_conv2d") return winograd_conv2d_pack(spec, weight, out);
+  if (spec.kind == "grouped_conv2d") return grouped_conv2d_pack(spec, weight, out);
+  if (is_convolution(spec)) return conv2d_pack(spec, weight, out);
+  throw std::invalid_argument(spec.kind + ": has no weight");
+}
+
+void run_op(const OpSpec& spec, const Pointers& pointers, int threads) {
+  TaskList list;
+  list.add(make_op(spec), {});
+  Pointers own = pointers;
+  AlignedFloats shared;
+  const int64_t floats = list.steps()[0].op->shared_floats();
+  if (floats > 0) own.shared = shared.reserve(floats);
+  list.run({own}, threads);
+}
+
+}  // namespace fb

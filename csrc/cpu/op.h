@@ -1,0 +1,82 @@
+// The torch-free interface of the CPU kernels: what to compute (OpSpec), on which memory (Pointers), cut into tasks (Op).
+//
+// Everything is float32. A feature map is NHWC: a pixel is c contiguous floats, pixels lie ld floats apart, rows of pixels
+// follow each other without gaps. P = (h + 2 pad_h - dilation_h (r - 1) - 1) / stride_h + 1, Q likewise.
+//
+// An Op is immutable after make_op. Its tasks write disjoint parts of y; the value of an output element never depends on how
+// the work is cut, so results are the same bits for any number of threads and for a sample alone or in a batch.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace fb {
+
+struct OpSpec {
+  std::string kind;
+  int64_t n = 1, h = 1, w = 1, c = 1, k = 1;
+  int64_t r = 1, s = 1, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1, dilation_w = 1, groups = 1;
+  int64_t ldx = 0, ldy = 0, ldr = 0;  // pixel strides in floats of x, y, residual; 0 means dense
+  int64_t activation = 0;             // 0 none, 1 ReLU
+  int64_t nchw_in = 0;                // x is planar, [n, c, h, w]
+  int64_t ceil_mode = 0;              // pooling output size rounds up
+
+  int64_t p() const;
+  int64_t q() const;
+};
+
+struct Pointers {
+  const float* x = nullptr;
+  const float* weight = nullptr;  // packed by pack_weight
+  const float* bias = nullptr;
+  const float* residual = nullptr;
+  float* y = nullptr;
+  float* shared = nullptr;  // Op::shared_floats() of memory that phases of one op pass to each other
+};
+
+struct Range {
+  int64_t begin, end;
+};
+
+class Op {
+ public:
+  explicit Op(const OpSpec& spec) : spec_(spec) {}
+  virtual ~Op() = default;
+
+  const OpSpec& spec() const { return spec_; }
+  virtual int64_t tasks() const = 0;             // of all phases together
+  virtual int64_t first_phase_tasks() const { return 0; }  // tasks that must all be done before the others start; 0: one phase
+  virtual int64_t scratch_floats() const { return 0; }     // private memory of a running task
+  virtual int64_t shared_floats() const { return 0; }
+  virtual void run(int64_t task, const Pointers& pointers, float* scratch) const = 0;
+
+  // Pixels (n*h*w index) of x that a task reads, and the tasks that write given pixels of y. The defaults mean "everything".
+  virtual Range input_pixels(int64_t task) const;
+  virtual Range residual_pixels(int64_t task) const;
+  virtual Range tasks_writing(Range pixels) const;
+
+  double flops() const;  // 2 * multiply-adds of the plain algorithm
+  double bytes() const;  // compulsory traffic: x, weight, residual read once, y written once
+  virtual std::string detail() const { return ""; }
+
+ protected:
+  OpSpec spec_;
+};
+
+std::unique_ptr<Op> make_op(const OpSpec& spec);  // throws std::invalid_argument with a sentence when it cannot
+std::string refusal(const OpSpec& spec);          // "" when make_op accepts
+
+int64_t packed_floats(const OpSpec& spec);
+void pack_weight(const OpSpec& spec, const float* weight, float* out);  // weight [k, c/groups, r, s] contiguous
+
+// Runs one op now on up to `threads` threads; 0 means the host library's own number.
+void run_op(const OpSpec& spec, const Pointers& pointers, int threads);
+
+// The host library's parallel region: calls body(context) once on each of up to n threads (n <= 0: as many as it has) and waits.
+// The default runs on the calling thread only.
+using ParallelFor = void (*)(int64_t n, void (*body)(void*), void* context);
+void set_parallel(ParallelFor parallel_for);
+ParallelFor parallel();
+
+}  // namespace fb

@@ -1,0 +1,32 @@
+// What the factory (op.cpp) knows of each op, and small integer helpers.
+#pragma once
+
+#include <memory>
+
+#include "op.h"
+
+namespace fb {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+std::unique_ptr<Op> make_conv2d(const OpSpec& spec);
+int64_t conv2d_packed_floats(const OpSpec& spec);
+void conv2d_pack(const OpSpec& spec, const float* weight, float* out);
+
+std::unique_ptr<Op> make_winograd_conv2d(const OpSpec& spec);
+std::string winograd_conv2d_refusal(const OpSpec& spec);
+int64_t winograd_conv2d_packed_floats(const OpSpec& spec);
+void winograd_conv2d_pack(const OpSpec& spec, const float* weight, float* out);
+
+std::unique_ptr<Op> make_grouped_conv2d(const OpSpec& spec);
+std::string grouped_conv2d_refusal(const OpSpec& spec);
+int64_t grouped_conv2d_packed_floats(const OpSpec& spec);
+void grouped_conv2d_pack(const OpSpec& spec, const float* weight, float* out);
+
+std::unique_ptr<Op> make_max_pool2d(const OpSpec& spec);
+std::unique_ptr<Op> make_global_avg_pool(const OpSpec& spec);
+std::unique_ptr<Op> make_to_nchw(const OpSpec& spec);
+std::unique_ptr<Op> make_to_nhwc(const OpSpec& spec);
+
+}  // namespace fb

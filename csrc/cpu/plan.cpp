@@ -1,0 +1,148 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <stdexcept>
+
+#include "ops.h"
+
+namespace fb {
+
+class Plan::Shared {
+ public:
+  explicit Shared(const Plan& plan) : plan_(plan) {
+    const int64_t floats = plan.shared_[0] + plan.shared_[1];
+    if (floats == 0) return;
+    {
+      const std::lock_guard<std::mutex> lock(plan.mutex_);
+      if (!plan.free_shared_.empty()) {
+        memory_ = std::move(plan.free_shared_.back());
+        plan.free_shared_.pop_back();
+      }
+    }
+    if (!memory_) memory_ = std::make_unique<AlignedFloats>();
+    data_ = memory_->reserve(floats);
+  }
+  ~Shared() {
+    if (!memory_) return;
+    const std::lock_guard<std::mutex> lock(plan_.mutex_);
+    plan_.free_shared_.push_back(std::move(memory_));
+  }
+  Shared(const Shared&) = delete;
+  Shared& operator=(const Shared&) = delete;
+  float* data() const { return data_; }
+
+ private:
+  const Plan& plan_;
+  std::unique_ptr<AlignedFloats> memory_;
+  float* data_ = nullptr;
+};
+
+int Plan::add(const OpSpec& spec, const Operands& operands, std::vector<Dependency> dependencies, const std::string& name) {
+  if (finished_) throw std::logic_error("Plan.add after Plan.finish");
+  for (const Dependency& dependency : dependencies)
+    if (dependency.step < 0 || dependency.step >= static_cast<int>(size()))
+      throw std::invalid_argument("Plan.add: dependency on step " + std::to_string(dependency.step) + ", which is not an earlier step");
+  for (const Place& place : {operands.x, operands.weight, operands.bias, operands.residual, operands.y}) externals_ = std::max(externals_, place.slot);
+  std::shared_ptr<const Op> op = make_op(spec);
+  int half = -1;
+  if (op->shared_floats() > 0) {
+    half = next_half_;
+    next_half_ = 1 - next_half_;
+    shared_[half] = std::max(shared_[half], round_up(op->shared_floats(), 16));
+    if (last_user_[half] >= 0) dependencies.push_back({last_user_[half], Wait::whole});
+    last_user_[half] = static_cast<int>(size());
+  }
+  shared_half_.push_back(half);
+  operands_.push_back(operands);
+  names_.push_back(name);
+  return list_.add(std::move(op), std::move(dependencies));
+}
+
+void Plan::finish() { finished_ = true; }
+
+std::vector<Pointers> Plan::bind(void* arena, const std::vector<void*>& externals, float* shared) const {
+  if (!finished_) throw std::logic_error("Plan.run before Plan.finish");
+  if (static_cast<int>(externals.size()) < externals_)
+    throw std::invalid_argument("Plan.run: got " + std::to_string(externals.size()) + " external tensors, expected " + std::to_string(externals_));
+  const auto address = [&](const Place& place) -> float* {
+    if (place.slot < 0) return reinterpret_cast<float*>(place.offset);
+    void* base = place.slot == 0 ? arena : externals[static_cast<size_t>(place.slot - 1)];
+    return reinterpret_cast<float*>(static_cast<char*>(base) + place.offset);
+  };
+  std::vector<Pointers> pointers(operands_.size());
+  for (size_t i = 0; i < operands_.size(); ++i) {
+    const Operands& o = operands_[i];
+    pointers[i] = {address(o.x), address(o.weight), address(o.bias), address(o.residual), address(o.y),
+                   shared_half_[i] < 0 ? nullptr : shared + (shared_half_[i] == 0 ? 0 : shared_[0])};
+  }
+  return pointers;
+}
+
+void Plan::run(void* arena, const std::vector<void*>& externals, int threads) const {
+  const Shared shared(*this);
+  list_.run(bind(arena, externals, shared.data()), threads);
+}
+
+std::vector<StepTime> Plan::profile(void* arena, const std::vector<void*>& externals, int repeats, int threads) const {
+  const Shared shared(*this);
+  const std::vector<Pointers> pointers = bind(arena, externals, shared.data());
+  std::vector<std::vector<double>> seconds(size());
+  for (int repeat = 0; repeat < std::max(1, repeats); ++repeat) {
+    for (size_t i = 0; i < size(); ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      list_.run(pointers, threads, static_cast<int>(i));
+      seconds[i].push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+  }
+  std::vector<StepTime> out;
+  for (size_t i = 0; i < size(); ++i) {
+    StepTime time = facts(static_cast<int>(i));
+    std::sort(seconds[i].begin(), seconds[i].end());
+    time.seconds = seconds[i][seconds[i].size() / 2];
+    out.push_back(time);
+  }
+  return out;
+}
+
+StepTime Plan::facts(int step) const {
+  const size_t i = static_cast<size_t>(step);
+  const Op& op = *list_.steps().at(i).op;
+  StepTime time;
+  time.name = names_[i];
+  time.kind = op.spec().kind;
+  time.detail = op.detail();
+  time.flops = op.flops();
+  time.bytes = op.bytes();
+  const Place& residual = operands_[i].residual;
+  if (residual.slot >= 0 || residual.offset != 0) time.bytes += 4.0 * static_cast<double>(op.spec().n * op.spec().p() * op.spec().q() * op.spec().k);
+  time.tasks = op.tasks();
+  return time;
+}
+
+uint64_t fingerprint(const std::vector<const void*>& addresses, const std::vector<int64_t>& bytes, int samples) {
+  if (addresses.size() != bytes.size()) throw std::invalid_argument("fingerprint: addresses and sizes differ in number");
+  uint64_t hash = 0x9E3779B97F4A7C15u;
+  const auto mix = [&](uint64_t word) {
+    hash ^= word;
+    hash *= 0xFF51AFD7ED558CCDu;
+    hash ^= hash >> 32;
+  };
+  for (size_t i = 0; i < addresses.size(); ++i) {
+    const char* data = static_cast<const char*>(addresses[i]);
+    const int64_t words = bytes[i] / 4;
+    const int64_t count = std::min<int64_t>(words, samples);
+    for (int64_t j = 0; j < count; ++j) {  // evenly spread, first and last included
+      const int64_t at = count == 1 ? 0 : j * (words - 1) / (count - 1);
+      uint32_t word;
+      std::memcpy(&word, data + 4 * at, 4);
+      mix(word);
+    }
+    for (int64_t j = words * 4; j < bytes[i]; ++j) mix(static_cast<unsigned char>(data[j]));
+    mix(static_cast<uint64_t>(bytes[i]));
+  }
+  return hash;
+}
+
+}  // namespace fb

@@ -1,0 +1,106 @@
+// Max pooling (any window of up to 64 taps, padding, ceil mode) and global average pooling.
+#include "pooling.h"
+
+#include <algorithm>
+
+#include "../ops.h"
+
+namespace fb {
+
+namespace pooling {
+
+const Kernels& kernels() {
+#if defined(__x86_64__)
+  if (isa() == Isa::avx512) return kAvx512;
+  if (isa() == Isa::avx2) return kAvx2;
+#endif
+  return kPortable;
+}
+
+namespace {
+
+class MaxPool2d final : public Op {
+ public:
+  explicit MaxPool2d(const OpSpec& spec) : Op(spec), kernels_(kernels()), p_(spec.p()), q_(spec.q()) {
+    const int64_t blocks = std::max<int64_t>(1, std::min(p_, p_ * q_ * spec.c * spec.r * spec.s / (1 << 18)));
+    rows_per_task_ = ceil_div(p_, blocks);
+    blocks_per_image_ = ceil_div(p_, rows_per_task_);
+  }
+
+  int64_t tasks() const override { return spec_.n * blocks_per_image_; }
+
+  void run(int64_t task, const Pointers& x, float*) const override {
+    const int64_t image = task / blocks_per_image_, first = task % blocks_per_image_ * rows_per_task_;
+    Window window;
+    window.channels = spec_.c;
+    for (int64_t p = first; p < std::min(first + rows_per_task_, p_); ++p) {
+      const int64_t h0 = p * spec_.stride_h - spec_.pad_h;
+      for (int64_t q = 0; q < q_; ++q) {
+        const int64_t w0 = q * spec_.stride_w - spec_.pad_w;
+        window.count = 0;
+        for (int64_t h = std::max<int64_t>(h0, 0); h < std::min(h0 + spec_.r, spec_.h); ++h)
+          for (int64_t w = std::max<int64_t>(w0, 0); w < std::min(w0 + spec_.s, spec_.w); ++w)
+            window.x[window.count++] = x.x + ((image * spec_.h + h) * spec_.w + w) * spec_.ldx;
+        window.y = x.y + ((image * p_ + p) * q_ + q) * spec_.ldy;
+        kernels_.window(window);
+      }
+    }
+  }
+
+  Range input_pixels(int64_t task) const override {
+    const int64_t image = task / blocks_per_image_, row = task % blocks_per_image_ * rows_per_task_;
+    const int64_t rows = std::min(rows_per_task_, p_ - row);
+    const int64_t first = std::max<int64_t>(0, row * spec_.stride_h - spec_.pad_h);
+    const int64_t last = std::min(spec_.h, (row + rows - 1) * spec_.stride_h - spec_.pad_h + spec_.r);
+    return {(image * spec_.h + first) * spec_.w, (image * spec_.h + last) * spec_.w};
+  }
+  Range tasks_writing(Range pixels) const override {
+    if (pixels.begin >= pixels.end) return {0, 0};
+    const auto block = [&](int64_t pixel) {
+      const int64_t row = pixel / q_;
+      return row / p_ * blocks_per_image_ + row % p_ / rows_per_task_;
+    };
+    return {block(pixels.begin), block(pixels.end - 1) + 1};
+  }
+
+ private:
+  const Kernels& kernels_;
+  const int64_t p_, q_;
+  int64_t rows_per_task_ = 1, blocks_per_image_ = 1;
+};
+
+class GlobalAvgPool final : public Op {
+ public:
+  explicit GlobalAvgPool(const OpSpec& spec) : Op(spec), kernels_(kernels()), split_(std::max<int64_t>(1, spec.c / 256)) {}
+
+  int64_t tasks() const override { return spec_.n * split_; }
+
+  void run(int64_t task, const Pointers& x, float*) const override {
+    const int64_t image = task / split_, part = task % split_;
+    const int64_t begin = part * spec_.c / split_ / 64 * 64;
+    const int64_t end = part + 1 == split_ ? spec_.c : (part + 1) * spec_.c / split_ / 64 * 64;
+    const int64_t pixels = spec_.h * spec_.w;
+    kernels_.mean({x.x + image * pixels * spec_.ldx + begin, spec_.ldx, pixels, x.y + image * spec_.ldy + begin, end - begin});
+  }
+
+  Range input_pixels(int64_t task) const override {
+    const int64_t image = task / split_, pixels = spec_.h * spec_.w;
+    return {image * pixels, (image + 1) * pixels};
+  }
+  Range tasks_writing(Range pixels) const override {
+    return pixels.begin < pixels.end ? Range{pixels.begin * split_, pixels.end * split_} : Range{0, 0};
+  }
+
+ private:
+  const Kernels& kernels_;
+  const int64_t split_;
+};
+
+}  // namespace
+
+}  // namespace pooling
+
+std::unique_ptr<Op> make_max_pool2d(const OpSpec& spec) { return std::make_unique<pooling::MaxPool2d>(spec); }
+std::unique_ptr<Op> make_global_avg_pool(const OpSpec& spec) { return std::make_unique<pooling::GlobalAvgPool>(spec); }
+
+}  // namespace fb

@@ -1,0 +1,44 @@
+// 8 floats in a ymm register, with FMA. Included inside an AVX2 target region only. Meanings as in vec_avx512.h.
+#pragma once
+
+namespace {
+
+using V = __m256;
+constexpr int kLanes = 8;
+
+FB_INLINE V vzero() { return _mm256_setzero_ps(); }
+FB_INLINE V vload(const float* p) { return _mm256_loadu_ps(p); }
+FB_INLINE void vstore(float* p, V v) { _mm256_storeu_ps(p, v); }
+FB_INLINE V vbroadcast(float x) { return _mm256_set1_ps(x); }
+FB_INLINE V vfma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+FB_INLINE void vfma_into(V& acc, V a, V b) { asm("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b)); }
+FB_INLINE V vadd(V a, V b) { return _mm256_add_ps(a, b); }
+FB_INLINE V vsub(V a, V b) { return _mm256_sub_ps(a, b); }
+FB_INLINE V vmul(V a, V b) { return _mm256_mul_ps(a, b); }
+FB_INLINE V vdiv(V a, V b) { return _mm256_div_ps(a, b); }
+FB_INLINE V vrelu(V x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
+FB_INLINE V vmax_nan(V acc, V x) {
+  return _mm256_blendv_ps(_mm256_max_ps(x, acc), x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+}
+FB_INLINE __m256i vtail(int count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0));
+}
+FB_INLINE V vload_tail(const float* p, int count) { return _mm256_maskload_ps(p, vtail(count)); }
+FB_INLINE void vstore_tail(float* p, V v, int count) { _mm256_maskstore_ps(p, vtail(count), v); }
+FB_INLINE void vprefetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+
+template <int kGroup>
+FB_INLINE V vspread(const float* p, int c) {
+  if constexpr (kGroup == 4) {
+    switch (c) {
+      case 0: return _mm256_permute_ps(vload(p), 0x00);
+      case 1: return _mm256_permute_ps(vload(p), 0x55);
+      case 2: return _mm256_permute_ps(vload(p), 0xAA);
+      default: return _mm256_permute_ps(vload(p), 0xFF);
+    }
+  } else {
+    return _mm256_set1_ps(p[c]);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,54 @@
+// 16 floats in a zmm register. Included inside an AVX-512 target region only.
+#pragma once
+
+// GCC 12's own intrinsics headers trip this warning (their _mm512_undefined_ps reads itself).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+namespace {
+
+using V = __m512;
+constexpr int kLanes = 16;
+
+FB_INLINE V vzero() { return _mm512_setzero_ps(); }
+FB_INLINE V vload(const float* p) { return _mm512_loadu_ps(p); }
+FB_INLINE void vstore(float* p, V v) { _mm512_storeu_ps(p, v); }
+FB_INLINE V vbroadcast(float x) { return _mm512_set1_ps(x); }
+FB_INLINE V vfma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+// acc += a * b in place. Written out because GCC otherwise picks the forms that overwrite a or b and spills the accumulators
+// of large register tiles.
+FB_INLINE void vfma_into(V& acc, V a, V b) { asm("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); }
+FB_INLINE V vadd(V a, V b) { return _mm512_add_ps(a, b); }
+FB_INLINE V vsub(V a, V b) { return _mm512_sub_ps(a, b); }
+FB_INLINE V vmul(V a, V b) { return _mm512_mul_ps(a, b); }
+FB_INLINE V vdiv(V a, V b) { return _mm512_div_ps(a, b); }
+// max(0, x) that keeps NaN and -0.0, as torch.relu does: the second operand wins when unordered or equal.
+FB_INLINE V vrelu(V x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }
+// Running maximum as torch.max_pool2d does: a NaN stays, of two equal values (+0, -0) the first stays.
+FB_INLINE V vmax_nan(V acc, V x) {
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  return _mm512_mask_mov_ps(_mm512_max_ps(x, acc), is_nan, x);
+}
+FB_INLINE __mmask16 vtail(int count) { return static_cast<__mmask16>((1u << count) - 1u); }
+FB_INLINE V vload_tail(const float* p, int count) { return _mm512_maskz_loadu_ps(vtail(count), p); }
+FB_INLINE void vstore_tail(float* p, V v, int count) { _mm512_mask_storeu_ps(p, vtail(count), v); }
+FB_INLINE void vprefetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+
+// Lane l becomes p[(l / kGroup) * kGroup + c]: every channel of a group sees that group's input channel c.
+template <int kGroup>
+FB_INLINE V vspread(const float* p, int c) {
+  if constexpr (kGroup == 4) {
+    switch (c) {  // an immediate: c is a constant after unrolling
+      case 0: return _mm512_permute_ps(vload(p), 0x00);
+      case 1: return _mm512_permute_ps(vload(p), 0x55);
+      case 2: return _mm512_permute_ps(vload(p), 0xAA);
+      default: return _mm512_permute_ps(vload(p), 0xFF);
+    }
+  } else if constexpr (kGroup == 8) {
+    const __m512i index = _mm512_add_epi32(_mm512_set1_epi32(c), _mm512_set_epi32(8, 8, 8, 8, 8, 8, 8, 8, 0, 0, 0, 0, 0, 0, 0, 0));
+    return _mm512_permutexvar_ps(index, vload(p));
+  } else {
+    return _mm512_set1_ps(p[c]);
+  }
+}
+
+}  // namespace

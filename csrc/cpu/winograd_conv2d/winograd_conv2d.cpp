@@ -1,0 +1,251 @@
+// 3x3 convolution of stride 1 by Winograd's F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308): 16 products instead of 36 for a 2 x 2
+// output tile, y = A^T [ sum_c (G w_c G^T) * (B^T d_c B) ] A.
+//
+//   V[16][tiles][C]      = input transform
+//   for panel of output channels
+//     M[16][tiles][panel] = V[i] * U[panel][i]      16 small matrix products with the register tiles of conv2d
+//     y                   = output transform of M, bias, residual, activation
+//
+// Fused form: a task does all of this for a few rows of tiles, V and M stay in its L2. Two-phase form, for many channels on few
+// pixels: first all of V into memory shared by the tasks, then tasks of (tiles, panels), so that V is made once and the
+// large U is read once. Both add up in the same order. The filters are transformed in double precision.
+#include "winograd_conv2d.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "../conv2d/conv2d.h"
+#include "../ops.h"
+
+namespace fb {
+
+namespace winograd_conv2d {
+
+namespace {
+
+constexpr int64_t kFusedBytes = 640 * 1024;  // V and M of a fused task
+constexpr int64_t kTaskProducts = 3 << 20;
+
+const Transforms& transforms() {
+#if defined(__x86_64__)
+  if (isa() == Isa::avx512) return kAvx512;
+  if (isa() == Isa::avx2) return kAvx2;
+#endif
+  return kPortable;
+}
+
+class WinogradConv2d final : public Op {
+ public:
+  explicit WinogradConv2d(const OpSpec& spec) : Op(spec), kernels_(conv2d::kernels(isa())), transforms_(transforms()) {
+    p_ = spec.p();
+    q_ = spec.q();
+    tile_rows_ = ceil_div(p_, 2);
+    tile_columns_ = ceil_div(q_, 2);
+    tiles_ = spec.n * tile_rows_ * tile_columns_;
+    panels_ = ceil_div(spec.k, kernels_.panel);
+    segments_ = conv2d::blocked_segments({{0, static_cast<int32_t>(spec.c), 0}});
+    choose_blocks();
+  }
+
+  int64_t tasks() const override { return first_phase_ + second_phase_; }
+  int64_t first_phase_tasks() const override { return first_phase_; }
+  int64_t scratch_floats() const override {
+    const int64_t zeros = round_up(spec_.c, 16);
+    const int64_t m = kPoints * (tiles_per_task_ * kernels_.panel + kSkew);
+    return zeros + m + (fused_ ? kPoints * (tiles_per_task_ * spec_.c + kSkew) : 0);
+  }
+  int64_t shared_floats() const override { return fused_ ? 0 : kPoints * (tiles_ * spec_.c + kSkew); }
+
+  void run(int64_t task, const Pointers& x, float* scratch) const override {
+    float* zeros = scratch;
+    float* m = zeros + round_up(spec_.c, 16);
+    if (task < first_phase_) {
+      std::fill(zeros, zeros + spec_.c, 0.0f);
+      const int64_t begin = task * rows_per_first_task_ * tile_columns_;
+      const int64_t end = std::min(begin + rows_per_first_task_ * tile_columns_, tiles_);
+      transform_input(x, begin, end, zeros, x.shared + begin * spec_.c, tiles_ * spec_.c + kSkew);
+      return;
+    }
+    task -= first_phase_;
+    const int64_t tile_begin = task / panel_blocks_ * tiles_per_task_, panel_block = task % panel_blocks_;
+    const int64_t tile_end = std::min(tile_begin + tiles_per_task_, tiles_);
+    const int64_t count = tile_end - tile_begin;
+    const float* v;
+    int64_t v_stride;
+    if (fused_) {
+      float* own = m + kPoints * (tiles_per_task_ * kernels_.panel + kSkew);
+      v_stride = count * spec_.c + kSkew;
+      std::fill(zeros, zeros + spec_.c, 0.0f);
+      transform_input(x, tile_begin, tile_end, zeros, own, v_stride);
+      v = own;
+    } else {
+      v_stride = tiles_ * spec_.c + kSkew;
+      v = x.shared + tile_begin * spec_.c;
+    }
+    const int64_t m_stride = count * kernels_.panel + kSkew;
+    for (int64_t panel = panel_block * panels_ / panel_blocks_; panel < (panel_block + 1) * panels_ / panel_blocks_; ++panel) {
+      for (int i = 0; i < kPoints; ++i) {
+        conv2d::Tile tile{};
+        tile.a = v + i * v_stride;
+        tile.a_stride = spec_.c;
+        tile.segments = segments_.data();
+        tile.segment_count = static_cast<int64_t>(segments_.size());
+        tile.b = x.weight + (panel * kPoints + i) * spec_.c * kernels_.panel;
+        tile.y = m + i * m_stride;
+        tile.y_stride = kernels_.panel;
+        tile.columns = kernels_.panel;
+        conv2d::multiply_pixels(kernels_, tile, count);
+      }
+      transform_output(x, tile_begin, tile_end, panel, m, m_stride);
+    }
+  }
+
+  Range input_pixels(int64_t task) const override {
+    if (!fused_ && task >= first_phase_) return {0, 0};  // these wait for the first phase
+    const int64_t per_task = fused_ ? tiles_per_task_ : rows_per_first_task_ * tile_columns_;
+    const int64_t block = fused_ ? task / panel_blocks_ : task;
+    const int64_t first_row = block * per_task / tile_columns_, last_row = (std::min((block + 1) * per_task, tiles_) - 1) / tile_columns_;
+    const int64_t first = first_row / tile_rows_ * spec_.h + std::max<int64_t>(0, first_row % tile_rows_ * 2 - spec_.pad_h);
+    const int64_t last = last_row / tile_rows_ * spec_.h + std::min(spec_.h, last_row % tile_rows_ * 2 - spec_.pad_h + 4);
+    return {first * spec_.w, last * spec_.w};
+  }
+  Range residual_pixels(int64_t task) const override {
+    if (task < first_phase_) return {0, 0};
+    const int64_t block = (task - first_phase_) / panel_blocks_;
+    const int64_t first_row = block * tiles_per_task_ / tile_columns_;
+    const int64_t last_row = (std::min((block + 1) * tiles_per_task_, tiles_) - 1) / tile_columns_;
+    return {output_row(first_row) * q_, std::min(output_row(last_row) + 2, (last_row / tile_rows_ + 1) * p_) * q_};
+  }
+  Range tasks_writing(Range pixels) const override {
+    if (pixels.begin >= pixels.end) return {0, 0};
+    const auto block = [&](int64_t pixel) {
+      const int64_t row = pixel / q_;
+      return (row / p_ * tile_rows_ + row % p_ / 2) * tile_columns_;
+    };
+    const int64_t first = block(pixels.begin) / tiles_per_task_, last = (block(pixels.end - 1) + tile_columns_ - 1) / tiles_per_task_;
+    return {first_phase_ + first * panel_blocks_, std::min(first_phase_ + (last + 1) * panel_blocks_, tasks())};
+  }
+
+  std::string detail() const override {
+    return std::string(isa_name(isa())) + " F(2x2,3x3) " + (fused_ ? "fused " : "two-phase " + std::to_string(first_phase_) + "+") +
+           std::to_string(second_phase_) + " tasks";
+  }
+
+ private:
+  static constexpr int64_t kSkew = 16;  // keeps the 16 points of a channel out of one cache set
+
+  int64_t output_row(int64_t tile_row) const { return tile_row / tile_rows_ * p_ + tile_row % tile_rows_ * 2; }
+
+  void choose_blocks() {
+    const int64_t floats_per_tile = kPoints * (spec_.c + kernels_.panel);
+    const int64_t fitting = kFusedBytes / 4 / floats_per_tile / tile_columns_ * tile_columns_;
+    const int64_t products = kPoints * spec_.c * spec_.k;  // of a tile
+    fused_ = fitting >= std::min<int64_t>(4 * kernels_.max_rows - kernels_.max_rows / 2, tiles_) && tiles_ * products >= 8 * kTaskProducts;
+    if (fused_) {
+      const int64_t wanted = round_up(std::max(ceil_div(kTaskProducts, products), 4 * static_cast<int64_t>(kernels_.max_rows)), tile_columns_);
+      const int64_t rows = ceil_div(tiles_ / tile_columns_, std::max<int64_t>(1, std::min(fitting, wanted) / tile_columns_));
+      tiles_per_task_ = ceil_div(tiles_ / tile_columns_, rows) * tile_columns_;
+      panel_blocks_ = 1;
+      first_phase_ = 0;
+    } else {
+      const int64_t blocks = ceil_div(tiles_, 64);
+      tiles_per_task_ = ceil_div(tiles_, blocks);
+      const int64_t panels = std::clamp<int64_t>(ceil_div(kTaskProducts, tiles_per_task_ * kPoints * spec_.c * kernels_.panel), 1, panels_);
+      panel_blocks_ = ceil_div(panels_, panels);
+      const int64_t rows = tiles_ / tile_columns_;
+      rows_per_first_task_ = std::max<int64_t>(1, std::min(ceil_div(rows, 4), ceil_div(16384, tile_columns_ * spec_.c)));
+      first_phase_ = ceil_div(rows, rows_per_first_task_);
+    }
+    second_phase_ = ceil_div(tiles_, tiles_per_task_) * panel_blocks_;
+  }
+
+  void transform_input(const Pointers& x, int64_t begin, int64_t end, const float* zeros, float* v, int64_t v_stride) const {
+    InputTile tile;
+    tile.v_stride = v_stride;
+    tile.channels = spec_.c;
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t tile_row = t / tile_columns_, image = tile_row / tile_rows_;
+      const int64_t row = tile_row % tile_rows_ * 2 - spec_.pad_h, column = t % tile_columns_ * 2 - spec_.pad_w;
+      for (int i = 0; i < kPoints; ++i) {
+        const int64_t h = row + i / 4, w = column + i % 4;
+        const bool inside = h >= 0 && h < spec_.h && w >= 0 && w < spec_.w;
+        tile.source[i] = inside ? x.x + ((image * spec_.h + h) * spec_.w + w) * spec_.ldx : zeros;
+      }
+      tile.v = v + (t - begin) * spec_.c;
+      transforms_.input(tile);
+    }
+  }
+
+  void transform_output(const Pointers& x, int64_t begin, int64_t end, int64_t panel, const float* m, int64_t m_stride) const {
+    const int64_t channel = panel * kernels_.panel;
+    OutputTile tile;
+    tile.m_stride = m_stride;
+    tile.bias = x.bias != nullptr ? x.bias + channel : nullptr;
+    tile.columns = std::min<int64_t>(kernels_.panel, spec_.k - channel);
+    tile.relu = spec_.activation == 1;
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t tile_row = t / tile_columns_, image = tile_row / tile_rows_;
+      for (int i = 0; i < 4; ++i) {
+        const int64_t p = tile_row % tile_rows_ * 2 + i / 2, q = t % tile_columns_ * 2 + i % 2;
+        const int64_t pixel = (image * p_ + p) * q_ + q;
+        const bool inside = p < p_ && q < q_;
+        tile.y[i] = inside ? x.y + pixel * spec_.ldy + channel : nullptr;
+        tile.residual[i] = inside && x.residual != nullptr ? x.residual + pixel * spec_.ldr + channel : nullptr;
+      }
+      tile.m = m + (t - begin) * kernels_.panel;
+      transforms_.output(tile);
+    }
+  }
+
+  const conv2d::Kernels& kernels_;
+  const Transforms& transforms_;
+  std::vector<conv2d::Segment> segments_;
+  int64_t p_ = 0, q_ = 0, tile_rows_ = 0, tile_columns_ = 0, tiles_ = 0, panels_ = 0;
+  bool fused_ = false;
+  int64_t tiles_per_task_ = 1, panel_blocks_ = 1, rows_per_first_task_ = 1, first_phase_ = 0, second_phase_ = 0;
+};
+
+}  // namespace
+
+}  // namespace winograd_conv2d
+
+std::unique_ptr<Op> make_winograd_conv2d(const OpSpec& spec) { return std::make_unique<winograd_conv2d::WinogradConv2d>(spec); }
+
+std::string winograd_conv2d_refusal(const OpSpec& spec) {
+  if (spec.r != 3 || spec.s != 3) return "kernel " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + ": winograd handles 3x3";
+  if (spec.stride_h != 1 || spec.stride_w != 1) return "stride " + std::to_string(spec.stride_h) + ": winograd handles stride 1";
+  if (spec.dilation_h != 1 || spec.dilation_w != 1) return "dilation " + std::to_string(spec.dilation_h) + ": winograd handles dilation 1";
+  if (spec.groups != 1) return std::to_string(spec.groups) + " groups: winograd handles 1";
+  if (spec.nchw_in) return "planar input: winograd reads NHWC";
+  return "";
+}
+
+int64_t winograd_conv2d_packed_floats(const OpSpec& spec) {
+  return winograd_conv2d::kPoints * spec.c * round_up(spec.k, conv2d::kernels(isa()).panel);
+}
+
+// U = G w G^T, packed [panel][point][C][panel width].
+void winograd_conv2d_pack(const OpSpec& spec, const float* weight, float* out) {
+  const int64_t panel = conv2d::kernels(isa()).panel;
+  const auto row = [](double a, double b, double c, double* u) {
+    u[0] = a;
+    u[1] = (a + b + c) * 0.5;
+    u[2] = (a - b + c) * 0.5;
+    u[3] = c;
+  };
+  std::fill(out, out + winograd_conv2d_packed_floats(spec), 0.0f);
+  for (int64_t k = 0; k < spec.k; ++k) {
+    for (int64_t c = 0; c < spec.c; ++c) {
+      const float* w = weight + (k * spec.c + c) * 9;
+      double t[3][4], u[4];
+      for (int r = 0; r < 3; ++r) row(w[3 * r], w[3 * r + 1], w[3 * r + 2], t[r]);  // rows of w G^T
+      for (int x = 0; x < 4; ++x) {
+        row(t[0][x], t[1][x], t[2][x], u);
+        for (int y = 0; y < 4; ++y)
+          out[((k / panel * winograd_conv2d::kPoints + 4 * y + x) * spec.c + c) * panel + k % panel] = static_cast<float>(u[y]);
+      }
+    }
+  }
+}
+
+}  // namespace fb

@@ -1,0 +1,146 @@
+// The Python face of the torch-free part: packing, single ops on raw addresses, the Plan runner, facts about the build.
+// Tensors never pass here; the callers (kernels/, engine/) check them and keep them alive.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "../cpu/isa.h"
+#include "../cpu/op.h"
+#include "../cpu/plan.h"
+
+namespace py = pybind11;
+
+namespace {
+
+fb::OpSpec spec_from(const std::string& kind, const py::dict& params) {
+  fb::OpSpec spec;
+  spec.kind = kind;
+  const std::pair<const char*, int64_t*> fields[] = {
+      {"n", &spec.n}, {"h", &spec.h}, {"w", &spec.w}, {"c", &spec.c}, {"k", &spec.k}, {"r", &spec.r}, {"s", &spec.s},
+      {"stride_h", &spec.stride_h}, {"stride_w", &spec.stride_w}, {"pad_h", &spec.pad_h}, {"pad_w", &spec.pad_w},
+      {"dilation_h", &spec.dilation_h}, {"dilation_w", &spec.dilation_w}, {"groups", &spec.groups}, {"ldx", &spec.ldx}, {"ldy", &spec.ldy},
+      {"ldr", &spec.ldr}, {"activation", &spec.activation}, {"nchw_in", &spec.nchw_in}, {"ceil_mode", &spec.ceil_mode}};
+  for (const auto& item : params) {
+    const std::string key = py::cast<std::string>(item.first);
+    bool known = false;
+    for (const auto& [name, field] : fields) {
+      if (key != name) continue;
+      *field = py::cast<int64_t>(item.second);
+      known = true;
+    }
+    if (!known) throw py::value_error("unknown parameter '" + key + "' of " + kind);
+  }
+  return spec;
+}
+
+float* address(const py::dict& pointers, const char* name) {
+  return pointers.contains(name) ? reinterpret_cast<float*>(py::cast<intptr_t>(pointers[name])) : nullptr;
+}
+
+fb::Place place(const py::dict& operands, const char* name) {
+  if (!operands.contains(name)) return {};
+  const auto pair = py::cast<std::pair<int, int64_t>>(operands[name]);
+  return {pair.first, pair.second};
+}
+
+fb::Wait wait_from(int mode) {
+  if (mode < 0 || mode > 2) throw py::value_error("dependency mode " + std::to_string(mode) + ", expected 0, 1 or 2");
+  return static_cast<fb::Wait>(mode);
+}
+
+std::vector<void*> to_pointers(const std::vector<intptr_t>& addresses) {
+  std::vector<void*> out;
+  for (const intptr_t a : addresses) out.push_back(reinterpret_cast<void*>(a));
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
+  m.doc() = "fast_backbones native kernels: torch-free interface on raw addresses.";
+  m.def("isa", [] { return fb::isa_name(fb::isa()); }, "Instruction set in use: avx512, avx2 or portable.");
+  m.def("detected_isa", [] { return fb::isa_name(fb::detected_isa()); });
+  m.def("compiled_isas", &fb::compiled_isas);
+  m.def("compiler", [] { return std::string(__VERSION__); });
+
+  m.def("refusal", [](const std::string& kind, const py::dict& params) { return fb::refusal(spec_from(kind, params)); },
+        "'' when the op can be made, else the sentence that says why not.");
+  m.def("packed_floats", [](const std::string& kind, const py::dict& params) { return fb::packed_floats(spec_from(kind, params)); });
+  m.def("pack_weight", [](const std::string& kind, const py::dict& params, intptr_t weight, intptr_t out) {
+    const fb::OpSpec spec = spec_from(kind, params);
+    const py::gil_scoped_release release;
+    fb::pack_weight(spec, reinterpret_cast<const float*>(weight), reinterpret_cast<float*>(out));
+  });
+  m.def("run_op",
+        [](const std::string& kind, const py::dict& params, const py::dict& pointers, int threads) {
+          const fb::OpSpec spec = spec_from(kind, params);
+          const fb::Pointers p{address(pointers, "x"), address(pointers, "weight"), address(pointers, "bias"), address(pointers, "residual"),
+                               address(pointers, "y"), nullptr};
+          const py::gil_scoped_release release;
+          fb::run_op(spec, p, threads);
+        },
+        py::arg("kind"), py::arg("params"), py::arg("pointers"), py::arg("threads") = 0);
+  m.def("fingerprint",
+        [](const std::vector<intptr_t>& addresses, const std::vector<int64_t>& bytes, int samples) {
+          std::vector<const void*> pointers;
+          for (const intptr_t a : addresses) pointers.push_back(reinterpret_cast<const void*>(a));
+          return fb::fingerprint(pointers, bytes, samples);
+        },
+        py::arg("addresses"), py::arg("nbytes"), py::arg("samples") = 16);
+  m.def("peak_gflops", &fb::peak_gflops, py::arg("seconds") = 0.2, py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
+  m.def("copy_gbps", &fb::copy_gbps, py::arg("seconds") = 0.2, py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
+
+  py::class_<fb::Plan>(m, "Plan")
+      .def(py::init<>())
+      .def("add",
+           [](fb::Plan& plan, const std::string& kind, const py::dict& params, const py::dict& operands,
+              const std::vector<std::pair<int, int>>& deps, const std::string& name) {
+             std::vector<fb::Dependency> dependencies;
+             for (const auto& [step, mode] : deps) dependencies.push_back({step, wait_from(mode)});
+             return plan.add(spec_from(kind, params),
+                             {place(operands, "x"), place(operands, "weight"), place(operands, "bias"), place(operands, "residual"), place(operands, "y")},
+                             std::move(dependencies), name);
+           },
+           py::arg("kind"), py::arg("params"), py::arg("operands"), py::arg("deps"), py::arg("name"),
+           "deps: (step, mode); mode 0 waits for the whole step, 1 for the rows of x the task reads, 2 for the rows of the residual.")
+      .def("finish", &fb::Plan::finish)
+      .def("__len__", &fb::Plan::size)
+      .def_property_readonly("scratch_bytes", &fb::Plan::scratch_bytes)
+      .def_property_readonly("shared_bytes", &fb::Plan::shared_bytes)
+      .def("run",
+           [](const fb::Plan& plan, intptr_t arena, const std::vector<intptr_t>& externals, int threads) {
+             const std::vector<void*> pointers = to_pointers(externals);
+             const py::gil_scoped_release release;
+             plan.run(reinterpret_cast<void*>(arena), pointers, threads);
+           },
+           py::arg("arena"), py::arg("externals"), py::arg("threads") = 0)
+      .def("profile",
+           [](const fb::Plan& plan, intptr_t arena, const std::vector<intptr_t>& externals, int repeats, int threads) {
+             std::vector<fb::StepTime> times;
+             {
+               const std::vector<void*> pointers = to_pointers(externals);
+               const py::gil_scoped_release release;
+               times = plan.profile(reinterpret_cast<void*>(arena), pointers, repeats, threads);
+             }
+             py::list out;
+             for (const fb::StepTime& t : times) {
+               py::dict row;
+               row["name"] = t.name;
+               row["kind"] = t.kind;
+               row["ms"] = t.seconds * 1e3;
+               row["gflops"] = t.flops / t.seconds * 1e-9;
+               row["gbps"] = t.bytes / t.seconds * 1e-9;
+               row["tasks"] = t.tasks;
+               row["detail"] = t.detail;
+               out.append(row);
+             }
+             return out;
+           },
+           py::arg("arena"), py::arg("externals"), py::arg("repeats") = 5, py::arg("threads") = 0)
+      .def("costs", [](const fb::Plan& plan, int step) {
+        const fb::StepTime facts = plan.facts(step);
+        py::dict out;
+        out["flops"] = facts.flops;
+        out["bytes"] = facts.bytes;
+        return out;
+      });
+}
