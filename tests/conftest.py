@@ -10,7 +10,11 @@ THREADS = 2
 
 def pytest_report_header(config):
     info = fb.build_info()
-    native = f"{info['isa']} of {', '.join(info['isas'])}; {info['compiler']}" if info["native"] else info["reason"]
+    native = (
+        f"{info['isa']} of {', '.join(info['isas'])}; {info['compiler']}"
+        if info["native"]
+        else info["reason"]
+    )
     cuda = f"built, {info['nvcc']}" if info["cuda"] else info["cuda_reason"]
     return [
         f"fast_backbones {info['version']}, torch {info['torch']}, {info['platform']}, {THREADS} threads",
@@ -21,7 +25,7 @@ def pytest_report_header(config):
 
 @pytest.fixture(autouse=True)
 def fixed_start():
-    """Same seed and same number of threads at the start of each test; the number of threads is put back after it."""
+    """Same seed and number of threads at the start of each test; the latter is put back after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)

@@ -43,6 +43,14 @@ FB_HD Span<Int> window(Int out, int stride, int pad, int size, Int limit) {
   return {begin < end ? begin : end, end};
 }
 
+// Windows along one axis. In ceil mode the last window may hang over the edge, but must start before the right padding.
+FB_HD int64_t pooled(int64_t size, int64_t window, int64_t stride, int64_t pad, bool ceil_mode) {
+  const int64_t room = size + 2 * pad - window;
+  int64_t outputs = (room + (ceil_mode ? stride - 1 : 0)) / stride + 1;
+  if (ceil_mode && (outputs - 1) * stride >= size + pad) --outputs;
+  return outputs;
+}
+
 // How many work items a pooling has when each writes `vec` neighbouring channels (nhwc) or one element (nchw).
 FB_HD int64_t pool_items(Layout layout, int64_t n, int64_t p, int64_t q, int64_t c, int vec) {
   return layout == Layout::nhwc ? n * p * q * (c / vec) : n * c * p * q;

@@ -52,6 +52,20 @@ void clips(int size, int stride, int pad, int limit, int outputs) {
   }
 }
 
+// pooled() against a count: windows that start inside the image or its left padding, and in floor mode end inside the
+// right padding too.
+void counts(int size, int window, int stride, int pad) {
+  if (size + 2 * pad < window) return;
+  int floor = 0, ceil = 0;
+  for (int start = -pad; start + window <= size + pad; start += stride) ++floor;
+  ceil = floor;
+  const int next = floor * stride - pad;
+  const bool covered = (floor - 1) * stride + window - pad >= size + pad;
+  if (!covered && next < size) ++ceil;
+  if (fb::cuda::pooled(size, window, stride, pad, false) != floor) fail("floor mode", size, window);
+  if (fb::cuda::pooled(size, window, stride, pad, true) != ceil) fail("ceil mode", size, window);
+}
+
 template <typename Int>
 void everything() {
   const int shapes[][4] = {{1, 1, 1, 1}, {1, 1, 1, 8}, {3, 5, 7, 8}, {2, 1, 9, 24}, {1, 13, 1, 3}, {4, 2, 3, 40}, {0, 3, 3, 8}};
@@ -65,6 +79,7 @@ void everything() {
     for (int stride = 1; stride <= 4; ++stride) {
       for (int pad = 0; pad <= size / 2; ++pad) {
         for (int limit = 1; limit <= 9; ++limit) clips<Int>(size, stride, pad, limit, limit + 2 * pad + 2);
+        for (int limit = 1; limit <= 9; ++limit) counts(limit, size, stride, pad);
       }
     }
   }
