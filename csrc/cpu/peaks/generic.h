@@ -5,6 +5,7 @@ namespace {
 
 double fma_rounds(int64_t rounds) {
   V acc[12];
+#pragma GCC unroll 12
   for (int i = 0; i < 12; ++i) acc[i] = vbroadcast(static_cast<float>(i));
   const V a = vbroadcast(0.999f), b = vbroadcast(0.001f);
   for (int64_t round = 0; round < rounds; ++round) {
@@ -12,6 +13,7 @@ double fma_rounds(int64_t rounds) {
     for (int i = 0; i < 12; ++i) vfma_into(acc[i], a, b);
   }
   V sum = acc[0];
+#pragma GCC unroll 12
   for (int i = 1; i < 12; ++i) sum = vadd(sum, acc[i]);
   volatile float sink[kLanes];
   float out[kLanes];

@@ -29,6 +29,8 @@ void window(const Window& t) {
 template <int kVectors>
 FB_INLINE void mean_vectors(const Mean& t, int64_t c) {
   V total[kVectors];
+#pragma GCC unroll 8
+  for (int j = 0; j < kVectors; ++j) total[j] = vzero();
   const V count = vbroadcast(static_cast<float>(t.count));
   for (int64_t begin = 0; begin < t.count; begin += kMeanBlock) {
     const int64_t end = begin + kMeanBlock < t.count ? begin + kMeanBlock : t.count;

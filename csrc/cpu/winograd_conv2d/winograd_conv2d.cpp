@@ -25,6 +25,7 @@ namespace {
 
 constexpr int64_t kFusedBytes = 640 * 1024;  // V and M of a fused task
 constexpr int64_t kTaskProducts = 3 << 20;
+constexpr int64_t kFewestTasks = 4;
 
 const Transforms& transforms() {
 #if defined(__x86_64__)
@@ -137,14 +138,16 @@ class WinogradConv2d final : public Op {
   int64_t output_row(int64_t tile_row) const { return tile_row / tile_rows_ * p_ + tile_row % tile_rows_ * 2; }
 
   void choose_blocks() {
-    const int64_t floats_per_tile = kPoints * (spec_.c + kernels_.panel);
-    const int64_t fitting = kFusedBytes / 4 / floats_per_tile / tile_columns_ * tile_columns_;
+    const int64_t rows = tiles_ / tile_columns_;           // of tiles, all images
     const int64_t products = kPoints * spec_.c * spec_.k;  // of a tile
-    fused_ = fitting >= std::min<int64_t>(4 * kernels_.max_rows - kernels_.max_rows / 2, tiles_) && tiles_ * products >= 8 * kTaskProducts;
+    const int64_t fitting = kFusedBytes / 4 / (kPoints * (spec_.c + kernels_.panel));
+    const int64_t wanted = std::max(ceil_div(kTaskProducts, products), 4 * static_cast<int64_t>(kernels_.max_rows));
+    const int64_t rows_per_task = std::max<int64_t>(1, std::min(fitting, wanted) / tile_columns_);
+    const int64_t fused_tasks = ceil_div(rows, rows_per_task);
+    // Fewer pixels per task read the filters too often, fewer tasks leave threads idle.
+    fused_ = fitting >= 3 * kernels_.max_rows && rows_per_task * tile_columns_ <= fitting && fused_tasks >= kFewestTasks;
     if (fused_) {
-      const int64_t wanted = round_up(std::max(ceil_div(kTaskProducts, products), 4 * static_cast<int64_t>(kernels_.max_rows)), tile_columns_);
-      const int64_t rows = ceil_div(tiles_ / tile_columns_, std::max<int64_t>(1, std::min(fitting, wanted) / tile_columns_));
-      tiles_per_task_ = ceil_div(tiles_ / tile_columns_, rows) * tile_columns_;
+      tiles_per_task_ = ceil_div(rows, fused_tasks) * tile_columns_;
       panel_blocks_ = 1;
       first_phase_ = 0;
     } else {
@@ -152,7 +155,6 @@ class WinogradConv2d final : public Op {
       tiles_per_task_ = ceil_div(tiles_, blocks);
       const int64_t panels = std::clamp<int64_t>(ceil_div(kTaskProducts, tiles_per_task_ * kPoints * spec_.c * kernels_.panel), 1, panels_);
       panel_blocks_ = ceil_div(panels_, panels);
-      const int64_t rows = tiles_ / tile_columns_;
       rows_per_first_task_ = std::max<int64_t>(1, std::min(ceil_div(rows, 4), ceil_div(16384, tile_columns_ * spec_.c)));
       first_phase_ = ceil_div(rows, rows_per_first_task_);
     }
