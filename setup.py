@@ -129,8 +129,8 @@ class NativeBuild(build_ext):
             place(build / f"_C{suffix}", target)
             facts.update(
                 native=True,
-                compiler=first_line([compiler, "--version"]),
-                cmake=first_line([cmake, "--version"]),
+                compiler=line_of([compiler, "--version"]),
+                cmake=line_of([cmake, "--version"]),
                 build_type=settings["CMAKE_BUILD_TYPE"],
                 python=sysconfig.get_platform() + " " + sys.version.split()[0],
                 torch=metadata.version("torch"),
@@ -162,7 +162,7 @@ class NativeBuild(build_ext):
                     say(f"WARNING: fast_backbones is built without CUDA kernels: {facts['cuda_reason']}")
                     return
             place(build / CUDA_LIBRARY, target)
-            facts.update(cuda=True, nvcc=last_line([nvcc, "--version"]))
+            facts.update(cuda=True, nvcc=line_of([nvcc, "--version"], "release"))
 
     def find_tools(self) -> tuple[str, str, str]:
         if not (ROOT / "csrc" / "python" / "module.cpp").is_file():
@@ -235,12 +235,10 @@ def jobs() -> int:
     return int(value) if value else len(os.sched_getaffinity(0))
 
 
-def first_line(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[0]
-
-
-def last_line(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1]
+def line_of(command: list[str], word: str = "") -> str:
+    """The first line of a program's output that has the word in it."""
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return next((line.strip() for line in lines if word in line and line.strip()), "unknown")
 
 
 names, folders = packages()

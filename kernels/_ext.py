@@ -137,7 +137,6 @@ def build_info() -> dict[str, Any]:
     from .. import __version__
 
     facts = _build_facts()
-    compiler = _module.compiler() if _module is not None else None
     built_cuda = _CUDA_LIBRARY.is_file()
     return {
         "version": __version__,
@@ -145,7 +144,7 @@ def build_info() -> dict[str, Any]:
         "reason": _reason,
         "isa": _module.isa() if _module is not None else None,
         "isas": list(_module.compiled_isas()) if _module is not None else [],
-        "compiler": compiler,
+        "compiler": (facts.get("compiler") or _module.compiler()) if _module is not None else None,
         "build_type": facts.get("build_type"),
         "cuda": built_cuda,
         "cuda_reason": None if built_cuda else facts.get("cuda_reason") or "never built here",

@@ -1,0 +1,30 @@
+"""Facts about the GPU machine, as JSON: `python -m bench.gpu.machine FILE`."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+import fast_backbones as fb
+from fast_backbones.kernels import _ext
+
+
+def facts() -> dict:
+    """Devices, library versions, and whether the CUDA operators loaded."""
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        devices.append(
+            {
+                "name": device.name,
+                "capability": [device.major, device.minor],
+                "memory_bytes": device.total_memory,
+                "multiprocessors": device.multi_processor_count,
+            }
+        )
+    return {"build": fb.build_info(), "devices": devices, "operators": _ext.cuda_why_not() or "registered"}
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(json.dumps(facts(), indent=1) + "\n")
