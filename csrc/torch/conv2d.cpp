@@ -1,0 +1,113 @@
+// The doors of the convolutions: y = act(conv(x, weight) + bias + residual), x [N, C, H, W], weight [K, C/groups, R, S].
+//
+// The output is channels_last when x or weight is, as in torch. The weight is packed on every call: a cache could go stale.
+#include "door.h"
+
+namespace {
+
+using fb::door::check;
+using fb::door::Ints;
+using fb::door::Tensor;
+
+constexpr int64_t kPlanarChannels = 4;  // planar inputs with up to this many channels are read as they lie
+
+Tensor convolution(const char* kind, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                   const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding, const Ints& dilation,
+                   int64_t groups, const std::string& activation) {
+  using namespace fb::door;
+  check_tensor(kind, "x", x, 4);
+  check_tensor(kind, "weight", weight, 4);
+  const auto strides = check_pair(kind, "stride", stride, 1);
+  const auto pads = check_pair(kind, "padding", padding, 0);
+  const auto dilations = check_pair(kind, "dilation", dilation, 1);
+  const auto x_sizes = x.sizes(), weight_sizes = weight.sizes();
+
+  fb::OpSpec spec;
+  spec.kind = kind;
+  spec.n = x_sizes[0];
+  spec.c = x_sizes[1];
+  spec.h = x_sizes[2];
+  spec.w = x_sizes[3];
+  spec.k = weight_sizes[0];
+  spec.r = weight_sizes[2];
+  spec.s = weight_sizes[3];
+  spec.stride_h = strides[0];
+  spec.stride_w = strides[1];
+  spec.pad_h = pads[0];
+  spec.pad_w = pads[1];
+  spec.dilation_h = dilations[0];
+  spec.dilation_w = dilations[1];
+  spec.groups = groups;
+  spec.activation = check_activation(kind, activation);
+  check(groups >= 1, kind, ": groups is ", groups, ", expected at least 1");
+  check(spec.c >= 1 && spec.h >= 1 && spec.w >= 1, kind, ": x has sizes ", sizes_text(x),
+        ", only the batch may be empty");
+  check(spec.k >= 1 && spec.r >= 1 && spec.s >= 1, kind, ": weight has sizes ", sizes_text(weight), ", none may be 0");
+  check(spec.c == weight_sizes[1] * groups && spec.k % groups == 0, kind, ": weight ", sizes_text(weight), " with ",
+        groups, " groups does not fit x ", sizes_text(x));
+  check(spec.r <= INT32_MAX && spec.s <= INT32_MAX, kind, ": weight ", sizes_text(weight), " is too large");
+  const int64_t p = output_size(kind, "height", spec.h, spec.r, spec.stride_h, spec.pad_h, spec.dilation_h, false);
+  const int64_t q = output_size(kind, "width", spec.w, spec.s, spec.stride_w, spec.pad_w, spec.dilation_w, false);
+  check_addressable(kind, {spec.n, spec.k, p, q});
+  check_addressable(kind, {spec.c, spec.h + 2 * spec.pad_h, spec.w + 2 * spec.pad_w});
+  if (bias) {
+    check_tensor(kind, "bias", *bias, 1);
+    check(bias->size(0) == spec.k, kind, ": bias has sizes ", sizes_text(*bias), ", expected [", spec.k, "]");
+  }
+  const Ints y_sizes{spec.n, spec.k, p, q};
+  if (residual) {
+    check_tensor(kind, "residual", *residual, 4);
+    const auto sizes = residual->sizes();
+    check(Ints(sizes.begin(), sizes.end()) == y_sizes, kind, ": residual has sizes ", sizes_text(*residual),
+          ", expected [", spec.n, ", ", spec.k, ", ", p, ", ", q, "]");
+  }
+
+  const bool channels_last = suggests_channels_last(x) || suggests_channels_last(weight);
+  spec.nchw_in = spec.kind == "conv2d" && spec.c <= kPlanarChannels && pixel_stride(x) == 0 && x.is_contiguous();
+  if (const std::string reason = fb::refusal(spec); !reason.empty()) check(false, kind, ": ", reason);
+  const Output output(y_sizes, channels_last);
+  if (spec.n > 0) {
+    const Map image = spec.nchw_in ? Map{x, floats(x), 0} : as_nhwc(x);
+    const Tensor plain_weight = torch::stable::contiguous(weight);
+    const Tensor packed = empty({fb::packed_floats(spec)});
+    fb::pack_weight(spec, floats(plain_weight), mutable_floats(packed));
+    fb::Pointers pointers;
+    std::optional<Map> added;  // these keep converted copies alive
+    std::optional<Tensor> plain_bias;
+    spec.ldx = image.ld;
+    pointers.x = image.data;
+    pointers.weight = floats(packed);
+    if (bias) {
+      plain_bias = torch::stable::contiguous(*bias);
+      pointers.bias = floats(*plain_bias);
+    }
+    if (residual) {
+      added = as_nhwc(*residual);
+      spec.ldr = added->ld;
+      pointers.residual = added->data;
+    }
+    pointers.y = output.data();
+    fb::run_op(spec, pointers, 0);
+  }
+  return output.finish();
+}
+
+// One operator each: TORCH_BOX wants a function, not a function with its first argument bound.
+#define FB_CONVOLUTION(kind)                                                                                        \
+  Tensor kind(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,                             \
+              const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding, const Ints& dilation, \
+              int64_t groups, const std::string& activation) {                                                      \
+    return convolution(#kind, x, weight, bias, residual, stride, padding, dilation, groups, activation);            \
+  }
+FB_CONVOLUTION(conv2d)
+FB_CONVOLUTION(winograd_conv2d)
+FB_CONVOLUTION(grouped_conv2d)
+#undef FB_CONVOLUTION
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fast_backbones, CPU, m) {
+  m.impl("conv2d", TORCH_BOX(&conv2d));
+  m.impl("winograd_conv2d", TORCH_BOX(&winograd_conv2d));
+  m.impl("grouped_conv2d", TORCH_BOX(&grouped_conv2d));
+}

@@ -1,0 +1,137 @@
+#include "door.h"
+
+namespace fb::door {
+
+namespace {
+
+using torch::headeronly::Layout;
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+
+OpSpec map_spec(const char* kind, const Ints& sizes) {
+  OpSpec spec;
+  spec.kind = kind;
+  spec.n = sizes[0];
+  spec.c = spec.k = sizes[1];
+  spec.h = sizes[2];
+  spec.w = sizes[3];
+  return spec;
+}
+
+}  // namespace
+
+std::string sizes_text(const Tensor& t) {
+  std::ostringstream text;
+  const char* separator = "[";
+  for (const int64_t size : t.sizes()) {
+    text << separator << size;
+    separator = ", ";
+  }
+  text << (t.dim() == 0 ? "[]" : "]");
+  return text.str();
+}
+
+void check_tensor(const char* op, const char* name, const Tensor& t, int64_t rank) {
+  check(t.defined(), op, ": ", name, " is an undefined tensor");
+  check(t.is_cpu(), op, ": ", name, " must be on the CPU");
+  check(t.layout() == Layout::Strided, op, ": ", name, " must have a strided layout");
+  check(t.scalar_type() == ScalarType::Float, op, ": ", name, " must be float32");
+  check(t.dim() == rank, op, ": ", name, " has sizes ", sizes_text(t), ", expected ", rank, " dimensions");
+}
+
+std::array<int64_t, 2> check_pair(const char* op, const char* name, const Ints& values, int64_t least) {
+  check(values.size() == 2, op, ": ", name, " has ", values.size(), " values, expected 2");
+  for (const int64_t value : values) {
+    check(value >= least && value <= INT32_MAX, op, ": ", name, " is ", value, ", expected ", least, " to ", INT32_MAX);
+  }
+  return {values[0], values[1]};
+}
+
+int64_t check_activation(const char* op, const std::string& activation) {
+  if (activation == "none") return 0;
+  check(activation == "relu", op, ": activation is \"", activation, "\", expected \"none\" or \"relu\"");
+  return 1;
+}
+
+int64_t output_size(const char* op, const char* axis, int64_t size, int64_t window, int64_t stride, int64_t padding,
+                    int64_t dilation, bool ceil_mode) {
+  // Every factor has at most 31 bits, except size, whose tensor exists: nothing below overflows.
+  const int64_t padded = size + 2 * padding, extent = dilation * (window - 1) + 1;
+  check(extent <= padded, op, ": the window covers ", extent, " in ", axis, ", but the padded input has only ", padded);
+  int64_t outputs = (padded - extent + (ceil_mode ? stride - 1 : 0)) / stride + 1;
+  if (ceil_mode && (outputs - 1) * stride >= size + padding) --outputs;
+  check(outputs <= INT32_MAX, op, ": the output would have ", outputs, " elements in ", axis, ", at most ", INT32_MAX,
+        " are supported");
+  return outputs;
+}
+
+void check_addressable(const char* op, std::initializer_list<int64_t> sizes) {
+  int64_t product = sizeof(float);
+  for (const int64_t size : sizes) {
+    check(!__builtin_mul_overflow(product, size, &product), op, ": the result would not fit in 64-bit addresses");
+  }
+}
+
+bool suggests_channels_last(const Tensor& t) {
+  if (t.dim() != 4) return false;
+  const auto sizes = t.sizes(), strides = t.strides();
+  int64_t least = 0;
+  if (strides[1] == 0) return false;
+  for (const size_t d : {1, 3, 2, 0}) {
+    if (sizes[d] == 0 || strides[d] < least) return false;
+    if (d == 0 && least == strides[1]) return false;  // N111 is both: torch calls it contiguous
+    least = sizes[d] > 1 ? strides[d] * sizes[d] : strides[d];
+  }
+  return true;
+}
+
+int64_t pixel_stride(const Tensor& t) {
+  const auto sizes = t.sizes(), strides = t.strides();
+  const int64_t n = sizes[0], c = sizes[1], h = sizes[2], w = sizes[3];
+  if (c != 1 && strides[1] != 1) return 0;
+  const int64_t ld = w > 1 ? strides[3] : h > 1 ? strides[2] : n > 1 ? strides[0] : c;
+  const bool dense = (h <= 1 || strides[2] == w * ld) && (n <= 1 || strides[0] == h * w * ld);
+  return dense && ld >= c ? ld : 0;
+}
+
+Tensor empty(const Ints& sizes, bool channels_last) {
+  return torch::stable::empty({sizes.data(), sizes.size()}, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt,
+                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+Map as_nhwc(const Tensor& t) {
+  if (const int64_t ld = pixel_stride(t)) return {t, floats(t), ld};
+  const auto sizes = t.sizes();
+  if (!t.is_contiguous()) {
+    const Tensor copy = torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
+    return {copy, floats(copy), sizes[1]};
+  }
+  const Ints shape(sizes.begin(), sizes.end());
+  const Tensor copy = empty(shape, true);
+  Pointers pointers;
+  pointers.x = floats(t);
+  pointers.y = mutable_floats(copy);
+  run_op(map_spec("to_nhwc", shape), pointers, 0);
+  return {copy, floats(copy), sizes[1]};
+}
+
+Output::Output(const Ints& sizes, bool channels_last) : y_(empty(sizes, channels_last)), nhwc_(y_), sizes_(sizes) {
+  direct_ = sizes[0] == 0 || pixel_stride(y_) == sizes[1];
+  if (!direct_) nhwc_ = empty(sizes, true);
+  data_ = mutable_floats(nhwc_);
+}
+
+Tensor Output::finish() const {
+  if (!direct_) {
+    Pointers pointers;
+    pointers.x = data_;
+    pointers.y = mutable_floats(y_);
+    run_op(map_spec("to_nchw", sizes_), pointers, 0);
+  }
+  return y_;
+}
+
+const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
+float* mutable_floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+
+}  // namespace fb::door

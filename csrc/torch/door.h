@@ -1,0 +1,83 @@
+// Helpers of the operators' doors: where tensors are checked and become pointers.
+//
+// The stable ABI has no is_contiguous(memory_format), so layouts are read from sizes and strides here. Everything is checked
+// before a kernel starts: an exception inside torch's parallel region would lose its text.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "op.h"
+
+namespace fb::door {
+
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+// A sentence from its parts, thrown as std::runtime_error, which arrives in Python as RuntimeError.
+template <typename... Parts>
+void check(bool good, const Parts&... parts) {
+  if (good) return;
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+std::string sizes_text(const Tensor& t);
+
+// float32, on the CPU, strided, of the given rank; `op` and `name` are for the message.
+void check_tensor(const char* op, const char* name, const Tensor& t, int64_t rank);
+std::array<int64_t, 2> check_pair(const char* op, const char* name, const Ints& values, int64_t least);
+int64_t check_activation(const char* op, const std::string& activation);  // the number OpSpec wants
+
+// (size + 2 padding - dilation (window - 1) - 1) / stride + 1, rounded up in ceil mode but with every window starting inside
+// the image or its left padding; throws when it is not positive or does not fit in 31 bits.
+int64_t output_size(const char* op, const char* axis, int64_t size, int64_t window, int64_t stride, int64_t padding,
+                    int64_t dilation, bool ceil_mode);
+
+// Throws when the product, counted in floats, cannot be addressed in bytes by an int64.
+void check_addressable(const char* op, std::initializer_list<int64_t> sizes);
+
+// torch's Tensor::suggest_memory_format() == channels_last.
+bool suggests_channels_last(const Tensor& t);
+
+// The distance between pixels in floats if a kernel can read t as NHWC where it lies, else 0.
+int64_t pixel_stride(const Tensor& t);
+
+Tensor empty(const Ints& sizes, bool channels_last = false);
+
+// A feature map as the kernels see it. `owner` keeps a converted copy alive.
+struct Map {
+  Tensor owner;
+  const float* data;
+  int64_t ld;
+};
+Map as_nhwc(const Tensor& t);
+
+// Where an op writes: straight into y when y lies in NHWC order, else into a dense NHWC buffer that finish() copies over.
+class Output {
+ public:
+  Output(const Ints& sizes, bool channels_last);
+  float* data() const { return data_; }
+  Tensor finish() const;
+
+ private:
+  Tensor y_, nhwc_;
+  float* data_;
+  Ints sizes_;
+  bool direct_;
+};
+
+const float* floats(const Tensor& t);
+float* mutable_floats(const Tensor& t);
+
+}  // namespace fb::door

@@ -1,0 +1,22 @@
+// Table of contents: the schema of every operator. The bodies are in the file of the same name, the fake kernels and the
+// derivatives in kernels/<op>.py. No operator has an autograd key: call them through fast_backbones.kernels.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(fast_backbones, m) {
+  // y = act(conv(x, weight) + bias + residual)
+  m.def(
+      "conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int[] padding, int[] dilation, "
+      "int groups, "
+      "str activation) -> Tensor");
+  m.def(
+      "winograd_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int[] padding, int[] "
+      "dilation, "
+      "int groups, str activation) -> Tensor");
+  m.def(
+      "grouped_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int[] padding, int[] "
+      "dilation, "
+      "int groups, str activation) -> Tensor");
+  m.def("max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode) -> Tensor");
+  m.def("global_avg_pool(Tensor x) -> Tensor");
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor");
+}

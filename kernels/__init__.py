@@ -1,0 +1,42 @@
+"""Fused operations on tensors, one file per op: formula, reference, candidates, public function.
+
+Every op runs in training and in inference, under autograd, autocast, torch.compile, torch.export and
+torch.func, for every dtype and device PyTorch has: what the compiled kernels refuse runs through the formula
+in plain PyTorch. `explain` says who runs and why, `backend` pins it.
+
+    y = kernels.conv2d(x, weight, bias, padding=1, residual=shortcut, activation="relu")
+    print(kernels.explain("conv2d", x, weight, bias, padding=1))
+    with kernels.backend("reference"): ...
+"""
+
+from ._dispatch import backend, current_backend, explain, ops
+from ._ext import build_info
+from .conv2d import conv2d, conv2d_ref
+from .global_avg_pool import global_avg_pool, global_avg_pool_ref
+from .grouped_conv2d import grouped_conv2d, grouped_conv2d_ref
+from .linear import linear, linear_ref
+from .max_pool2d import max_pool2d, max_pool2d_ref
+from .pointwise_conv2d import pointwise_conv2d, pointwise_conv2d_ref
+from .stem_conv2d import stem_conv2d, stem_conv2d_ref
+
+__all__ = [
+    "conv2d",
+    "grouped_conv2d",
+    "pointwise_conv2d",
+    "stem_conv2d",
+    "max_pool2d",
+    "global_avg_pool",
+    "linear",
+    "conv2d_ref",
+    "grouped_conv2d_ref",
+    "pointwise_conv2d_ref",
+    "stem_conv2d_ref",
+    "max_pool2d_ref",
+    "global_avg_pool_ref",
+    "linear_ref",
+    "backend",
+    "build_info",
+    "current_backend",
+    "explain",
+    "ops",
+]

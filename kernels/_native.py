@@ -1,0 +1,62 @@
+"""What all native candidates share: when compiled kernels may run at all, and the layout of their outputs."""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+from . import _ext
+
+# FakeTensor and FunctionalTensor stand for ordinary tensors while torch.export and torch.compile trace.
+_PLAIN_TYPES = ("Tensor", "Parameter", "FakeTensor", "FunctionalTensor")
+
+
+def refusal(*tensors: Tensor | None, cast_by_autocast: bool = False) -> str | None:
+    """Why no native kernel can take these tensors, or None."""
+    if _ext.why_not() is not None:
+        if not is_compiling():
+            _ext.native()  # warns at the first refusal of the process
+        return f"the compiled library is absent; {_ext.why_not()}"
+    for t in tensors:
+        if t is None:
+            continue
+        if t.device.type != "cpu":
+            return f"device {t.device}: native handles cpu"
+        if t.dtype is not torch.float32:
+            return f"{t.dtype}: native handles torch.float32"
+        if t.layout is not torch.strided:
+            return f"layout {t.layout}: native handles torch.strided"
+        if type(t).__name__ not in _PLAIN_TYPES:
+            return f"tensor subclass {type(t).__name__}: native handles plain tensors"
+    if cast_by_autocast and torch.is_autocast_enabled("cpu"):
+        return "autocast is on: native handles torch.float32 only"
+    if torch._C._are_functorch_transforms_active():
+        return "inside a torch.func transform (vmap, grad, jvp): native has no rule for them"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is on: native has no forward derivative"
+    return None
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd must record a call on these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def memory_format(*tensors: Tensor) -> torch.memory_format:
+    """Torch's rule for the layout of an output: channels_last when any of the tensors suggests it."""
+    from torch._prims_common import suggest_memory_format
+
+    if any(suggest_memory_format(t) == torch.channels_last for t in tensors):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def register_fake(op: str):
+    """Decorator: the fake kernel of torch.ops.fast_backbones.<op>; idle without the compiled library."""
+
+    def decorate(fake):
+        if _ext.why_not() is None:
+            torch.library.register_fake(f"fast_backbones::{op}", fake)
+        return fake
+
+    return decorate
