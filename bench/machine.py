@@ -1,0 +1,108 @@
+"""What a result must say about where it came from: processor, instruction sets, versions, commit, date.
+
+Nothing here names a person or a host.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+ISA_FLAGS = (
+    "sse4_2",
+    "avx",
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_bf16",
+    "asimd",
+    "sve",
+)
+
+
+def cpu_facts(cpuinfo: str) -> tuple[str, list[str]]:
+    """Model name and the instruction sets that matter here, from the text of /proc/cpuinfo."""
+    name = re.search(r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    have = set(flags.group(1).split()) if flags else set()
+    return (name.group(1).strip() if name else platform.machine()), [f for f in ISA_FLAGS if f in have]
+
+
+def cpu_count() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def checkout_root() -> Path | None:
+    """The folder that holds both bench/ and fast_backbones/, or None when the package is installed."""
+    root = Path(__file__).resolve().parents[1]
+    return root if (root / "fast_backbones" / "__init__.py").is_file() else None
+
+
+def commit(root: Path | None = None) -> str | None:
+    """The commit of the checkout, "+changes" behind it when tracked files differ; None outside a checkout."""
+    root = root if root is not None else checkout_root()
+    if root is None or not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        if head.returncode != 0:
+            return None
+        changed = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+    except FileNotFoundError:  # no git on this machine
+        return None
+    return head.stdout.strip() + ("+changes" if changed else "")
+
+
+def describe(threads: int) -> dict[str, object]:
+    """The machine and the software, as plain data for a result file."""
+    import torch
+
+    import fast_backbones
+
+    path = Path("/proc/cpuinfo")
+    name, isa = cpu_facts(path.read_text() if path.is_file() else "")
+    preload = [Path(p).name for p in re.split(r"[: ]", os.environ.get("LD_PRELOAD", "")) if p]
+    return {
+        "cpu": name,
+        "cpus": cpu_count(),
+        "isa": isa,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": threads,
+        "preload": preload,
+        "load_average": [round(v, 2) for v in os.getloadavg()],
+        "fast_backbones": fast_backbones.build_info(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def headline(machine: dict) -> str:
+    """One line for tables: "AMD EPYC, 2 CPUs, 2 threads, avx512, torch 2.13.0, commit abc, 2026-01-01"."""
+    isa = machine["fast_backbones"].get("isa") or "no native library"
+    parts = [
+        machine["cpu"],
+        f"{machine['cpus']} CPUs",
+        f"{machine['threads']} threads",
+        isa,
+        f"torch {machine['torch']}",
+        f"commit {machine['commit']}" if machine.get("commit") else None,
+        str(machine["date"])[:10],
+    ]
+    return ", ".join(p for p in parts if p)
