@@ -1,0 +1,14 @@
+"""Max pooling behind the stem, and VGG's."""
+
+import pytest
+
+from .layers import time_layer
+
+OP = "max_pool2d"
+pytestmark = pytest.mark.benchmark(
+    max_time=0.3, min_rounds=5, warmup=True, warmup_iterations=2, disable_gc=True
+)
+
+
+def bench_max_pool2d(benchmark, layer, candidate, batch):
+    time_layer(benchmark, layer, candidate, batch)
