@@ -1,0 +1,181 @@
+"""Notices, on every call, whether a plan still describes its model.
+
+Version counters alone do not: fused optimizers, `p.data.copy_()`, numpy views and batch norm's own statistics
+change values without touching them. So a Guard compares, each time,
+
+    structure   every module, child, parameter, buffer and plain attribute is the same object as before (that
+                includes `training`, an overridden forward, parametrizations), inner hooks are absent, no
+                class got another forward
+    weights     address, version counter and dtype of every tensor; a sampled fingerprint of its values;
+                steps of optimizers that hold any of the parameters
+
+A list, dict or set that a module keeps as an attribute is compared element by element, one level deep; what
+changes deeper than that, or outside the module tree, is not seen: engine.refresh(model) is for that.
+
+Cost for ResNet-50 (151 modules, 320 tensors): see tests/test_engine_rules.py, which holds it to a bound.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Mapping
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .rules import named_tensors
+
+_values = dict.values
+_data_ptr = Tensor.data_ptr
+_version = attrgetter("_version")
+_dtype = attrgetter("dtype")
+_OWN_ATTRIBUTES = frozenset(nn.Module().__dict__)  # containers that nn.Module keeps for itself
+
+
+def samples_per_tensor() -> int:
+    """FB_WEIGHT_SAMPLES: values of each tensor that every call looks at; "full" looks at all of them."""
+    text = os.environ.get("FB_WEIGHT_SAMPLES", "16")
+    if text == "full":
+        return 1 << 40
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"FB_WEIGHT_SAMPLES is {text!r}, expected a positive number or 'full'")
+    return int(text)
+
+
+class OptimizerSteps:
+    """Which optimizers have stepped, and when: a fused one changes parameters without a trace.
+
+    `epoch` counts the steps of all of them. One that is gone counts as holding anybody's parameters.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.lost = 0  # the epoch of the last step of any optimizer that no longer exists
+        self.last: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self.handle: Any = None
+        self.lock = threading.RLock()  # a weakref callback may come while it is held
+
+    def watch(self) -> None:
+        """Register the hook with torch.optim, once, when the first plan is made."""
+        with self.lock:
+            if self.handle is None:
+                from torch.optim.optimizer import register_optimizer_step_post_hook
+
+                self.handle = register_optimizer_step_post_hook(self._stepped)
+
+    def _stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        with self.lock:
+            key = id(optimizer)
+            known = self.last.get(key)
+            reference = known[0] if known else weakref.ref(optimizer, lambda _: self._gone(key))
+            self.epoch += 1
+            self.last[key] = (reference, self.epoch)
+
+    def _gone(self, key: int) -> None:
+        with self.lock:
+            self.lost = max(self.lost, self.last.pop(key)[1])
+
+    def touched(self, parameters: frozenset[int], since: int) -> bool:
+        """Whether an optimizer that holds any of these (by id) has stepped after epoch `since`."""
+        with self.lock:
+            stepped = [ref() for ref, epoch in self.last.values() if epoch > since]
+            lost = self.lost > since
+        held = (id(p) for o in stepped if o is not None for group in o.param_groups for p in group["params"])
+        return lost or not parameters.isdisjoint(held)
+
+
+optimizer_steps = OptimizerSteps()
+
+
+class Guard:
+    """A snapshot of a model, and the questions whether it still holds.
+
+    Aliases of the tensors keep their memory alive, so that the fingerprint of a tensor which another thread
+    replaces at this moment reads old values, not freed memory.
+    """
+
+    def __init__(self, model: nn.Module, native: Any) -> None:
+        optimizer_steps.watch()
+        self.native = native
+        modules = list(model.modules())
+        self.modules = modules
+        self.types = list(map(type, modules))
+        self.classes = [(cls, cls.forward) for cls in set(self.types)]
+        self.dicts = [m.__dict__ for m in modules]
+        self.dicts += [d for m in modules for d in (m._parameters, m._buffers, m._modules)]
+        self.objects = list(chain.from_iterable(map(_values, self.dicts)))
+        self.hooks = [d for m in modules[1:] for d in (m._forward_hooks, m._forward_pre_hooks)]
+        self.containers = [
+            (value, _elements(value))
+            for m in modules
+            for key, value in m.__dict__.items()
+            if type(value) in (list, dict, set) and key not in _OWN_ATTRIBUTES
+        ]
+        live = list(named_tensors(model))
+        self.aliases: Mapping[str, Tensor] = {name: tensor.detach() for name, tensor in live}
+        self.tensors = list({id(tensor): tensor for _, tensor in live}.values())
+        self.parameters = frozenset(id(tensor) for tensor in self.tensors)
+        self.samples = samples_per_tensor()
+        self.take_weights()
+
+    def take_weights(self) -> None:
+        self.epoch = optimizer_steps.epoch
+        self.addresses = list(map(_data_ptr, self.tensors))
+        self.versions = list(map(_version, self.tensors))
+        self.dtypes = list(map(_dtype, self.tensors))
+        self.sizes = [tensor.nbytes for tensor in self.tensors]
+        self.memory = [tensor.detach() for tensor in self.tensors]
+        self.fingerprint = self._fingerprint()
+
+    def _fingerprint(self) -> int:
+        return self.native.fingerprint(self.addresses, self.sizes, self.samples)
+
+    def same_structure(self) -> bool:
+        objects = list(chain.from_iterable(map(_values, self.dicts)))
+        return (
+            len(objects) == len(self.objects)
+            and all(map(is_, objects, self.objects))
+            and not any(self.hooks)
+            and list(map(type, self.modules)) == self.types
+            and all(cls.forward is forward for cls, forward in self.classes)
+            and all(_same_elements(value, seen) for value, seen in self.containers)
+        )
+
+    def same_weights(self) -> bool:
+        tensors = self.tensors
+        return (
+            list(map(_data_ptr, tensors)) == self.addresses
+            and list(map(_version, tensors)) == self.versions
+            and list(map(_dtype, tensors)) == self.dtypes
+            and (optimizer_steps.epoch == self.epoch or not self._stepped_on())
+            and self._fingerprint() == self.fingerprint
+        )
+
+    def _stepped_on(self) -> bool:
+        epoch = optimizer_steps.epoch
+        if optimizer_steps.touched(self.parameters, self.epoch):
+            return True
+        self.epoch = epoch  # other people's optimizers
+        return False
+
+    def wants_grad(self) -> bool:
+        """Whether autograd would record this forward: a plan has no backward."""
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.tensors)
+
+    def geometry(self) -> list[Any]:
+        """What a plan takes for granted about the tensors besides their values."""
+        return [(name, tuple(t.shape), t.stride(), t.dtype) for name, t in self.aliases.items()]
+
+
+def _elements(container: Any) -> tuple[Any, ...]:
+    return (*container.keys(), *container.values()) if type(container) is dict else tuple(container)
+
+
+def _same_elements(container: Any, seen: tuple[Any, ...]) -> bool:
+    elements = _elements(container)
+    return len(elements) == len(seen) and all(map(is_, elements, seen))

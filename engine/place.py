@@ -1,0 +1,145 @@
+"""Where every value lies: one arena, shared by liveness, and the tensors of the caller.
+
+A value lives from the step that writes it to the last one that reads it. Values that live at different times
+may share bytes. A value that stays inside a loop needs room for one chunk of that loop, and every chunk uses
+the same room; a value that crosses the border of a loop needs room for a chunk of the loop around it.
+
+    steps           0   1   2   3   4   5
+    stem output     #####                        each row: one range of bytes
+    layer1 conv1        #####   #####            the second one belongs to another value
+    layer1 output           #############
+
+LINGER keeps a value alive for some steps after its last reader, so that a step may start to write while that
+reader is still at work: less memory traffic between cores is lost to waiting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .plan import ARENA, FLOAT, INPUT, Loop, Place, Plan, Value
+
+ALIGNMENT = 64
+LINGER = 1
+
+
+@dataclass
+class Interval:
+    """A value's demand: bytes, and the first and last step (inclusive) while nobody else may have them."""
+
+    value: int
+    bytes: int
+    first: int
+    last: int
+    offset: int = -1
+
+
+def pixel_stride(channels: int) -> int:
+    """Floats between neighbouring pixels of a map with this many channels."""
+    return channels
+
+
+def place(plan: Plan, schedule: Loop, linger: int = LINGER) -> None:
+    """Give every value of the plan its place; sets places and arena_bytes."""
+    paths = loop_paths(schedule)
+    users = value_steps(plan)
+    demands: list[Interval] = []
+    output_slot = INPUT + 1
+    for value in plan.values:
+        if value.same_as is not None or value.home == "object":
+            continue
+        dense = value.pixels * value.channels * FLOAT
+        if value.home == "input":
+            plan.places[value.id] = Place(INPUT, 0, dense, 1 if plan.planar_input else value.channels)
+        elif value.home in ("output", "planar"):
+            plan.places[value.id] = Place(output_slot, 0, dense, value.channels)
+            output_slot += 1
+        else:
+            stride = pixel_stride(value.channels)
+            demand, depth = demand_of(plan, value, users[value.id], paths, linger)
+            plan.places[value.id] = Place(ARENA, -1, value.pixels * stride * FLOAT, stride, depth)
+            demands.append(demand)
+    plan.arena_bytes = best_fit(demands)
+    for demand in demands:
+        old = plan.places[demand.value]
+        plan.places[demand.value] = Place(ARENA, demand.offset, old.image_bytes, old.pixel_stride, old.depth)
+    for value in plan.values:
+        if value.same_as is not None and value.home != "object":
+            plan.places[value.id] = plan.places[plan.root(value.id).id]
+
+
+def value_steps(plan: Plan) -> dict[int, list[int]]:
+    """For each value with bytes of its own: the steps that write or read it, in order."""
+    found: dict[int, list[int]] = {value.id: [] for value in plan.values}
+    for number, step in enumerate(plan.steps):
+        for value in {*step.inputs, step.output}:
+            found[plan.root(value).id].append(number)
+    for output in plan.outputs:  # what the caller gets a copy of lives to the end
+        if output.value is not None:
+            found[plan.root(output.value).id].append(len(plan.steps) - 1)
+    return found
+
+
+def loop_paths(schedule: Loop) -> dict[int, list[Loop]]:
+    """For each step, the loops around it, outermost first."""
+    found: dict[int, list[Loop]] = {}
+
+    def walk(loop: Loop, path: list[Loop]) -> None:
+        for item in loop.body:
+            if isinstance(item, Loop):
+                walk(item, [*path, item])
+            else:
+                found[item] = path
+
+    walk(schedule, [schedule])
+    return found
+
+
+def demand_of(
+    plan: Plan, value: Value, steps: list[int], paths: dict[int, list[Loop]], linger: int
+) -> tuple[Interval, int]:
+    """Room for one chunk of the innermost loop around every step of this value; the depth of that loop."""
+    depth = 0
+    while all(len(paths[s]) > depth + 1 and paths[s][depth + 1] is paths[steps[0]][depth + 1] for s in steps):
+        depth += 1
+    chunk = paths[steps[0]][depth].chunk
+
+    def span(step: int) -> tuple[int, int]:
+        """The steps that run while this one may have started and not finished all its chunks."""
+        if len(paths[step]) == depth + 1:
+            return step, step
+        inner = paths[step][depth + 1].steps()
+        return inner[0], inner[-1]
+
+    first, last = span(steps[0])[0], max(span(s)[1] for s in steps)
+    image = value.pixels * pixel_stride(value.channels) * FLOAT
+    return Interval(value.id, round_up(chunk * image), first, last + linger), depth
+
+
+def best_fit(demands: list[Interval]) -> int:
+    """Set every offset: largest first, each into the smallest gap that holds it. Returns the arena's size."""
+    placed: list[Interval] = []
+    for demand in sorted(demands, key=lambda d: (-d.bytes, d.first)):
+        busy = sorted(
+            (other.offset, other.offset + other.bytes)
+            for other in placed
+            if other.first <= demand.last and demand.first <= other.last
+        )
+        demand.offset = smallest_gap(busy, demand.bytes)
+        placed.append(demand)
+    return max((d.offset + d.bytes for d in placed), default=0)
+
+
+def smallest_gap(busy: list[tuple[int, int]], size: int) -> int:
+    """The start of the smallest free range of at least `size`; past the last busy byte when there is none."""
+    best, best_size, end = None, None, 0
+    for start, stop in busy:
+        gap = start - end
+        if gap >= size and (best_size is None or gap < best_size):
+            best, best_size = end, gap
+        end = max(end, stop)
+    return end if best is None else best
+
+
+def round_up(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

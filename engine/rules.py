@@ -1,0 +1,137 @@
+"""When a plan may not be used, each rule a sentence.
+
+    call_refusal(model, x)        about this call: mode, gradients, autocast, tracing, the input
+    structure_refusal(model)      about the model: training, hooks, kinds of tensors and modules
+
+A refusal is not an error: the model's own modules run instead, and why_not() tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as nn_module
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+from ..kernels import _ext, current_backend
+from .capture import capturing
+
+GRAD = "grad is enabled and parameters require it: use torch.no_grad() or torch.inference_mode()"
+
+
+def call_refusal(model: nn.Module, x: Tensor) -> str | None:
+    """Why this call may not use a plan, whatever the model looks like inside. Costs about 2 us."""
+    if torch.compiler.is_dynamo_compiling():
+        return "torch.compile is tracing"
+    if type(x) is not Tensor:
+        return f"the input is a {type(x).__name__}, not a plain tensor"
+    if model.training:
+        return "the model is in training mode"
+    return _environment_refusal() or _input_refusal(x)
+
+
+def _environment_refusal() -> str | None:
+    if capturing():
+        return "the engine is capturing the model"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit is tracing"
+    if torch._C._are_functorch_transforms_active():
+        return "inside a torch.func transform (vmap, grad, jvp)"
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return "a TorchDispatchMode is active"
+    if torch._C._len_torch_function_stack() > 0 and not _only_device_contexts():
+        return "a TorchFunctionMode is active"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is active"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    if _has_global_hooks():
+        return "global module hooks are registered"
+    if current_backend() == "reference":
+        return "the backend is 'reference'"
+    if _ext.native() is None:
+        return f"the native library is absent: {_ext.why_not()}"
+    return None
+
+
+def _only_device_contexts() -> bool:
+    """torch.set_default_device installs such a mode; tensors that say where they live ignore it."""
+    return all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
+
+
+def _has_global_hooks() -> bool:
+    return bool(nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)
+
+
+def _input_refusal(x: Tensor) -> str | None:
+    if not x.is_cpu:
+        return f"the input is on {x.device}"
+    if x.dtype is not torch.float32:
+        return f"the input is {x.dtype}, the kernels take torch.float32"
+    if x.layout is not torch.strided or x.is_nested:
+        return f"the input's layout is {x.layout}"
+    if x.dim() != 4:
+        return f"the input has {x.dim()} dimensions, expected [N, C, H, W]"
+    if x.numel() == 0:
+        return "the input is empty"
+    if x.is_neg():
+        return "the input is a negated view"
+    if x.requires_grad and torch.is_grad_enabled():
+        return "the input requires grad and grad is enabled"
+    return None
+
+
+def structure_refusal(model: nn.Module) -> str | None:
+    """Why this model has no plan at the moment. Costs some 100 us: asked when the structure has changed."""
+    for name, module in model.named_modules():
+        reason = _root_refusal(module) if module is model else _inner_refusal(module)
+        if reason is not None:
+            return f"{name or 'the model'} {reason}"
+    for name, tensor in named_tensors(model):
+        reason = _tensor_refusal(tensor)
+        if reason is not None:
+            return f"{name} {reason}"
+    return None
+
+
+def _root_refusal(module: nn.Module) -> str | None:
+    """Hooks of the root, and its own forward, run around the plan."""
+    if module.training:
+        return "is in training mode"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "is a TorchScript module"
+    return "is parametrized" if nn.utils.parametrize.is_parametrized(module) else None
+
+
+def _inner_refusal(module: nn.Module) -> str | None:
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "has forward hooks"
+    if "forward" in module.__dict__:
+        return "has a forward of its own (replaced on the instance)"
+    if module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule":
+        return "is compiled by torch.compile"
+    return _root_refusal(module)
+
+
+def _tensor_refusal(tensor: Tensor) -> str | None:
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return f"is a {type(tensor).__name__}, not a plain tensor"
+    if not tensor.is_cpu:
+        return f"is on {tensor.device}"
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
+        return f"has layout {tensor.layout}, dtype {tensor.dtype}"
+    if tensor.dtype is not torch.float32 and (tensor.is_floating_point() or tensor.is_complex()):
+        return f"is {tensor.dtype}, the kernels take torch.float32"
+    if tensor.is_inference():
+        return "is an inference tensor, whose changes PyTorch does not count"
+    return None
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer under every name it has."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)

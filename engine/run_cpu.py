@@ -1,0 +1,186 @@
+"""Runs a plan with the native kernels: one C++ call per run of kernel steps, which mostly is the network.
+
+A Runner is immutable and holds packed weights; several threads may call it at once, each with an arena of its
+own. When weights change a new Runner is made, and calls in flight finish on the old one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .graph import leaves, map_leaves
+from .lower import Part
+from .plan import ARENA, Instance, Plan, Step, Value
+from .run_reference import evaluate, view
+from .weights import Packed, WeightStore
+
+SPARE_ARENAS = 4  # kept for the next calls; more are made when more threads come at once
+
+
+class ArenaPool:
+    """Arenas between calls. A deque's append and pop are atomic, so there is no lock to hold in a fork."""
+
+    def __init__(self) -> None:
+        self.spare: deque[Tensor] = deque(maxlen=SPARE_ARENAS)
+
+    def take(self, size: int) -> Tensor:
+        while True:
+            try:
+                arena = self.spare.pop()
+            except IndexError:
+                break
+            if arena.numel() * 4 >= size:
+                return arena
+        with torch.inference_mode(False):
+            return torch.empty(max(16, -(-size // 4)), dtype=torch.float32, device="cpu")
+
+    def give(self, arena: Tensor) -> None:
+        self.spare.append(arena)
+
+
+@dataclass
+class _Call:
+    """What one forward has at hand."""
+
+    x: Tensor
+    arena: Tensor
+    results: dict[int, Any]  # values that live outside the arena
+
+
+class Runner:
+    """plan(x) by native kernels. `tensors` alias the model's parameters, for steps that run in PyTorch."""
+
+    def __init__(self, plan: Plan, store: WeightStore, arenas: ArenaPool) -> None:
+        self.plan, self.arenas = plan, arenas
+        self.tensors = store.tensors
+        self.weights: list[Packed] = []  # keeps the memory alive that the native plans point to
+        self.parts: list[tuple[Part, Any]] = [(part, self.lower(part, store)) for part in plan.parts]
+        self.external: list[Value] = [v for v in plan.values if v.is_external]
+
+    def lower(self, part: Part, store: WeightStore) -> Any:
+        """The native plan of a part; the step itself for a PyTorch call."""
+        if not part.native:
+            return self.plan.steps[self.plan.instances[part.begin].step]
+        native = store.native.Plan()
+        for instance, deps in zip(self.plan.instances[part.begin : part.end], part.deps):
+            step = self.plan.steps[instance.step]
+            params, operands = self.operands(step, instance)
+            if step.recipe is not None:
+                packed = store.get(step.recipe, step.kernel, step.params)
+                self.weights.append(packed)
+                operands["weight"] = (-1, packed.weight.data_ptr())
+                if packed.bias is not None:
+                    operands["bias"] = (-1, packed.bias.data_ptr())
+            native.add(step.kernel, params, operands, deps, step.name)
+        native.finish()
+        return native
+
+    def operands(self, step: Step, instance: Instance) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
+        """Parameters with batch and pixel strides, and where x, residual and y of these images are."""
+        places = self.plan.places
+        params = {**step.params, "n": instance.last - instance.first}
+        operands = {}
+        for role, stride, value in zip(("x", "residual"), ("ldx", "ldr"), step.inputs):
+            operands[role] = instance.address(places[value])
+            params[stride] = places[value].pixel_stride
+        operands["y"] = instance.address(places[step.output])
+        params["ldy"] = places[step.output].pixel_stride
+        return params, operands
+
+    def __call__(self, x: Tensor) -> Any:
+        call, addresses = self.prepare(x)
+        for part, native in self.parts:
+            if part.native:
+                native.run(call.arena.data_ptr(), addresses, 0)
+            else:
+                self.run_step(native, call)
+        outputs = self.outputs(call)
+        self.arenas.give(call.arena)
+        return outputs
+
+    def prepare(self, x: Tensor) -> tuple[_Call, list[int]]:
+        """An arena, fresh outputs with eager's strides, and the addresses of the external slots."""
+        results: dict[int, Any] = {self.plan.input: x}
+        addresses = [x.data_ptr()]
+        for value in self.external:
+            assert value.shape is not None and value.stride is not None
+            out = torch.empty_strided(value.shape, value.stride, dtype=torch.float32, device="cpu")
+            results[value.id] = out
+            addresses.append(out.data_ptr())
+        return _Call(x, self.arenas.take(self.plan.arena_bytes), results), addresses
+
+    def outputs(self, call: _Call) -> Any:
+        flat = [o.constant if o.value is None else self.returned(o.value, call) for o in self.plan.outputs]
+        return pytree.tree_unflatten(flat, self.plan.out_spec)
+
+    def returned(self, value: int, call: _Call) -> Any:
+        """A value for the caller: never a view of the arena, always with eager's strides."""
+        found = self.plan.values[value]
+        result = self.read(value, call)
+        if not isinstance(result, Tensor) or found.home == "input":
+            return result
+        in_arena = self.plan.root(value).home == "arena"
+        if found.stride is not None and (in_arena or not same_strides(result, found.stride)):
+            return torch.empty_strided(result.shape, found.stride, dtype=result.dtype).copy_(result)
+        return result
+
+    def read(self, value: int, call: _Call) -> Any:
+        """A value of the whole batch as a logical tensor."""
+        found, root = self.plan.values[value], self.plan.root(value)
+        if root.home == "arena":
+            place = self.plan.places[root.id]
+            assert place.slot == ARENA
+            result = view(call.arena, self.plan, root, place, 0, self.plan.batch, 0)
+        else:
+            result = call.results[root.id]
+        return result if found.same_as is None else result.view(found.shape)
+
+    def run_step(self, step: Step, call: _Call) -> None:
+        """A PyTorch call. Its result may not stay a view of arena memory, which later steps overwrite."""
+        result = evaluate(self.plan, step, lambda value: self.read(value, call), self.tensors)
+        if self.plan.values[step.output].home == "arena":
+            self.read(step.output, call).copy_(result)
+            return
+        memory = call.arena.untyped_storage().data_ptr()
+
+        def own(leaf: Any) -> Any:
+            shared = isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() == memory
+            return leaf.clone() if shared else leaf
+
+        call.results[step.output] = map_leaves(result, own) if any(True for _ in leaves(result)) else result
+
+    def profile(self, x: Tensor, repeats: int) -> list[tuple[Step, dict[str, Any]]]:
+        """Every native instance run alone, `repeats` times, after one whole run that fills the arena."""
+        call, addresses = self.prepare(x)
+        rows: list[tuple[Step, dict[str, Any]]] = []
+        for part, native in self.parts:
+            if not part.native:
+                rows.append((native, timed_step(self, native, call)))
+                continue
+            native.run(call.arena.data_ptr(), addresses, 0)
+            measured = native.profile(call.arena.data_ptr(), addresses, repeats, 0)
+            for offset, row in enumerate(measured):
+                step = self.plan.steps[self.plan.instances[part.begin + offset].step]
+                rows.append((step, {**row, **native.costs(offset)}))
+        self.arenas.give(call.arena)
+        return rows
+
+
+def timed_step(runner: Runner, step: Step, call: _Call) -> dict[str, Any]:
+    from time import perf_counter
+
+    start = perf_counter()
+    runner.run_step(step, call)
+    seconds = perf_counter() - start
+    return {"ms": seconds * 1e3, "flops": 0.0, "bytes": 0.0, "tasks": 1, "detail": "PyTorch"}
+
+
+def same_strides(tensor: Tensor, stride: tuple[int, ...]) -> bool:
+    """Equal where a dimension has more than one element."""
+    return all(n == 1 or a == b for n, a, b in zip(tensor.shape, tensor.stride(), stride))

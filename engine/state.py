@@ -1,0 +1,175 @@
+"""What the engine keeps for one model: its guard, its plans, its packed weights.
+
+The state lives in `model.__dict__["_fb_engine"]`. Copies and pickles of a model get an empty one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+from collections import OrderedDict
+from time import perf_counter
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import _ext
+from . import rules
+from .capture import Uncapturable, capture
+from .convert import convert
+from .fuse import fuse
+from .guard import Guard
+from .lower import lower
+from .plan import Plan
+from .run_cpu import ArenaPool, Runner
+from .select import make_plan
+from .weights import WeightStore
+
+ATTRIBUTE = "_fb_engine"
+MAX_PLANS = 8
+
+_build_lock = threading.RLock()  # one plan at a time, in the whole process
+
+
+def _fresh_lock() -> None:
+    """A forked child may have been born while another thread of its parent held the lock."""
+    global _build_lock
+    _build_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fresh_lock)
+
+Key = tuple[Any, ...]
+
+
+class EngineState:
+    """Plans of one model, newest last. `of(model)` finds or makes it."""
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self.owner = weakref.ref(model) if model is not None else None
+        self.clear()
+
+    def clear(self) -> None:
+        self.guard: Guard | None = None
+        self.store: WeightStore | None = None
+        self.runners: OrderedDict[Key, Runner] = OrderedDict()
+        self.refused: dict[Key, str] = {}
+        self.refusal: str | None = None  # about the whole model, as long as the guard holds
+        self.arenas = ArenaPool()
+
+    def __deepcopy__(self, memo: Any) -> EngineState:
+        return EngineState()
+
+    def __reduce__(self) -> Any:
+        return EngineState, ()
+
+    @staticmethod
+    def of(model: nn.Module) -> EngineState:
+        """The model's state. A shallow copy of a module shares what its __dict__ holds; it gets its own."""
+        state = model.__dict__.get(ATTRIBUTE)
+        if not isinstance(state, EngineState) or state.owner is None or state.owner() is not model:
+            state = model.__dict__[ATTRIBUTE] = EngineState(model)
+        return state
+
+    def runner(self, model: nn.Module, plain: MethodType, x: Tensor) -> Runner | str:
+        """The plan for this call, made if need be; or the sentence why there is none."""
+        key = (tuple(x.shape), x.stride(), plain.__func__)
+        guard = self.guard
+        if guard is not None and guard.same_structure():
+            if self.refusal is not None:
+                return self.refusal
+            if not guard.wants_grad() and guard.same_weights():
+                runner = self.runners.get(key)
+                if runner is not None:
+                    self._touch(key)
+                    return runner
+        with _build_lock:
+            return self._make(model, plain, x, key)
+
+    def _touch(self, key: Key) -> None:
+        try:
+            self.runners.move_to_end(key)
+        except KeyError:  # another thread has just evicted it
+            return
+
+    def _make(self, model: nn.Module, plain: MethodType, x: Tensor, key: Key) -> Runner | str:
+        self._renew(model)
+        if self.refusal is not None:
+            return self.refusal
+        assert self.guard is not None and self.store is not None
+        if self.guard.wants_grad():
+            return rules.GRAD
+        if key in self.refused:
+            return self.refused[key]
+        if key in self.runners:
+            return self.runners[key]
+        try:
+            plan = make(model, plain, x)
+        except Uncapturable as error:
+            return self._refuse(model, key, str(error))
+        start = perf_counter()
+        runner = Runner(plan, self.store, self.arenas)
+        plan.seconds["pack"] = perf_counter() - start
+        self.runners[key] = runner
+        while len(self.runners) > MAX_PLANS:
+            self.runners.popitem(last=False)
+        return runner
+
+    def _refuse(self, model: nn.Module, key: Key, reason: str) -> str:
+        if not self.refused:
+            warnings.warn(f"{type(model).__name__} runs its modules, without a plan: {reason}", stacklevel=6)
+        self.refused[key] = reason
+        return reason
+
+    def _renew(self, model: nn.Module) -> None:
+        """Bring guard, refusal and weights up to date; plans survive when only values have changed."""
+        old = self.guard
+        if old is not None and old.same_structure() and (self.refusal is not None or old.same_weights()):
+            return
+        runners = self.runners
+        same = old is not None and old.same_structure() and self.refusal is None
+        native = _ext.require()
+        self.guard = None
+        guard = Guard(model, native)
+        same = same and old is not None and old.geometry() == guard.geometry()
+        self.refusal = rules.structure_refusal(model)
+        self.store = WeightStore(native, guard.aliases)
+        self.runners = OrderedDict()
+        if same and self.refusal is None:
+            for key, runner in runners.items():
+                self.runners[key] = Runner(runner.plan, self.store, self.arenas)
+        else:
+            self.refused = {}
+        self.guard = guard
+
+
+def make(model: nn.Module, plain: MethodType, x: Tensor) -> Plan:
+    """Capture, fuse, choose, place. Raises Uncapturable. The plan's `seconds` tells what each part took."""
+    native = _ext.require()
+    times = [perf_counter()]
+    exported = capture(model, plain, x)
+    times.append(perf_counter())
+    graph = convert(exported)
+    rewrites = fuse(graph)
+    plan = make_plan(graph, x.is_contiguous(), native.refusal)
+    times.append(perf_counter())
+    lower(plan)
+    times.append(perf_counter())
+    plan.rewrites = rewrites
+    names = ("capture", "fuse", "place")
+    plan.seconds = {name: end - begin for name, begin, end in zip(names, times, times[1:])}
+    return plan
+
+
+def usual_strides(x: Tensor) -> Tensor:
+    """x, or a dense copy in the memory format that eager convolutions would take from its strides."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    like = torch.empty_like(x, device="meta")
+    wide = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+    return x.contiguous(memory_format=torch.channels_last if wide else torch.contiguous_format)
