@@ -26,6 +26,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -n
 
 .PHONY: build demo test test-all bench bench-models lint format clean
 .DELETE_ON_ERROR:
+.DEFAULT_GOAL := build
 
 $(STAMPS)/venv:
 	$(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing: on Debian, apt install python3-venv"; exit 1; }

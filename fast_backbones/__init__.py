@@ -25,20 +25,10 @@ if not (_here / "kernels").is_dir():
 del _here, _Path
 
 
-def _room(name: str):
-    """Import one room; None while the room does not exist in this checkout."""
-    import importlib
+from . import backbones, engine, kernels  # noqa: E402
+from .backbones import *  # noqa: E402, F403
+from .backbones import __all__ as _models  # noqa: E402
+from .engine import explain  # noqa: E402
+from .kernels import backend, build_info  # noqa: E402
 
-    try:
-        return importlib.import_module(f"{__name__}.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"{__name__}.{name}":
-            raise
-        return None
-
-
-kernels = _room("kernels")
-engine = _room("engine")
-backbones = _room("backbones")
-
-from .kernels._ext import build_info  # noqa: E402, F401
+__all__ = ["__version__", "backbones", "backend", "build_info", "engine", "explain", "kernels", *_models]
