@@ -19,6 +19,7 @@ import copy
 import importlib.util
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -92,7 +93,7 @@ class Peer:
 class Eager(Peer):
     """PyTorch as it comes: NCHW tensors, inference mode."""
 
-    key, name = "eager", "PyTorch eager NCHW"
+    key, name = "eager", "eager NCHW"
     memory_format = torch.contiguous_format
 
     def settings(self) -> dict[str, str]:
@@ -112,7 +113,7 @@ class Eager(Peer):
 class EagerChannelsLast(Eager):
     """PyTorch with weights and image in channels_last, which oneDNN usually prefers on CPUs."""
 
-    key, name = "channels_last", "PyTorch eager channels_last"
+    key, name = "channels_last", "eager channels_last"
     memory_format = torch.channels_last
 
     def settings(self) -> dict[str, str]:
@@ -122,7 +123,7 @@ class EagerChannelsLast(Eager):
 class Compile(Peer):
     """torch.compile (Inductor) with freezing: constant weights, folded batch norm, layouts chosen ahead."""
 
-    key, name = "compile", "torch.compile + freezing"
+    key, name = "compile", "torch.compile, frozen"
 
     def missing(self) -> str | None:
         if not any(shutil.which(compiler) for compiler in ("g++", "c++", "clang++")):
@@ -191,7 +192,9 @@ class OnnxRuntime(Peer):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             # external data: a model above 2 GB would not fit one protobuf file
-            torch.onnx.export(module, (image,), path, dynamo=True, external_data=True, verbose=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # the exporter's own about itself
+                torch.onnx.export(module, (image,), path, dynamo=True, external_data=True, verbose=False)
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         binding = session.io_binding()
         bind = {"device_type": "cpu", "device_id": 0, "element_type": numpy.float32}
@@ -276,7 +279,7 @@ class Ours(Peer):
 
         module, image = copy.deepcopy(model).eval(), x.contiguous()
         with torch.inference_mode():
-            reason = engine.why_not(module, image)
+            reason = engine.why_not(module, image)  # makes the plan
             if reason is not None:
                 raise Refused(f"no plan for this model: {reason}")
 

@@ -1,0 +1,228 @@
+"""Markdown tables and a bar chart from the JSON of `python -m bench.models`.
+
+python -m bench.report bench/results/models-....json              the Markdown table
+python -m bench.report ....json --plot bench/results/models.png   also a bar chart (needs matplotlib)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .machine import headline
+
+SHORT = {
+    "eager": "eager NCHW",
+    "channels_last": "eager channels_last",
+    "compile": "torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "ours": "fast_backbones",
+}
+
+
+def ms(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def peer_keys(results: dict) -> list[str]:
+    """Peers that appear in any comparison, in table order."""
+    present = {key for c in results["comparisons"] for key in c["peers"]}
+    return [key for key in SHORT if key in present] + sorted(present - SHORT.keys())
+
+
+def cell(row: dict | None) -> str:
+    if row is None:
+        return ""
+    return ms(row["median_ms"]) if row["status"] == "timed" else row["status"]
+
+
+def speed_table(results: dict) -> list[str]:
+    """Median ms per forward of each stack, and how many times as fast ours is."""
+    keys = peer_keys(results)
+    claims = list(dict.fromkeys(label for c in results["comparisons"] for label in c["claims"]))
+    head = [
+        "model",
+        "batch",
+        *(SHORT.get(k, k) for k in keys),
+        *(f"vs {label}" for label in claims),
+        "disturbed rounds",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for c in results["comparisons"]:
+        ratios = [f"{c['claims'][label]['ratio']:.2f}x" if label in c["claims"] else "" for label in claims]
+        timing = c["timing"]
+        share = f"{timing['disturbed_share']:.0%} of {len(timing['rounds'])}" if timing else ""
+        row = [c["model"], str(c["batch"]), *(cell(c["peers"].get(k)) for k in keys), *ratios, share]
+        lines.append("| " + " | ".join(row) + " |")
+    return lines
+
+
+def error_table(results: dict) -> list[str]:
+    """Error against float64 (max / rms, relative to the rms of the output), and the verdict of the 2x
+    rule."""
+    keys = peer_keys(results)
+    head = ["model", "batch", *(SHORT.get(k, k) for k in keys), "ours within 2x of PyTorch's own"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for c in results["comparisons"]:
+        errors = [(c["peers"].get(k) or {}).get("error") for k in keys]
+        cells = [f"{e['max']:.1e} / {e['rms']:.1e}" if e else "" for e in errors]
+        verdict = {True: "yes", False: "NO", None: "ours did not run"}[c["parity_2x"]]
+        lines.append("| " + " | ".join([c["model"], str(c["batch"]), *cells, verdict]) + " |")
+    return lines
+
+
+def memory_table(rows: list[dict]) -> list[str]:
+    """Peak extra MiB of a forward; the last column compares ours with eager's better layout."""
+    head = [
+        "model",
+        "batch",
+        "stack",
+        "a forward, MiB",
+        "first forward",
+        "kept after it",
+        "share of eager's better",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        for key, r in row["peers"].items():
+            share = (
+                f"{row['ours_share_of_eager']:.0%}" if key == "ours" and "ours_share_of_eager" in row else ""
+            )
+            sizes = [f"{r[k]:.0f}" for k in ("forward_mib", "first_mib", "kept_mib")]
+            lines.append(
+                "| " + " | ".join([row["model"], str(row["batch"]), SHORT[key], *sizes, share]) + " |"
+            )
+    return lines
+
+
+def first_call_table(rows: list[dict]) -> list[str]:
+    stages = list(dict.fromkeys(s for r in rows for s in r["stages_s"]))
+    head = ["model", "batch", "first call, s", *(f"of it {s}" for s in stages), "later calls, ms"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for r in rows:
+        cells = [f"{r['stages_s'][s]:.2f}" if s in r["stages_s"] else "" for s in stages]
+        line = [r["model"], str(r["batch"]), f"{r['first_s']:.2f}", *cells, f"{r['later_s'] * 1e3:.1f}"]
+        lines.append("| " + " | ".join(line) + " |")
+    return lines
+
+
+def peers_without_time(results: dict) -> list[str]:
+    """One line for each reason why a stack has no time."""
+    seen = dict.fromkeys(
+        f"- {p['name']} {p['status']}: {p['sentence']}"
+        for c in results["comparisons"]
+        for p in c["peers"].values()
+        if p["status"] != "timed"
+    )
+    return list(seen)
+
+
+def settings_lines(results: dict) -> list[str]:
+    peers = {k: p for c in results["comparisons"] for k, p in c["peers"].items()}
+    return [
+        f"- {p['name']} {p['version']}: " + ", ".join(f"{k}={v}" for k, v in p["settings"].items())
+        for p in peers.values()
+    ]
+
+
+def markdown(results: dict) -> str:
+    """The whole report of one result file."""
+    lines = [f"# {headline(results['machine'])}", "", f"`{results['command']}`", ""]
+    if results["comparisons"]:
+        lines += [
+            "Median milliseconds of a forward, float32; ratios are medians over interleaved rounds.",
+            "",
+        ]
+        lines += [*speed_table(results), "", *peers_without_time(results), ""]
+        lines += [
+            "Error against float64, max / rms, relative to the rms of the output:",
+            "",
+            *error_table(results),
+            "",
+        ]
+    if results.get("memory"):
+        lines += [
+            "Peak extra memory:",
+            "",
+            *memory_table(results["memory"]),
+            "",
+            results["memory"][0]["method"],
+            "",
+        ]
+    if results.get("first_call"):
+        lines += ["First call in a fresh process:", "", *first_call_table(results["first_call"]), ""]
+    if results["comparisons"]:
+        lines += ["Settings:", "", *settings_lines(results), ""]
+    text = "\n".join(lines)
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
+    return text.rstrip() + "\n"
+
+
+def plot(results: dict, path: Path) -> None:
+    """Bars of images per second, one group per model and batch. RuntimeError when matplotlib is not
+    installed."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError as missing:
+        raise RuntimeError("drawing needs matplotlib: pip install matplotlib") from missing
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    keys = peer_keys(results)
+    groups = results["comparisons"]
+    width = 0.8 / len(keys)
+    figure, axes = pyplot.subplots(figsize=(2.5 + 2.4 * len(groups), 4.2), layout="constrained")
+    for i, key in enumerate(keys):
+        heights = []
+        for c in groups:
+            row = c["peers"].get(key)
+            heights.append(c["batch"] * 1e3 / row["median_ms"] if row and row["status"] == "timed" else 0.0)
+        places = [g - 0.4 + width * (i + 0.5) for g in range(len(groups))]
+        bars = axes.bar(
+            places,
+            heights,
+            width,
+            label=SHORT.get(key, key),
+            color="#d1495b" if key == "ours" else f"{0.82 - 0.12 * i:.2f}",
+        )
+        axes.bar_label(bars, fmt=lambda v: f"{v:.0f}" if v else "", fontsize=7)
+    axes.set_xticks(range(len(groups)), [f"{c['model']}\nbatch {c['batch']}" for c in groups])
+    axes.set_ylabel("images per second (higher is better)")
+    axes.set_title(headline(results["machine"]), fontsize=8)
+    axes.legend(fontsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.split("\n\n")[0])
+    parser.add_argument("results", type=Path, help="JSON file written by bench.models")
+    parser.add_argument("--markdown", type=Path, help="write the table to this file instead of the terminal")
+    parser.add_argument("--plot", type=Path, help="draw a bar chart to this PNG or SVG")
+    options = parser.parse_args(argv)
+    try:
+        results = json.loads(options.results.read_text())
+    except (OSError, json.JSONDecodeError) as problem:
+        print(f"cannot read {options.results}: {problem}", file=sys.stderr)
+        return 2
+    text = markdown(results)
+    if options.markdown:
+        options.markdown.write_text(text)
+    else:
+        print(text, end="")
+    if options.plot:
+        try:
+            plot(results, options.plot)
+        except RuntimeError as problem:
+            print(problem, file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
