@@ -20,9 +20,9 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import torch
@@ -34,7 +34,8 @@ _values = dict.values
 _data_ptr = Tensor.data_ptr
 _version = attrgetter("_version")
 _dtype = attrgetter("dtype")
-_OWN_ATTRIBUTES = frozenset(nn.Module().__dict__)  # containers that nn.Module keeps for itself
+_OWN_ATTRIBUTES = frozenset(nn.Module().__dict__)
+_WATCHED = {"training", "_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"}
 
 
 def samples_per_tensor() -> int:
@@ -106,27 +107,27 @@ class Guard:
         self.modules = modules
         self.types = list(map(type, modules))
         self.classes = [(cls, cls.forward) for cls in set(self.types)]
-        self.dicts = [m.__dict__ for m in modules]
-        self.dicts += [d for m in modules for d in (m._parameters, m._buffers, m._modules)]
-        self.objects = list(chain.from_iterable(map(_values, self.dicts)))
-        self.hooks = [d for m in modules[1:] for d in (m._forward_hooks, m._forward_pre_hooks)]
-        self.containers = [
-            (value, _elements(value))
-            for m in modules
-            for key, value in m.__dict__.items()
-            if type(value) in (list, dict, set) and key not in _OWN_ATTRIBUTES
-        ]
+        self.attributes = _Attributes(modules)
+        children = [d for m in modules for d in (m._parameters, m._buffers, m._modules)]
+        self.children = [d for d in children if d]
+        self.objects = list(chain.from_iterable(map(_values, self.children)))
+        self.empty = [d for d in children if not d]
+        self.empty += [d for m in modules[1:] for d in (m._forward_hooks, m._forward_pre_hooks)]
         live = list(named_tensors(model))
         self.aliases: Mapping[str, Tensor] = {name: tensor.detach() for name, tensor in live}
-        self.tensors = list({id(tensor): tensor for _, tensor in live}.values())
-        self.parameters = frozenset(id(tensor) for tensor in self.tensors)
+        tensors = {id(tensor): tensor for _, tensor in live}.values()
+        self.tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
+        self.counters = [
+            tensor for tensor in tensors if not tensor.is_floating_point()
+        ]  # of batches seen, say
+        self.parameters = frozenset(map(id, self.tensors))
         self.samples = samples_per_tensor()
         self.take_weights()
 
     def take_weights(self) -> None:
         self.epoch = optimizer_steps.epoch
         self.addresses = list(map(_data_ptr, self.tensors))
-        self.versions = list(map(_version, self.tensors))
+        self.versions = list(map(_version, self.tensors + self.counters))
         self.dtypes = list(map(_dtype, self.tensors))
         self.sizes = [tensor.nbytes for tensor in self.tensors]
         self.memory = [tensor.detach() for tensor in self.tensors]
@@ -136,21 +137,21 @@ class Guard:
         return self.native.fingerprint(self.addresses, self.sizes, self.samples)
 
     def same_structure(self) -> bool:
-        objects = list(chain.from_iterable(map(_values, self.dicts)))
+        objects = list(chain.from_iterable(map(_values, self.children)))
         return (
             len(objects) == len(self.objects)
             and all(map(is_, objects, self.objects))
-            and not any(self.hooks)
+            and not any(self.empty)
+            and self.attributes.same()
             and list(map(type, self.modules)) == self.types
             and all(cls.forward is forward for cls, forward in self.classes)
-            and all(_same_elements(value, seen) for value, seen in self.containers)
         )
 
     def same_weights(self) -> bool:
         tensors = self.tensors
         return (
             list(map(_data_ptr, tensors)) == self.addresses
-            and list(map(_version, tensors)) == self.versions
+            and list(map(_version, tensors + self.counters)) == self.versions
             and list(map(_dtype, tensors)) == self.dtypes
             and (optimizer_steps.epoch == self.epoch or not self._stepped_on())
             and self._fingerprint() == self.fingerprint
@@ -170,6 +171,45 @@ class Guard:
     def geometry(self) -> list[Any]:
         """What a plan takes for granted about the tensors besides their values."""
         return [(name, tuple(t.shape), t.stride(), t.dtype) for name, t in self.aliases.items()]
+
+
+class _Attributes:
+    """The plain attributes of all modules: every key that a forward may look at, by identity of its value.
+
+    Of what nn.Module keeps for itself only `training` and the dicts that the guard looks into are
+    compared; the hooks that matter in eval mode are among those. Reading few objects matters: after a
+    forward none of them is in the cache.
+    """
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for module in modules:
+            own = module.__dict__
+            keys = tuple(key for key in own if key in _WATCHED or key not in _OWN_ATTRIBUTES)
+            groups.setdefault(keys, []).append(own)
+        self.dicts = [own for group in groups.values() for own in group]
+        self.lengths = list(map(len, self.dicts))
+        self.groups = [(itemgetter(*keys), group) for keys, group in groups.items()]
+        self.seen = list(self._read())
+        self.containers = [
+            (value, _elements(value))
+            for own in self.dicts
+            for key, value in own.items()
+            if type(value) in (list, dict, set) and key not in _OWN_ATTRIBUTES
+        ]
+
+    def _read(self) -> Iterator[Any]:
+        return chain.from_iterable(chain.from_iterable(map(getter, group) for getter, group in self.groups))
+
+    def same(self) -> bool:
+        if list(map(len, self.dicts)) != self.lengths:
+            return False
+        try:
+            return all(map(is_, self._read(), self.seen)) and all(
+                _same_elements(value, seen) for value, seen in self.containers
+            )
+        except KeyError:  # one attribute went, another came
+            return False
 
 
 def _elements(container: Any) -> tuple[Any, ...]:

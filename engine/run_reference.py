@@ -45,7 +45,8 @@ def evaluate(
         target, args, kwargs = map_leaves(list(step.call), lambda leaf: _argument(leaf, read, tensors))
         return target(*args, **kwargs)
     y = formula(step, [read(v) for v in step.inputs], tensors, dtype)
-    return y.reshape(y.shape[0], *(plan.values[step.output].shape or ())[1:])
+    shape = plan.values[step.output].shape
+    return y.flatten(1) if step.op == "global_avg_pool" and len(shape or ()) == 2 else y
 
 
 def _argument(leaf: Any, read: Callable[[int], Any], tensors: Tensors) -> Any:
