@@ -49,9 +49,11 @@ std::vector<Segment> blocked_segments(const std::vector<Segment>& runs) {
   return out;
 }
 
-void multiply_pixels(const Kernels& kernels, Tile tile, int64_t pixels) {
+void multiply_pixels(const Kernels& kernels, Tile tile, int64_t pixels, int64_t depth, const float* next) {
   const int64_t tiles = ceil_div(pixels, kernels.max_rows);
   for (int64_t i = 0; i < tiles; ++i) {
+    // A step of k fetches one line: a panel of 32 floats a step takes two tiles.
+    tile.next = next != nullptr && i * 16 < kernels.panel ? next + i * depth * 16 : nullptr;
     const int64_t rows = (pixels + tiles - 1 - i) / tiles;  // balanced: 49 = 13 + 12 + 12 + 12
     kernels.tile[rows](tile);
     tile.a += rows * tile.a_stride;
@@ -85,7 +87,9 @@ namespace {
 
 constexpr int64_t kWeightBytesInL2 = 384 * 1024;  // weights up to this are walked whole by every task
 constexpr int64_t kInputBytesInL2 = 400 * 1024;
-constexpr int64_t kTaskProducts = 3 << 20;  // multiply-adds of a task: about 20 us
+constexpr int64_t kPanelBytesPerTask = 512 * 1024;
+constexpr int64_t kTaskProducts = 2 << 20;  // multiply-adds of a task: about 10 us
+constexpr int64_t kCopyFloats = 64 * 1024;   // of a first-phase task
 
 class Conv2d final : public Op {
  public:
@@ -96,9 +100,9 @@ class Conv2d final : public Op {
     group_k_ = spec.k / spec.groups;
     panels_ = ceil_div(group_k_, kernels_.panel);
     const bool pointwise = spec.r == 1 && spec.s == 1 && spec.pad_h == 0 && spec.pad_w == 0;
-    flat_ = pointwise && spec.stride_h == 1 && spec.stride_w == 1 && !spec.nchw_in;
-    gathered_ = pointwise && !flat_;
-    copied_ = !flat_;
+    const bool as_is = pointwise && spec.stride_h == 1 && spec.stride_w == 1 && !spec.nchw_in;
+    form_ = as_is ? Form::flat : pointwise ? Form::gathered : Form::rows;
+    hp_ = spec.h + 2 * spec.pad_h;
     wp_ = spec.w + 2 * spec.pad_w;
     depth_ = spec.r * spec.s * group_c_;
     std::vector<Segment> runs;
@@ -116,143 +120,182 @@ class Conv2d final : public Op {
     choose_blocks();
   }
 
-  int64_t tasks() const override { return pixel_blocks_ * spec_.groups * panel_blocks_; }
+  int64_t tasks() const override { return first_phase_ + pixel_blocks_ * split(); }
+  int64_t first_phase_tasks() const override { return first_phase_; }
   int64_t scratch_floats() const override {
-    if (!copied_) return 0;
-    if (gathered_) return rows_per_block_ * q_ * group_c_;
-    return input_rows(rows_per_block_) * wp_ * group_c_;
+    if (form_ == Form::flat || first_phase_ > 0) return 0;
+    return form_ == Form::gathered ? units_per_block_ * q_ * group_c_ : input_rows(units_per_block_) * wp_ * group_c_;
+  }
+  int64_t shared_floats() const override {
+    if (first_phase_ == 0) return 0;
+    return spec_.groups * group_shared_floats();
   }
 
   void run(int64_t task, const Pointers& x, float* scratch) const override {
-    const int64_t split = spec_.groups * panel_blocks_;
-    const int64_t pixel_block = task / split;
-    const int64_t group = task % split / panel_blocks_;
-    const int64_t panel_block = task % split % panel_blocks_;
-    const int64_t panel_begin = panel_block * panels_ / panel_blocks_, panel_end = (panel_block + 1) * panels_ / panel_blocks_;
+    if (task < first_phase_) return prepare(task, x);
+    task -= first_phase_;
+    const int64_t pixel_block = task / split(), group = task % split() / panel_blocks_, panel_block = task % panel_blocks_;
+    const Range pixels = block_pixels(pixel_block);
     Tile tile{};
     tile.segments = segments_.data();
     tile.segment_count = static_cast<int64_t>(segments_.size());
     tile.relu = spec_.activation == 1;
     tile.y_stride = spec_.ldy;
     tile.residual_stride = spec_.ldr;
-    int64_t first_pixel, run_length, runs, run_step;
+    // The block is `runs` rows of `length` output pixels whose inputs start run_step floats apart.
+    int64_t runs = 1, length = pixels.end - pixels.begin, run_step = 0;
     const float* a;
-    if (flat_) {
-      first_pixel = pixel_block * pixels_per_block_;
-      run_length = std::min(pixels_per_block_, spec_.n * p_ * q_ - first_pixel);
-      runs = 1;
-      run_step = 0;
-      a = x.x + first_pixel * spec_.ldx + group * group_c_;
+    if (form_ == Form::flat) {
       tile.a_stride = spec_.ldx;
+      a = x.x + pixels.begin * spec_.ldx + group * group_c_;
     } else {
-      const int64_t image = pixel_block / blocks_per_image_;
-      const int64_t row = pixel_block % blocks_per_image_ * rows_per_block_;
-      const int64_t rows = std::min(rows_per_block_, p_ - row);
-      first_pixel = (image * p_ + row) * q_;
-      a = scratch;
-      if (gathered_) {
-        gather(x.x, image, row, rows, group, scratch);
-        run_length = rows * q_;
-        runs = 1;
-        run_step = 0;
+      const int64_t row = pixels.begin / q_, rows = length / q_;  // output rows, counted over all images
+      const float* shared = x.shared + group * (first_phase_ > 0 ? group_shared_floats() : 0);
+      if (form_ == Form::gathered) {
         tile.a_stride = group_c_;
+        a = shared + pixels.begin * group_c_;
+        if (first_phase_ == 0) {
+          gather(x.x, row, rows, group, scratch);
+          a = scratch;
+        }
       } else {
-        copy_rows(x.x, image, row * spec_.stride_h - spec_.pad_h, input_rows(rows), group, scratch);
-        run_length = q_;
         runs = rows;
+        length = q_;
         run_step = spec_.stride_h * wp_ * group_c_;
         tile.a_stride = spec_.stride_w * group_c_;
+        const int64_t image = row / p_, first = row % p_ * spec_.stride_h;  // padded input rows
+        a = shared + (image * hp_ + first) * wp_ * group_c_;
+        if (first_phase_ == 0) {
+          copy_rows(x.x, image, first, input_rows(rows), group, scratch);
+          a = scratch;
+        }
       }
     }
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    for (int64_t panel = panel_block * panels_ / panel_blocks_; panel < (panel_block + 1) * panels_ / panel_blocks_; ++panel) {
       const int64_t channel = group * group_k_ + panel * kernels_.panel;
       tile.columns = std::min<int64_t>(kernels_.panel, group_k_ - panel * kernels_.panel);
       tile.b = x.weight + (group * panels_ + panel) * kernels_.panel * depth_;
       tile.bias = x.bias != nullptr ? x.bias + channel : nullptr;
+      const float* next = panel + 1 < panels_ ? tile.b + kernels_.panel * depth_ : nullptr;
       for (int64_t i = 0; i < runs; ++i) {
-        const int64_t pixel = first_pixel + i * run_length;
+        const int64_t pixel = pixels.begin + i * length;
         tile.a = a + i * run_step;
         tile.y = x.y + pixel * spec_.ldy + channel;
         tile.residual = x.residual != nullptr ? x.residual + pixel * spec_.ldr + channel : nullptr;
-        multiply_pixels(kernels_, tile, run_length);
+        multiply_pixels(kernels_, tile, length, depth_, i == 0 ? next : nullptr);
       }
     }
   }
 
   Range input_pixels(int64_t task) const override {
-    const int64_t block = task / (spec_.groups * panel_blocks_);
-    if (flat_) return block_pixels(block);
-    const int64_t image = block / blocks_per_image_;
-    const int64_t row = block % blocks_per_image_ * rows_per_block_;
-    const int64_t first = std::max<int64_t>(0, row * spec_.stride_h - spec_.pad_h);
-    const int64_t last = std::min(spec_.h, row * spec_.stride_h - spec_.pad_h + input_rows(std::min(rows_per_block_, p_ - row)));
-    return {(image * spec_.h + std::min(first, spec_.h)) * spec_.w, (image * spec_.h + std::max(first, last)) * spec_.w};
+    if (form_ == Form::flat) return block_pixels(task / split());
+    if (task >= first_phase_ && first_phase_ > 0) return {0, 0};  // these wait for the first phase
+    if (first_phase_ > 0 && form_ == Form::rows) {
+      const int64_t row = task * rows_per_first_task_, last = std::min(row + rows_per_first_task_, spec_.n * hp_);
+      return {unpadded_row(row) * spec_.w, unpadded_row(last) * spec_.w};
+    }
+    const Range out = first_phase_ > 0 ? first_task_pixels(task) : block_pixels(task / split());
+    const int64_t first = out.begin / q_, last = (out.end - 1) / q_;  // output rows over all images
+    return {unpadded_row(first / p_ * hp_ + first % p_ * spec_.stride_h) * spec_.w,
+            unpadded_row(last / p_ * hp_ + last % p_ * spec_.stride_h + input_rows(1)) * spec_.w};
   }
-  Range residual_pixels(int64_t task) const override { return block_pixels(task / (spec_.groups * panel_blocks_)); }
+  Range residual_pixels(int64_t task) const override {
+    return task < first_phase_ ? Range{0, 0} : block_pixels((task - first_phase_) / split());
+  }
   Range tasks_writing(Range pixels) const override {
     if (pixels.begin >= pixels.end) return {0, 0};
-    const int64_t split = spec_.groups * panel_blocks_;
-    return {block_of(pixels.begin) * split, (block_of(pixels.end - 1) + 1) * split};
+    return {first_phase_ + block_of(pixels.begin) * split(), first_phase_ + (block_of(pixels.end - 1) + 1) * split()};
   }
 
   std::string detail() const override {
-    return std::string(isa_name(isa())) + (flat_ ? " pointwise" : gathered_ ? " strided pointwise" : " direct") + " " +
-           std::to_string(pixel_blocks_) + "x" + std::to_string(spec_.groups * panel_blocks_) + " tasks";
+    const char* form = form_ == Form::flat ? " pointwise " : form_ == Form::gathered ? " strided pointwise " : " direct ";
+    return isa_name(isa()) + std::string(form) + (first_phase_ > 0 ? std::to_string(first_phase_) + "+" : "") + std::to_string(pixel_blocks_) +
+           "x" + std::to_string(split()) + " tasks";
   }
 
  private:
+  // flat: 1x1, stride 1, read in place, all images one row of pixels. gathered: strided 1x1, the pixels it reads are copied next to
+  // each other and are one row, too. rows: anything else, row by row from a zero-padded copy.
+  enum class Form { flat, gathered, rows };
+
+  int64_t split() const { return spec_.groups * panel_blocks_; }
   int64_t input_rows(int64_t rows) const { return (rows - 1) * spec_.stride_h + (spec_.r - 1) * spec_.dilation_h + 1; }
+  int64_t group_shared_floats() const {
+    return (form_ == Form::gathered ? spec_.n * p_ * q_ : spec_.n * hp_ * wp_) * group_c_;
+  }
+  // A row of the padded images, all images stacked, as a row of the unpadded ones; rows in the padding move inwards.
+  int64_t unpadded_row(int64_t row) const {
+    const int64_t image = std::min(row / hp_, spec_.n - 1);
+    return image * spec_.h + std::clamp<int64_t>(row - image * hp_ - spec_.pad_h, 0, spec_.h);
+  }
 
   Range block_pixels(int64_t block) const {
-    if (flat_) return {block * pixels_per_block_, std::min((block + 1) * pixels_per_block_, spec_.n * p_ * q_)};
-    const int64_t image = block / blocks_per_image_, row = block % blocks_per_image_ * rows_per_block_;
-    return {(image * p_ + row) * q_, (image * p_ + std::min(row + rows_per_block_, p_)) * q_};
+    if (form_ != Form::rows && (form_ == Form::flat || first_phase_ > 0)) {
+      return {block * units_per_block_, std::min((block + 1) * units_per_block_, spec_.n * p_ * q_)};
+    }
+    const int64_t image = block / blocks_per_image_, row = block % blocks_per_image_ * units_per_block_;
+    return {(image * p_ + row) * q_, (image * p_ + std::min(row + units_per_block_, p_)) * q_};
   }
   int64_t block_of(int64_t pixel) const {
-    if (flat_) return pixel / pixels_per_block_;
-    const int64_t image = pixel / (p_ * q_);
-    return image * blocks_per_image_ + (pixel - image * p_ * q_) / q_ / rows_per_block_;
+    if (form_ != Form::rows && (form_ == Form::flat || first_phase_ > 0)) return pixel / units_per_block_;
+    const int64_t row = pixel / q_;
+    return row / p_ * blocks_per_image_ + row % p_ / units_per_block_;
+  }
+  Range first_task_pixels(int64_t task) const {
+    return {task * rows_per_first_task_ * q_, std::min((task + 1) * rows_per_first_task_, spec_.n * p_) * q_};
   }
 
-  // Cuts the work so that a task takes about 20 us, keeps its input block in L2, and does not re-read large weights often.
+  // Cuts the work so that a task takes about 10 us, keeps its input block in L2, and does not re-read large weights often. Weights that
+  // do not fit L2 are cut into panels across tasks; a copy of the input is then made once, in a first phase, for all of them.
   void choose_blocks() {
     const int64_t weight_bytes = depth_ * group_k_ * 4;
-    const int64_t unit = flat_ ? 1 : q_;                            // pixels come in these steps
-    const int64_t units = flat_ ? spec_.n * p_ * q_ : p_;           // per image, or of all images when flat
+    const bool large_weights = weight_bytes > kWeightBytesInL2;
+    const bool by_pixel = form_ == Form::flat || (form_ == Form::gathered && (large_weights || spec_.groups > 1));
+    const int64_t unit = by_pixel ? 1 : q_;                        // a block is a number of units: pixels, or rows of one image
+    const int64_t units = by_pixel ? spec_.n * p_ * q_ : p_;
     const int64_t unit_products = unit * depth_ * group_k_;
-    const int64_t unit_bytes = (flat_ || gathered_ ? unit * depth_ : spec_.stride_h * wp_ * group_c_) * 4;
+    const int64_t unit_bytes = (form_ == Form::rows ? spec_.stride_h * wp_ * group_c_ : unit * depth_) * 4;
     const int64_t in_cache = std::max<int64_t>(1, kInputBytesInL2 / std::max<int64_t>(1, unit_bytes));
-    int64_t per_block;
-    if (weight_bytes <= kWeightBytesInL2) {
-      per_block = std::max<int64_t>(ceil_div(kTaskProducts, unit_products), ceil_div(4 * kernels_.max_rows, unit));
-      panel_blocks_ = 1;
-    } else {
-      per_block = std::max<int64_t>(ceil_div(8 * kernels_.max_rows, unit), in_cache);
+    const int64_t wanted = large_weights ? in_cache : std::max(ceil_div(kTaskProducts, unit_products), ceil_div(4 * kernels_.max_rows, unit));
+    const int64_t blocks = ceil_div(units, std::clamp<int64_t>(std::min(wanted, in_cache), 1, units));
+    units_per_block_ = ceil_div(units, blocks);
+    if (large_weights) {
+      const int64_t panel_products = units_per_block_ * unit * depth_ * kernels_.panel, panel_bytes = depth_ * kernels_.panel * 4;
+      const int64_t per_task = std::min(ceil_div(kTaskProducts, panel_products), ceil_div(kPanelBytesPerTask, panel_bytes));
+      panel_blocks_ = ceil_div(panels_, std::clamp<int64_t>(per_task, 1, panels_));
     }
-    per_block = std::min(per_block, std::max<int64_t>(in_cache, 1));
-    per_block = std::clamp<int64_t>(per_block, 1, units);
-    const int64_t blocks = ceil_div(units, per_block);
-    per_block = ceil_div(units, blocks);
-    if (weight_bytes > kWeightBytesInL2) {
-      const int64_t panels_per_task = std::clamp<int64_t>(ceil_div(kTaskProducts, per_block * unit * depth_ * kernels_.panel), 1, panels_);
-      panel_blocks_ = ceil_div(panels_, panels_per_task);
-    }
-    if (flat_) {
-      pixels_per_block_ = per_block;
-      pixel_blocks_ = ceil_div(units, per_block);
-    } else {
-      rows_per_block_ = per_block;
-      blocks_per_image_ = ceil_div(units, per_block);
-      pixel_blocks_ = spec_.n * blocks_per_image_;
+    blocks_per_image_ = ceil_div(units, units_per_block_);
+    pixel_blocks_ = by_pixel ? blocks_per_image_ : spec_.n * blocks_per_image_;
+    if (form_ != Form::flat && split() > 1) {
+      const int64_t rows = form_ == Form::gathered ? spec_.n * p_ : spec_.n * hp_;
+      const int64_t row_floats = (form_ == Form::gathered ? q_ : wp_) * spec_.c;
+      rows_per_first_task_ = std::clamp<int64_t>(kCopyFloats / row_floats, 1, ceil_div(rows, 4));
+      first_phase_ = ceil_div(rows, rows_per_first_task_);
     }
   }
 
-  // The pixels a strided 1x1 convolution reads, next to each other.
-  void gather(const float* x, int64_t image, int64_t row, int64_t rows, int64_t group, float* out) const {
+  // First phase: a few rows of the copy, all groups.
+  void prepare(int64_t task, const Pointers& x) const {
+    for (int64_t group = 0; group < spec_.groups; ++group) {
+      float* out = x.shared + group * group_shared_floats();
+      if (form_ == Form::gathered) {
+        const Range pixels = first_task_pixels(task);
+        gather(x.x, pixels.begin / q_, (pixels.end - pixels.begin) / q_, group, out + pixels.begin * group_c_);
+        continue;
+      }
+      const int64_t last = std::min((task + 1) * rows_per_first_task_, spec_.n * hp_);
+      for (int64_t row = task * rows_per_first_task_; row < last; ++row)
+        copy_rows(x.x, row / hp_, row % hp_, 1, group, out + row * wp_ * group_c_);
+    }
+  }
+
+  // The pixels that `rows` output rows of a strided 1x1 convolution read, next to each other. Rows are counted over all images.
+  void gather(const float* x, int64_t first, int64_t rows, int64_t group, float* out) const {
     const int64_t plane = spec_.h * spec_.w;
-    for (int64_t p = row; p < row + rows; ++p) {
+    for (int64_t row = first; row < first + rows; ++row) {
+      const int64_t image = row / p_;
       for (int64_t q = 0; q < q_; ++q, out += group_c_) {
-        const int64_t pixel = p * spec_.stride_h * spec_.w + q * spec_.stride_w;
+        const int64_t pixel = row % p_ * spec_.stride_h * spec_.w + q * spec_.stride_w;
         if (spec_.nchw_in) {
           const float* source = x + (image * spec_.c + group * group_c_) * plane + pixel;
           for (int64_t c = 0; c < group_c_; ++c) out[c] = source[c * plane];
@@ -263,10 +306,10 @@ class Conv2d final : public Op {
     }
   }
 
-  // Input rows [first, first + rows) with their zero padding: [rows][w + 2 pad_w][group_c].
+  // Rows [first, first + rows) of the zero-padded image: [rows][w + 2 pad_w][group_c].
   void copy_rows(const float* x, int64_t image, int64_t first, int64_t rows, int64_t group, float* out) const {
     const int64_t pad = spec_.pad_w * group_c_;
-    for (int64_t row = first; row < first + rows; ++row, out += wp_ * group_c_) {
+    for (int64_t row = first - spec_.pad_h; row < first - spec_.pad_h + rows; ++row, out += wp_ * group_c_) {
       if (row < 0 || row >= spec_.h) {
         std::fill(out, out + wp_ * group_c_, 0.0f);
         continue;
@@ -290,9 +333,9 @@ class Conv2d final : public Op {
 
   const Kernels& kernels_;
   std::vector<Segment> segments_;
-  int64_t p_ = 0, q_ = 0, group_c_ = 0, group_k_ = 0, panels_ = 0, wp_ = 0, depth_ = 0;
-  bool flat_ = false, gathered_ = false, copied_ = false;
-  int64_t pixels_per_block_ = 1, rows_per_block_ = 1, blocks_per_image_ = 1, pixel_blocks_ = 1, panel_blocks_ = 1;
+  int64_t p_ = 0, q_ = 0, group_c_ = 0, group_k_ = 0, panels_ = 0, hp_ = 0, wp_ = 0, depth_ = 0;
+  Form form_ = Form::flat;
+  int64_t units_per_block_ = 1, blocks_per_image_ = 1, pixel_blocks_ = 1, panel_blocks_ = 1, rows_per_first_task_ = 1, first_phase_ = 0;
 };
 
 }  // namespace

@@ -31,6 +31,7 @@ struct Tile {
   int64_t y_stride;
   int64_t columns;        // valid columns, 1..panel
   int64_t relu;
+  const float* next;      // memory wanted soon: one cache line of it is prefetched per step of k; null: none
 };
 
 struct Kernels {
@@ -46,7 +47,8 @@ const Kernels& kernels(Isa isa);
 // Cuts consecutive runs into blocks of equal length, at most kMaxBlock products each. The cut depends on the total only.
 std::vector<Segment> blocked_segments(const std::vector<Segment>& runs);
 
-// One panel of output channels for a row of pixels, by tiles of balanced height.
-void multiply_pixels(const Kernels& kernels, Tile tile, int64_t pixels);
+// One panel of output channels for a row of pixels, by tiles of balanced height. `next`, when not null, are the packed weights
+// that come after this panel (`depth` rows of k): the first tiles fetch them from memory while they compute.
+void multiply_pixels(const Kernels& kernels, Tile tile, int64_t pixels, int64_t depth, const float* next);
 
 }  // namespace fb::conv2d

@@ -26,6 +26,8 @@ FB_INLINE __m256i vtail(int count) {
 FB_INLINE V vload_tail(const float* p, int count) { return _mm256_maskload_ps(p, vtail(count)); }
 FB_INLINE void vstore_tail(float* p, V v, int count) { _mm256_maskstore_ps(p, vtail(count), v); }
 FB_INLINE void vprefetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+FB_INLINE void vprefetch_l2(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+FB_INLINE void vprefetch_write(const float* p) { __builtin_prefetch(p, 1); }
 
 template <int kGroup>
 FB_INLINE V vspread(const float* p, int c) {

@@ -32,6 +32,8 @@ FB_INLINE __mmask16 vtail(int count) { return static_cast<__mmask16>((1u << coun
 FB_INLINE V vload_tail(const float* p, int count) { return _mm512_maskz_loadu_ps(vtail(count), p); }
 FB_INLINE void vstore_tail(float* p, V v, int count) { _mm512_mask_storeu_ps(p, vtail(count), v); }
 FB_INLINE void vprefetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+FB_INLINE void vprefetch_l2(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+FB_INLINE void vprefetch_write(const float* p) { __builtin_prefetch(p, 1); }
 
 // Lane l becomes p[(l / kGroup) * kGroup + c]: every channel of a group sees that group's input channel c.
 template <int kGroup>

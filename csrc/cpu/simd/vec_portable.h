@@ -29,6 +29,8 @@ FB_INLINE void vstore_tail(float* p, V v, int count) {
   for (int i = 0; i < count; ++i) p[i] = v[i];
 }
 FB_INLINE void vprefetch(const float* p) { __builtin_prefetch(p); }
+FB_INLINE void vprefetch_l2(const float* p) { __builtin_prefetch(p, 0, 2); }
+FB_INLINE void vprefetch_write(const float* p) { __builtin_prefetch(p, 1); }
 
 template <int kGroup>
 FB_INLINE V vspread(const float* p, int c) {

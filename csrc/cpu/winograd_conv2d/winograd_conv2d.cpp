@@ -95,7 +95,9 @@ class WinogradConv2d final : public Op {
         tile.y = m + i * m_stride;
         tile.y_stride = kernels_.panel;
         tile.columns = kernels_.panel;
-        conv2d::multiply_pixels(kernels_, tile, count);
+        // The next point's weights follow these, and the next panel's follow the last point's.
+        const bool last = i == kPoints - 1 && panel + 1 == panels_;
+        conv2d::multiply_pixels(kernels_, tile, count, spec_.c, last ? nullptr : tile.b + spec_.c * kernels_.panel);
       }
       transform_output(x, tile_begin, tile_end, panel, m, m_stride);
     }
