@@ -74,9 +74,6 @@ def value_steps(plan: Plan) -> dict[int, list[int]]:
     for number, step in enumerate(plan.steps):
         for value in {*step.inputs, step.output}:
             found[plan.root(value).id].append(number)
-    for output in plan.outputs:  # what the caller gets a copy of lives to the end
-        if output.value is not None:
-            found[plan.root(output.value).id].append(len(plan.steps) - 1)
     return found
 
 
@@ -98,11 +95,12 @@ def loop_paths(schedule: Loop) -> dict[int, list[Loop]]:
 def demand_of(
     plan: Plan, value: Value, steps: list[int], paths: dict[int, list[Loop]], linger: int
 ) -> tuple[Interval, int]:
-    """Room for one chunk of the innermost loop around every step of this value; the depth of that loop."""
-    depth = 0
-    while all(len(paths[s]) > depth + 1 and paths[s][depth + 1] is paths[steps[0]][depth + 1] for s in steps):
-        depth += 1
-    chunk = paths[steps[0]][depth].chunk
+    """Room for one chunk of the innermost loop around every step of this value; the depth of that loop.
+
+    What the caller gets a copy of is needed whole, and to the end.
+    """
+    returned = any(o.value is not None and plan.root(o.value).id == value.id for o in plan.outputs)
+    depth = 0 if returned else common_depth([paths[s] for s in steps])
 
     def span(step: int) -> tuple[int, int]:
         """The steps that run while this one may have started and not finished all its chunks."""
@@ -111,9 +109,19 @@ def demand_of(
         inner = paths[step][depth + 1].steps()
         return inner[0], inner[-1]
 
-    first, last = span(steps[0])[0], max(span(s)[1] for s in steps)
+    first = span(steps[0])[0]
+    last = len(plan.steps) if returned else max(span(s)[1] for s in steps)
     image = value.pixels * pixel_stride(value.channels) * FLOAT
+    chunk = paths[steps[0]][depth].chunk
     return Interval(value.id, round_up(chunk * image), first, last + linger), depth
+
+
+def common_depth(paths: list[list[Loop]]) -> int:
+    """How deep the loops are the same ones."""
+    depth = 0
+    while all(len(path) > depth + 1 and path[depth + 1] is paths[0][depth + 1] for path in paths):
+        depth += 1
+    return depth
 
 
 def best_fit(demands: list[Interval]) -> int:
