@@ -1,0 +1,222 @@
+// Runs the CPU kernels without Python, for the sanitizers: buffers of exactly the promised size, small integers, several
+// threads, and a comparison to the bit with the formula written as plain loops.
+//
+//   cmake -S . -B build/asan -G Ninja -DFB_TORCH=OFF -DFB_SANITIZE=address && cmake --build build/asan && build/asan/fb_check
+//
+// FB_MAX_ISA picks the instruction set. Exit status 0: every case held.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "isa.h"
+#include "op.h"
+
+namespace {
+
+// Exactly `size` floats on a cache line, NaN at first: what a kernel forgets to write cannot pass. Never reads past its end.
+class Buffer {
+ public:
+  explicit Buffer(int64_t size) : size_(size) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 64, size_t(size > 0 ? size : 1) * sizeof(float)) != 0) std::abort();
+    data_ = static_cast<float*>(memory);
+    for (int64_t i = 0; i < size; ++i) data_[i] = NAN;
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { std::free(data_); }
+
+  float* data() const { return data_; }
+  int64_t size() const { return size_; }
+  float& operator[](int64_t i) const { return data_[i]; }
+
+  void fill(int low, int high, int scale, uint32_t seed) {
+    for (int64_t i = 0; i < size_; ++i) {
+      seed = seed * 1664525u + 1013904223u;
+      data_[i] = float((low + int((seed >> 16) % uint32_t(high - low + 1))) * scale);
+    }
+  }
+
+ private:
+  float* data_;
+  int64_t size_;
+};
+
+void on_threads(int64_t n, void (*body)(void*), void* context) {
+  std::vector<std::thread> crew;
+  for (int64_t i = 1; i < (n > 0 ? n : 2); ++i) crew.emplace_back(body, context);
+  body(context);
+  for (std::thread& one : crew) one.join();
+}
+
+int64_t last_pixel_end(int64_t pixels, int64_t ld, int64_t channels) {
+  return pixels > 0 ? (pixels - 1) * ld + channels : 0;
+}
+
+// The formulas. x(n, row, column, channel) is 0 outside the image for a convolution, and left out by a pool.
+float expected(const fb::OpSpec& spec, const std::function<float(int64_t, int64_t, int64_t, int64_t)>& x, const Buffer& weight,
+               const Buffer& bias, const Buffer& residual, int64_t n, int64_t p, int64_t q, int64_t k) {
+  if (spec.kind == "to_nchw" || spec.kind == "to_nhwc") return x(n, p, q, k);
+  if (spec.kind == "global_avg_pool") {
+    float sum = 0;
+    for (int64_t h = 0; h < spec.h; ++h)
+      for (int64_t w = 0; w < spec.w; ++w) sum += x(n, h, w, k);
+    return sum / float(spec.h * spec.w);
+  }
+  const bool pool = spec.kind == "max_pool2d";
+  const int64_t inputs = spec.c / spec.groups, group = k / (spec.k / spec.groups);
+  float sum = pool ? -INFINITY : bias[k];
+  for (int64_t r = 0; r < spec.r; ++r) {
+    for (int64_t s = 0; s < spec.s; ++s) {
+      const int64_t h = p * spec.stride_h + r * spec.dilation_h - spec.pad_h, w = q * spec.stride_w + s * spec.dilation_w - spec.pad_w;
+      if (h < 0 || h >= spec.h || w < 0 || w >= spec.w) continue;
+      if (pool) {
+        sum = std::fmax(sum, x(n, h, w, k));
+        continue;
+      }
+      for (int64_t c = 0; c < inputs; ++c) sum += x(n, h, w, group * inputs + c) * weight[((k * inputs + c) * spec.r + r) * spec.s + s];
+    }
+  }
+  if (pool) return sum;
+  if (residual.size() > 0) sum += residual[((n * spec.p() + p) * spec.q() + q) * spec.k + k];
+  return spec.activation == 1 ? std::fmax(sum, 0.0f) : sum;
+}
+
+bool has_weight(const fb::OpSpec& spec) {
+  return spec.kind == "conv2d" || spec.kind == "winograd_conv2d" || spec.kind == "grouped_conv2d" || spec.kind == "linear";
+}
+
+std::string text(const fb::OpSpec& spec) {
+  std::string out = spec.kind + " n" + std::to_string(spec.n) + " " + std::to_string(spec.h) + "x" + std::to_string(spec.w) + " " +
+                    std::to_string(spec.c) + "->" + std::to_string(spec.k) + " window " + std::to_string(spec.r) + "x" + std::to_string(spec.s) +
+                    " stride " + std::to_string(spec.stride_h) + " groups " + std::to_string(spec.groups);
+  return out + (spec.nchw_in ? " planar" : "") + (spec.ldx ? " strided" : "");
+}
+
+bool check(const fb::OpSpec& spec, bool with_residual) {
+  const bool spatial = has_weight(spec) || spec.kind == "max_pool2d";
+  const int64_t p = spec.kind == "global_avg_pool" ? 1 : spatial ? spec.p() : spec.h;
+  const int64_t q = spec.kind == "global_avg_pool" ? 1 : spatial ? spec.q() : spec.w;
+  const bool planar_in = spec.nchw_in || spec.kind == "to_nhwc", planar_out = spec.kind == "to_nchw";
+  const int64_t ldx = spec.ldx ? spec.ldx : spec.c, ldy = spec.ldy ? spec.ldy : spec.k;
+  const int64_t pixels_in = spec.n * spec.h * spec.w, pixels_out = spec.n * p * q;
+
+  Buffer x(planar_in ? pixels_in * spec.c : last_pixel_end(pixels_in, ldx, spec.c));
+  Buffer y(planar_out ? pixels_out * spec.k : last_pixel_end(pixels_out, ldy, spec.k));
+  Buffer weight(has_weight(spec) ? spec.k * (spec.c / spec.groups) * spec.r * spec.s : 0);
+  Buffer bias(has_weight(spec) ? spec.k : 0);
+  Buffer residual(with_residual ? pixels_out * spec.k : 0);
+  Buffer packed(has_weight(spec) ? fb::packed_floats(spec) : 0);
+  x.fill(-3, 3, 1, 1);
+  if (spec.kind == "global_avg_pool") x.fill(-3, 3, int(spec.h * spec.w), 1);  // then the mean is an integer
+  weight.fill(-2, 2, 4, 2);  // multiples of 4: the transforms of F(2x2, 3x3) stay exact
+  bias.fill(-5, 5, 1, 3);
+  residual.fill(-5, 5, 1, 4);
+  if (has_weight(spec)) fb::pack_weight(spec, weight.data(), packed.data());
+
+  fb::Pointers pointers;
+  pointers.x = x.data();
+  pointers.y = y.data();
+  if (has_weight(spec)) pointers.weight = packed.data(), pointers.bias = bias.data();
+  if (with_residual) pointers.residual = residual.data();
+
+  const auto at = [&](int64_t n, int64_t h, int64_t w, int64_t c) {
+    return planar_in ? x[((n * spec.c + c) * spec.h + h) * spec.w + w] : x[((n * spec.h + h) * spec.w + w) * ldx + c];
+  };
+  for (const int threads : {1, 3}) {
+    for (int64_t i = 0; i < y.size(); ++i) y[i] = NAN;
+    fb::run_op(spec, pointers, threads);
+    for (int64_t n = 0; n < spec.n; ++n)
+      for (int64_t row = 0; row < p; ++row)
+        for (int64_t column = 0; column < q; ++column)
+          for (int64_t k = 0; k < spec.k; ++k) {
+            const int64_t pixel = (n * p + row) * q + column;
+            const float got = planar_out ? y[((n * spec.k + k) * p + row) * q + column] : y[pixel * ldy + k];
+            const float want = expected(spec, at, weight, bias, residual, n, row, column, k);
+            if (got != want) {
+              std::fprintf(stderr, "%s, %d threads: y[%d, %d, %d, %d] is %g, expected %g\n", text(spec).c_str(), threads, int(n), int(row),
+                           int(column), int(k), double(got), double(want));
+              return false;
+            }
+          }
+    // Between strided pixels lies somebody else's memory.
+    for (int64_t pixel = 0; pixel + 1 < pixels_out && !planar_out; ++pixel)
+      for (int64_t k = spec.k; k < ldy; ++k)
+        if (!std::isnan(y[pixel * ldy + k])) {
+          std::fprintf(stderr, "%s: wrote between its pixels\n", text(spec).c_str());
+          return false;
+        }
+  }
+  return true;
+}
+
+fb::OpSpec conv(const char* kind, int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t window, int64_t stride, int64_t pad,
+                int64_t groups = 1) {
+  fb::OpSpec spec;
+  spec.kind = kind;
+  spec.n = n, spec.h = h, spec.w = w, spec.c = c, spec.k = k;
+  spec.r = spec.s = window, spec.stride_h = spec.stride_w = stride, spec.pad_h = spec.pad_w = pad, spec.groups = groups;
+  return spec;
+}
+
+std::vector<fb::OpSpec> cases() {
+  std::vector<fb::OpSpec> all = {
+      conv("conv2d", 1, 1, 1, 1, 1, 1, 1, 0),      conv("conv2d", 2, 7, 5, 13, 35, 1, 1, 0),    conv("conv2d", 1, 9, 9, 64, 70, 1, 2, 0),
+      conv("conv2d", 2, 6, 11, 5, 17, 3, 2, 1),    conv("conv2d", 1, 2, 2, 8, 16, 3, 1, 1),     conv("conv2d", 1, 17, 15, 3, 64, 7, 2, 3),
+      conv("conv2d", 1, 5, 5, 600, 48, 1, 1, 0),   conv("conv2d", 2, 5, 7, 12, 18, 3, 1, 1, 3), conv("conv2d", 1, 1, 1, 16, 32, 5, 1, 2),
+      conv("winograd_conv2d", 1, 8, 8, 16, 16, 3, 1, 1), conv("winograd_conv2d", 2, 7, 9, 19, 37, 3, 1, 1),
+      conv("winograd_conv2d", 1, 14, 14, 64, 64, 3, 1, 0), conv("winograd_conv2d", 3, 3, 1, 5, 3, 3, 1, 1),
+      conv("grouped_conv2d", 1, 7, 9, 32, 32, 3, 1, 1, 8), conv("grouped_conv2d", 2, 8, 6, 64, 64, 3, 2, 1, 8),
+      conv("grouped_conv2d", 1, 5, 5, 48, 48, 3, 1, 1, 3), conv("grouped_conv2d", 2, 1, 2, 96, 96, 3, 2, 1, 3),
+      conv("max_pool2d", 2, 7, 9, 13, 13, 3, 2, 1), conv("max_pool2d", 1, 6, 6, 64, 64, 2, 2, 0), conv("max_pool2d", 1, 1, 1, 3, 3, 3, 1, 1),
+      conv("global_avg_pool", 2, 7, 7, 37, 37, 1, 1, 0), conv("global_avg_pool", 1, 1, 1, 16, 16, 1, 1, 0),
+      conv("linear", 3, 1, 1, 70, 33, 1, 1, 0),     conv("linear", 1, 1, 1, 1, 1, 1, 1, 0),
+      conv("to_nchw", 2, 5, 7, 19, 19, 1, 1, 0),    conv("to_nhwc", 2, 5, 7, 19, 19, 1, 1, 0),  conv("to_nhwc", 1, 16, 16, 3, 3, 1, 1, 0),
+      conv("conv2d", 0, 4, 4, 8, 8, 3, 1, 1)};
+  fb::OpSpec stem = conv("conv2d", 2, 19, 13, 3, 64, 7, 2, 3);
+  stem.nchw_in = 1;
+  all.push_back(stem);
+  fb::OpSpec dilated = conv("conv2d", 1, 9, 8, 6, 10, 3, 1, 2);
+  dilated.dilation_h = dilated.dilation_w = 2;
+  all.push_back(dilated);
+  fb::OpSpec ceil = conv("max_pool2d", 1, 8, 7, 5, 5, 3, 2, 0);
+  ceil.ceil_mode = 1;
+  all.push_back(ceil);
+  const size_t dense = all.size();
+  for (size_t i = 0; i < dense; ++i) {  // the same, as slices of wider maps
+    fb::OpSpec slice = all[i];
+    if (slice.nchw_in || slice.kind[0] == 't' || slice.kind == "linear") continue;
+    slice.ldx = slice.c + 5;
+    if (slice.kind != "global_avg_pool") slice.ldy = slice.k + 3;
+    all.push_back(slice);
+  }
+  return all;
+}
+
+}  // namespace
+
+int main() {
+  fb::set_parallel(on_threads);
+  int failed = 0, count = 0;
+  for (const fb::OpSpec& spec : cases()) {
+    if (const std::string reason = fb::refusal(spec); !reason.empty()) {
+      std::fprintf(stderr, "%s is refused: %s\n", text(spec).c_str(), reason.c_str());
+      ++failed;
+      continue;
+    }
+    for (const bool residual : {false, true}) {
+      if (residual && (!has_weight(spec) || spec.kind == "linear")) continue;
+      fb::OpSpec one = spec;
+      one.activation = residual ? 1 : 0;
+      failed += !check(one, residual);
+      ++count;
+    }
+  }
+  std::printf("%d passed, %d failed\n", count - failed, failed);
+  return failed != 0;
+}
