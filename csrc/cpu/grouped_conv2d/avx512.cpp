@@ -9,5 +9,5 @@ constexpr int kWidestTile = 14;
 }
 #include "generic.h"
 FB_END_TARGET
-const fb::grouped_conv2d::Kernels fb::grouped_conv2d::kAvx512 = {kLanes, FB_GROUPED_ROWS};
+const fb::grouped_conv2d::Kernels fb::grouped_conv2d::kAvx512 = {FB_GROUPED_KERNELS};
 #endif

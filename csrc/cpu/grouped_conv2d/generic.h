@@ -1,12 +1,18 @@
-// Grouped 3x3, one row of output pixels, one vector of output channels:
+// Grouped 3x3, one row of output pixels, one channel block:
 //
 //   y[q, k] = act( sum_r sum_c sum_s x[r][q*stride + s][group(k), c] * w[r, c, s, k] + bias[k] + residual[q, k] )
 //
 //   for r, c of the group          3 weight vectors, one for each s
-//     for input column             spread: lane k gets channel c of its own group (a shuffle for 4 and 8 channels, a broadcast above)
-//       3 fma                      into the output pixels that see this column; a column is spread once, not once per tap
+//     for input column             repeat: every lane gets channel c of its own group
+//       3 fma                      into the output pixels that see this column; a column is loaded once, not once per tap
 //
-// Registers, AVX-512: 14 accumulators + 3 weights + 1 spread = 18 of 32 (two vectors of output channels would spill at 14).
+// A vector holds kUnit groups of 4 or 8 channels, or a part of one group (kUnit = 1). Its channels are kept transposed, channel-major:
+// lane c * kUnit + g is channel c of group g, in the copied input, the weights and the accumulators. Then channel c of all groups is
+// kUnit consecutive floats, and repeating them over the lanes is a load that costs no shuffle (shuffles run at half the rate of
+// fma). Input is transposed when it is copied, output before it is stored.
+//
+// Registers, AVX-512: 14 accumulators + 3 weights + 1 spread = 18 of 32. A pixel's three fma depend on each other, so fewer than 8
+// accumulators wait for them: rows of 7 do two vectors of a group at once (14 + 6 + 1).
 // Rows end with a full tile that overlaps the one before: the same values are computed twice, nothing is masked.
 #pragma once
 
@@ -16,53 +22,80 @@ namespace {
 
 using fb::grouped_conv2d::Row;
 
-template <int kGroup, int kStride, int kPixels>
-FB_INLINE void pixels(const Row& row, int64_t q0) {
-  constexpr int kSource = kGroup > kLanes ? kGroup : kLanes;  // floats per copied input pixel
+template <int kGroup, int kStride, int kPixels, int kVectors>
+FB_INLINE void pixels(const Row& row, int64_t q0, int vector) {
+  constexpr int kBlock = kGroup > kLanes ? kGroup : kLanes;  // floats of a copied input pixel
+  constexpr int kUnit = kGroup < kLanes ? kLanes / kGroup : 1;
   constexpr int kColumns = (kPixels - 1) * kStride + 3;
-  V acc[kPixels];
+  constexpr int kVectorWeights = 9 * kGroup * kLanes;
+  V acc[kVectors][kPixels];
+#pragma GCC unroll 2
+  for (int i = 0; i < kVectors; ++i)
 #pragma GCC unroll 16
-  for (int q = 0; q < kPixels; ++q) acc[q] = vzero();
-  const float* w = row.weight;
+    for (int q = 0; q < kPixels; ++q) acc[i][q] = vzero();
+  const float* w = row.weight + vector * kVectorWeights;
   for (int r = 0; r < 3; ++r) {
-    const float* x = row.x + r * row.row_step + q0 * kStride * kSource;
+    const float* x = row.x + r * row.row_step + q0 * kStride * kBlock;
     const auto channel = [&](int c) __attribute__((always_inline)) {
-      const V w0 = vload(w), w1 = vload(w + kLanes), w2 = vload(w + 2 * kLanes);
+      V taps[kVectors][3];
+#pragma GCC unroll 2
+      for (int i = 0; i < kVectors; ++i)
+#pragma GCC unroll 3
+        for (int s = 0; s < 3; ++s) taps[i][s] = vload(w + i * kVectorWeights + s * kLanes);
       w += 3 * kLanes;
 #pragma GCC unroll 32
       for (int j = 0; j < kColumns; ++j) {
-        const V v = vspread<kGroup>(x + j * kSource, c);
+        const V v = vrepeat<kUnit>(x + j * kBlock + c * kUnit);
         // Column j is tap s of pixel (j - s) / stride. Ascending j keeps the order s = 0, 1, 2 for every pixel.
-        if (j % kStride == 0 && j / kStride < kPixels) vfma_into(acc[j / kStride], v, w0);
-        if (j >= 1 && (j - 1) % kStride == 0 && (j - 1) / kStride < kPixels) vfma_into(acc[(j - 1) / kStride], v, w1);
-        if (j >= 2 && (j - 2) % kStride == 0 && (j - 2) / kStride < kPixels) vfma_into(acc[(j - 2) / kStride], v, w2);
+#pragma GCC unroll 3
+        for (int s = 0; s < 3; ++s) {
+          if (j < s || (j - s) % kStride != 0 || (j - s) / kStride >= kPixels) continue;
+#pragma GCC unroll 2
+          for (int i = 0; i < kVectors; ++i) vfma_into(acc[i][(j - s) / kStride], v, taps[i][s]);
+        }
       }
     };
-    if constexpr (kGroup == 4) {
-      channel(0);
-      channel(1);
-      channel(2);
-      channel(3);
-    } else {
-#pragma GCC unroll 1  // unrolled, the 8 shuffle patterns of kGroup 8 would live in registers and spill the accumulators
-      for (int c = 0; c < kGroup; ++c) channel(c);
+#pragma GCC unroll 1
+    for (int c = 0; c < kGroup; ++c) channel(c);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < kVectors; ++i) {
+    const int64_t offset = (vector + i) * kLanes;
+    const V bias = row.bias != nullptr ? vload(row.bias + offset) : vzero();
+#pragma GCC unroll 16
+    for (int q = 0; q < kPixels; ++q) {
+      V v = vadd(vtranspose<kLanes / kUnit>(acc[i][q]), bias);
+      if (row.residual != nullptr) v = vadd(v, vload(row.residual + (q0 + q) * row.residual_stride + offset));
+      if (row.relu) v = vrelu(v);
+      vstore(row.y + (q0 + q) * row.y_stride + offset, v);
     }
   }
-  const V bias = row.bias != nullptr ? vload(row.bias) : vzero();
-#pragma GCC unroll 16
-  for (int q = 0; q < kPixels; ++q) {
-    V v = vadd(acc[q], bias);
-    if (row.residual != nullptr) v = vadd(v, vload(row.residual + (q0 + q) * row.residual_stride));
-    if (row.relu) v = vrelu(v);
-    vstore(row.y + (q0 + q) * row.y_stride, v);
+}
+
+// A row of pixels, one channel block of each: `step` floats apart in x, next to each other and transposed in out. The block is one or
+// two cache lines of a pixel, too far apart for the hardware to guess; those of the next block, `ahead` floats on, are asked for here.
+template <int kGroup>
+void copy(const float* x, int64_t step, int64_t count, int64_t ahead, float* out) {
+  constexpr int kBlock = kGroup > kLanes ? kGroup : kLanes;
+  constexpr int kUnit = kGroup < kLanes ? kLanes / kGroup : 1;
+  for (int64_t i = 0; i < count; ++i) {
+    vprefetch_l2(x + ahead);
+#pragma GCC unroll 8
+    for (int j = 0; j < kBlock; j += kLanes) vstore(out + j, vtranspose<kUnit>(vload(x + j)));
+    x += step;
+    out += kBlock;
   }
 }
 
 template <int kGroup, int kStride, int kPixels>
 FB_INLINE void tiles(const Row& row) {
-  int64_t q = 0;
-  for (; q + kPixels <= row.pixels; q += kPixels) pixels<kGroup, kStride, kPixels>(row, q);
-  if (q < row.pixels) pixels<kGroup, kStride, kPixels>(row, row.pixels - kPixels);
+  constexpr int kInBlock = kGroup > kLanes ? kGroup / kLanes : 1;
+  constexpr int kVectors = kInBlock > 1 && 2 * kPixels <= kWidestTile ? 2 : 1;
+  for (int vector = 0; vector < kInBlock; vector += kVectors) {
+    int64_t q = 0;
+    for (; q + kPixels <= row.pixels; q += kPixels) pixels<kGroup, kStride, kPixels, kVectors>(row, q, vector);
+    if (q < row.pixels) pixels<kGroup, kStride, kPixels, kVectors>(row, row.pixels - kPixels, vector);
+  }
 }
 
 template <int kGroup, int kStride>
@@ -80,5 +113,6 @@ void row(const Row& row) {
 
 }  // namespace
 
-#define FB_GROUPED_ROWS \
-  {{row<4, 1>, row<4, 2>}, {row<8, 1>, row<8, 2>}, {row<16, 1>, row<16, 2>}, {row<32, 1>, row<32, 2>}}
+#define FB_GROUPED_KERNELS                                                                                \
+  kLanes, {{row<4, 1>, row<4, 2>}, {row<8, 1>, row<8, 2>}, {row<16, 1>, row<16, 2>}, {row<32, 1>, row<32, 2>}}, \
+      {copy<4>, copy<8>, copy<16>, copy<32>}

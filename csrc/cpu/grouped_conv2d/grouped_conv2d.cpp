@@ -3,11 +3,10 @@
 //   task = (image, block of output rows, range of channel blocks); a channel block is one vector of channels or one group, the wider
 //     for channel block
 //       copy the input rows it reads, with padding, next to each other        [rows][w + 2][block]: stays in L1
-//       for vector of output channels, for output row                         grouped_conv2d/generic.h
+//       for output row                                                        grouped_conv2d/generic.h
 #include "grouped_conv2d.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "../ops.h"
 
@@ -32,12 +31,13 @@ int group_index(int64_t group) { return group == 4 ? 0 : group == 8 ? 1 : group 
 
 class GroupedConv2d final : public Op {
  public:
-  explicit GroupedConv2d(const OpSpec& spec) : Op(spec), lanes_(kernels().lanes) {
+  explicit GroupedConv2d(const OpSpec& spec) : Op(spec) {
     p_ = spec.p();
     q_ = spec.q();
     group_ = spec.c / spec.groups;
-    block_ = std::max(group_, lanes_);
+    block_ = std::max<int64_t>(group_, kernels().lanes);
     channel_blocks_ = spec.c / block_;
+    copy_ = kernels().copy[group_index(group_)];
     row_ = kernels().row[group_index(group_)][spec.stride_h - 1];
     const int64_t row_bytes = (spec.w + 2) * block_ * 4;
     const int64_t fitting = std::max<int64_t>(1, (kCopyBytes / row_bytes - 3) / spec.stride_h + 1);
@@ -63,18 +63,18 @@ class GroupedConv2d final : public Op {
     row.y_stride = spec_.ldy;
     row.pixels = q_;
     row.relu = spec_.activation == 1;
-    for (int64_t b = part * channel_blocks_ / channel_split_; b < (part + 1) * channel_blocks_ / channel_split_; ++b) {
-      copy_rows(x.x + b * block_, image, first_row * spec_.stride_h - 1, input_rows(rows), scratch);
-      for (int64_t channel = b * block_; channel < (b + 1) * block_; channel += lanes_) {
-        row.weight = x.weight + channel * group_ * 9;
-        row.bias = x.bias != nullptr ? x.bias + channel : nullptr;
-        for (int64_t p = 0; p < rows; ++p) {
-          const int64_t pixel = (image * p_ + first_row + p) * q_;
-          row.x = scratch + p * spec_.stride_h * row_step;
-          row.y = x.y + pixel * spec_.ldy + channel;
-          row.residual = x.residual != nullptr ? x.residual + pixel * spec_.ldr + channel : nullptr;
-          row_(row);
-        }
+    const int64_t end = (part + 1) * channel_blocks_ / channel_split_;
+    for (int64_t b = part * channel_blocks_ / channel_split_; b < end; ++b) {
+      copy_rows(x.x + b * block_, image, first_row * spec_.stride_h - 1, input_rows(rows), b + 1 < end, scratch);
+      const int64_t channel = b * block_;
+      row.weight = x.weight + channel * group_ * 9;
+      row.bias = x.bias != nullptr ? x.bias + channel : nullptr;
+      for (int64_t p = 0; p < rows; ++p) {
+        const int64_t pixel = (image * p_ + first_row + p) * q_;
+        row.x = scratch + p * spec_.stride_h * row_step;
+        row.y = x.y + pixel * spec_.ldy + channel;
+        row.residual = x.residual != nullptr ? x.residual + pixel * spec_.ldr + channel : nullptr;
+        row_(row);
       }
     }
   }
@@ -108,7 +108,7 @@ class GroupedConv2d final : public Op {
  private:
   int64_t input_rows(int64_t rows) const { return (rows - 1) * spec_.stride_h + 3; }
 
-  void copy_rows(const float* x, int64_t image, int64_t first, int64_t rows, float* out) const {
+  void copy_rows(const float* x, int64_t image, int64_t first, int64_t rows, bool more, float* out) const {
     const int64_t width = (spec_.w + 2) * block_;
     for (int64_t row = first; row < first + rows; ++row, out += width) {
       if (row < 0 || row >= spec_.h) {
@@ -117,24 +117,12 @@ class GroupedConv2d final : public Op {
       }
       std::fill(out, out + block_, 0.0f);
       std::fill(out + width - block_, out + width, 0.0f);
-      const float* source = x + (image * spec_.h + row) * spec_.w * spec_.ldx;
-      float* inside = out + block_;
-      for (int64_t w = 0; w < spec_.w; ++w, source += spec_.ldx, inside += block_) copy_block(source, inside);
+      copy_(x + (image * spec_.h + row) * spec_.w * spec_.ldx, spec_.ldx, spec_.w, more ? block_ : 0, out + block_);
     }
   }
 
-  void copy_block(const float* source, float* out) const {
-    if (block_ == 16) {
-      std::memcpy(out, source, 64);
-    } else if (block_ == 32) {
-      std::memcpy(out, source, 128);
-    } else {
-      std::memcpy(out, source, static_cast<size_t>(block_) * 4);
-    }
-  }
-
-  const int64_t lanes_;
   void (*row_)(const Row&) = nullptr;
+  void (*copy_)(const float*, int64_t, int64_t, int64_t, float*) = nullptr;
   int64_t p_ = 0, q_ = 0, group_ = 0, block_ = 0, channel_blocks_ = 0;
   int64_t rows_per_task_ = 1, blocks_per_image_ = 1, channel_split_ = 1;
 };
@@ -163,14 +151,18 @@ std::string grouped_conv2d_refusal(const OpSpec& spec) {
 
 int64_t grouped_conv2d_packed_floats(const OpSpec& spec) { return spec.k * (spec.c / spec.groups) * 9; }
 
-// [vector of output channels][r][c of the group][s][lanes]
+// [vector of output channels][r][c of the group][s][lane], lanes transposed as grouped_conv2d/generic.h says.
 void grouped_conv2d_pack(const OpSpec& spec, const float* weight, float* out) {
   const int64_t lanes = grouped_conv2d::kernels().lanes, group = spec.c / spec.groups;
+  const int64_t unit = std::max<int64_t>(1, lanes / group);
   for (int64_t k0 = 0; k0 < spec.k; k0 += lanes)
     for (int64_t r = 0; r < 3; ++r)
       for (int64_t c = 0; c < group; ++c)
         for (int64_t s = 0; s < 3; ++s)
-          for (int64_t k = k0; k < k0 + lanes; ++k) *out++ = weight[((k * group + c) * 3 + r) * 3 + s];
+          for (int64_t lane = 0; lane < lanes; ++lane) {
+            const int64_t k = k0 + lane % unit * (lanes / unit) + lane / unit;
+            *out++ = weight[((k * group + c) * 3 + r) * 3 + s];
+          }
 }
 
 }  // namespace fb

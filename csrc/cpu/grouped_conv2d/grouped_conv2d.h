@@ -7,12 +7,12 @@
 
 namespace fb::grouped_conv2d {
 
-// One vector of output channels (kLanes of them) for a row of output pixels.
+// One channel block (a vector of channels, or a group where that is wider) of a row of output pixels.
 struct Row {
-  const float* x;        // first of the three copied input rows, padding included; the source vector of a pixel is kLanes floats
+  const float* x;        // first of the three copied input rows, padding included; a pixel is one channel block wide, copied by Kernels::copy
   int64_t row_step;      // floats between input rows
-  const float* weight;   // [r][c of the group][s][kLanes]
-  const float* bias;     // kLanes floats or null
+  const float* weight;   // [vector of the block][r][c of the group][s][kLanes]
+  const float* bias;     // of the block, or null
   const float* residual; // pixel q at q * residual_stride, or null
   int64_t residual_stride;
   float* y;
@@ -25,6 +25,7 @@ struct Kernels {
   int lanes;
   // By channels per group 4, 8, 16, 32 and stride 1, 2.
   void (*row[4][2])(const Row&);
+  void (*copy[4])(const float* x, int64_t step, int64_t count, int64_t ahead, float* out);
 };
 
 extern const Kernels kPortable, kAvx2, kAvx512;

@@ -4,4 +4,4 @@ namespace {
 constexpr int kWidestTile = 8;
 }
 #include "generic.h"
-const fb::grouped_conv2d::Kernels fb::grouped_conv2d::kPortable = {kLanes, FB_GROUPED_ROWS};
+const fb::grouped_conv2d::Kernels fb::grouped_conv2d::kPortable = {FB_GROUPED_KERNELS};

@@ -5,6 +5,17 @@ namespace {
 
 using V = __m256;
 constexpr int kLanes = 8;
+using DoubleWord = double __attribute__((may_alias, aligned(4)));
+
+struct LaneIndex {
+  int lane[kLanes];
+};
+template <int kRows>
+constexpr LaneIndex transposed_lanes() {
+  LaneIndex index{};
+  for (int i = 0; i < kLanes; ++i) index.lane[i] = i % kRows * (kLanes / kRows) + i / kRows;
+  return index;
+}
 
 FB_INLINE V vzero() { return _mm256_setzero_ps(); }
 FB_INLINE V vload(const float* p) { return _mm256_loadu_ps(p); }
@@ -29,18 +40,21 @@ FB_INLINE void vprefetch(const float* p) { _mm_prefetch(reinterpret_cast<const c
 FB_INLINE void vprefetch_l2(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 FB_INLINE void vprefetch_write(const float* p) { __builtin_prefetch(p, 1); }
 
-template <int kGroup>
-FB_INLINE V vspread(const float* p, int c) {
-  if constexpr (kGroup == 4) {
-    switch (c) {
-      case 0: return _mm256_permute_ps(vload(p), 0x00);
-      case 1: return _mm256_permute_ps(vload(p), 0x55);
-      case 2: return _mm256_permute_ps(vload(p), 0xAA);
-      default: return _mm256_permute_ps(vload(p), 0xFF);
-    }
+template <int kUnit>
+FB_INLINE V vrepeat(const float* p) {
+  if constexpr (kUnit == 2) {
+    return _mm256_castpd_ps(_mm256_set1_pd(*reinterpret_cast<const DoubleWord*>(p)));
   } else {
-    return _mm256_set1_ps(p[c]);
+    return _mm256_set1_ps(*p);
   }
+}
+
+template <int kRows>
+FB_INLINE V vtranspose(V v) {
+  constexpr int kColumns = kLanes / kRows;
+  if constexpr (kRows == 1 || kColumns == 1) return v;
+  alignas(32) static constexpr auto index = transposed_lanes<kRows>();
+  return _mm256_permutevar8x32_ps(v, _mm256_load_si256(reinterpret_cast<const __m256i*>(index.lane)));
 }
 
 }  // namespace

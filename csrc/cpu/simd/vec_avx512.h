@@ -8,6 +8,17 @@ namespace {
 
 using V = __m512;
 constexpr int kLanes = 16;
+using DoubleWord = double __attribute__((may_alias, aligned(4)));
+
+struct LaneIndex {
+  int lane[kLanes];
+};
+template <int kRows>
+constexpr LaneIndex transposed_lanes() {
+  LaneIndex index{};
+  for (int i = 0; i < kLanes; ++i) index.lane[i] = i % kRows * (kLanes / kRows) + i / kRows;
+  return index;
+}
 
 FB_INLINE V vzero() { return _mm512_setzero_ps(); }
 FB_INLINE V vload(const float* p) { return _mm512_loadu_ps(p); }
@@ -35,22 +46,25 @@ FB_INLINE void vprefetch(const float* p) { _mm_prefetch(reinterpret_cast<const c
 FB_INLINE void vprefetch_l2(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 FB_INLINE void vprefetch_write(const float* p) { __builtin_prefetch(p, 1); }
 
-// Lane l becomes p[(l / kGroup) * kGroup + c]: every channel of a group sees that group's input channel c.
-template <int kGroup>
-FB_INLINE V vspread(const float* p, int c) {
-  if constexpr (kGroup == 4) {
-    switch (c) {  // an immediate: c is a constant after unrolling
-      case 0: return _mm512_permute_ps(vload(p), 0x00);
-      case 1: return _mm512_permute_ps(vload(p), 0x55);
-      case 2: return _mm512_permute_ps(vload(p), 0xAA);
-      default: return _mm512_permute_ps(vload(p), 0xFF);
-    }
-  } else if constexpr (kGroup == 8) {
-    const __m512i index = _mm512_add_epi32(_mm512_set1_epi32(c), _mm512_set_epi32(8, 8, 8, 8, 8, 8, 8, 8, 0, 0, 0, 0, 0, 0, 0, 0));
-    return _mm512_permutexvar_ps(index, vload(p));
+// Repeats kUnit floats (1, 2 or 4) over all lanes: a load, no shuffle.
+template <int kUnit>
+FB_INLINE V vrepeat(const float* p) {
+  if constexpr (kUnit == 4) {
+    return _mm512_broadcast_f32x4(_mm_loadu_ps(p));
+  } else if constexpr (kUnit == 2) {
+    return _mm512_castpd_ps(_mm512_set1_pd(*reinterpret_cast<const DoubleWord*>(p)));
   } else {
-    return _mm512_set1_ps(p[c]);
+    return _mm512_set1_ps(*p);
   }
+}
+
+// Transposes the lanes seen as a kRows x (kLanes / kRows) matrix.
+template <int kRows>
+FB_INLINE V vtranspose(V v) {
+  constexpr int kColumns = kLanes / kRows;
+  if constexpr (kRows == 1 || kColumns == 1) return v;
+  alignas(64) static constexpr auto index = transposed_lanes<kRows>();
+  return _mm512_permutexvar_ps(_mm512_load_si512(index.lane), v);
 }
 
 }  // namespace

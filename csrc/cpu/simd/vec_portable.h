@@ -32,9 +32,16 @@ FB_INLINE void vprefetch(const float* p) { __builtin_prefetch(p); }
 FB_INLINE void vprefetch_l2(const float* p) { __builtin_prefetch(p, 0, 2); }
 FB_INLINE void vprefetch_write(const float* p) { __builtin_prefetch(p, 1); }
 
-template <int kGroup>
-FB_INLINE V vspread(const float* p, int c) {
-  return vbroadcast(p[c]);
+template <int kUnit>
+FB_INLINE V vrepeat(const float* p) {
+  static_assert(kUnit == 1, "groups are at least a vector wide here");
+  return vbroadcast(*p);
+}
+
+template <int kRows>
+FB_INLINE V vtranspose(V v) {
+  static_assert(kRows == 1 || kRows == kLanes, "groups are at least a vector wide here");
+  return v;
 }
 
 }  // namespace
