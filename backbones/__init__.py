@@ -6,8 +6,9 @@ pyramid = backbones.resnet50(features_only=True, out_indices=(1, 2, 3, 4)).eval(
 """
 
 from ._base import Backbone, FeatureInfo
+from ._download import WeightsError, WeightsNotFoundError
 from ._registry import ModelInfo, create_model, list_models, model_info, register_model
-from ._weights import WeightsError, WeightsNotFoundError, WeightsReport, load_weights
+from ._weights import WeightsReport, load_weights
 from .resnet import (
     ResNet,
     resnet18,

@@ -131,6 +131,7 @@ class Backbone(nn.Module):
             "std": _per_channel(default_cfg["std"], self.in_chans, channels),
         }
         if self.features_only:
+            self.num_features = taps[indices[-1]]["num_chs"]
             self._prune_after(taps[indices[-1]]["module"])
 
     def _prune_after(self, last: str) -> None:
@@ -146,7 +147,7 @@ class Backbone(nn.Module):
 
     __jit_unused_properties__ = ("pretrained_cfg",)
 
-    # No return annotation on these two: TorchScript infers Tensor or List[Tensor] from the branch that is taken.
+    # These two have no return annotation: TorchScript infers Tensor or List[Tensor] from the branch taken.
     def forward(self, x: Tensor):
         if torch.jit.is_scripting():
             return self.forward_modules(x)

@@ -116,8 +116,8 @@ def _read(source: Weights, sha256: str | None, progress: bool) -> tuple[str, Any
         raise WeightsNotFoundError(f"there is no weights file {text}")
     if not path.is_file():
         raise WeightsError(f"{text} is not a file")
-    digest = _verify_local(path, text, sha256)  # before anything in the file is interpreted
-    return text, _read_file(path, text), digest
+    verified = _verify_local(path, text, sha256)  # before anything in the file is interpreted
+    return text, _read_file(path, text), verified
 
 
 def _verify_local(path: Path, label: str, sha256: str | None) -> str | None:
@@ -226,10 +226,11 @@ class _Fit:
         if key not in state or key not in self.own:
             return state
         theirs, ours = state[key], self.own[key]
-        same_but_channels = theirs.dim() == ours.dim() == 4 and theirs[:, :1].shape == ours[:, :1].shape
-        if theirs.shape == ours.shape or not same_but_channels or not theirs.is_floating_point():
+        channels = theirs.shape[1] if theirs.dim() == 4 else 0
+        plain = theirs.layout is torch.strided and theirs.dtype in _FLOATS
+        if not plain or channels in (0, ours.shape[1]) or theirs[:, :1].shape != ours[:, :1].shape:
             return state
-        self.warnings.append(f"{key} adapted from {theirs.shape[1]} to {ours.shape[1]} input channels")
+        self.warnings.append(f"{key} adapted from {channels} to {ours.shape[1]} input channels")
         return {**state, key: adapt_input_channels(theirs, ours.shape[1])}
 
     def _with_head(self, state: dict[str, Tensor], head: str) -> dict[str, Tensor]:

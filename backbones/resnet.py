@@ -161,7 +161,11 @@ class ResNet(Backbone):
         taps = [{"num_chs": 64, "reduction": 2, "module": "relu"}]
 
         inplanes, reduction, dilation = 64, 4, 1
-        kind = {"cardinality": cardinality, "group_width": group_width, "stride_in_1x1": stride_in_1x1}
+        kind: dict[str, Any] = {
+            "cardinality": cardinality,
+            "group_width": group_width,
+            "stride_in_1x1": stride_in_1x1,
+        }
         for stage, depth in enumerate(layers):
             planes, stride, first_dilation = 64 << stage, 1 if stage == 0 else 2, dilation
             if reduction * stride > output_stride:
