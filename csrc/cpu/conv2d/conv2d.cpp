@@ -28,10 +28,10 @@ const Kernels& kernels(Isa isa) {
   return kPortable;
 }
 
-std::vector<Segment> blocked_segments(const std::vector<Segment>& runs) {
+std::vector<Segment> blocked_segments(const std::vector<Segment>& runs, int64_t max_block) {
   int64_t total = 0;
   for (const Segment& run : runs) total += run.length;
-  const int64_t blocks = ceil_div(total, kMaxBlock);
+  const int64_t blocks = ceil_div(total, max_block);
   const int64_t block = ceil_div(total, blocks);
   std::vector<Segment> out;
   int64_t left = block;
@@ -116,7 +116,7 @@ class Conv2d final : public Op {
         for (int64_t s = 0; s < spec.s; ++s)
           runs.push_back({(r * spec.dilation_h * wp_ + s * spec.dilation_w) * group_c_, static_cast<int32_t>(group_c_), 0});
     }
-    segments_ = blocked_segments(runs);
+    segments_ = blocked_segments(runs, kMaxBlock);
     choose_blocks();
   }
 

@@ -4,7 +4,7 @@
 //
 //   for segment                    a run of k; the runs of one pixel: C floats (1x1), S*C floats per filter row (k x k)
 //     for k in segment             one row of b from the packed panel, kRows broadcasts, kRows * kVectors fma
-//   after every <= 512 products    total += partial, partial = 0
+//   after every block of products  total += partial, partial = 0
 //
 // Registers, AVX-512: 14 x 2 accumulators + 2 of b + 1 broadcast = 31 of 32.  AVX2: 6 x 2 + 2 + 1 = 15 of 16.
 // Rows are addressed from every third row's pointer (x86 scales an index by 1 and 2): 14 rows need 5 pointers.

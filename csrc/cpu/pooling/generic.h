@@ -8,7 +8,7 @@ namespace {
 using fb::pooling::Mean;
 using fb::pooling::Window;
 
-constexpr int64_t kMeanBlock = 512;
+constexpr int kMeanLevels = 3;  // parts of 512 pixels at the top
 
 void window(const Window& t) {
   int64_t c = 0;
@@ -25,27 +25,35 @@ void window(const Window& t) {
   }
 }
 
-// kVectors vectors of channels at once hide the latency of the additions.
-template <int kVectors>
-FB_INLINE void mean_vectors(const Mean& t, int64_t c) {
-  V total[kVectors];
+// Sums of 8 pixels, of 8 such sums, and so on: every value goes through few additions, as in PyTorch's own cascade, however many
+// pixels there are. kVectors vectors of channels at once hide the latency of the additions.
+template <int kLevel, int kVectors, typename Load>
+FB_INLINE void cascade(const Load& load, int64_t begin, int64_t end, V (&sum)[kVectors]) {
+  constexpr int64_t kStep = int64_t{1} << (3 * kLevel);  // pixels of a part
+  for (int64_t i = begin; i < end; i += kStep) {
+    V part[kVectors];
 #pragma GCC unroll 8
-  for (int j = 0; j < kVectors; ++j) total[j] = vzero();
-  const V count = vbroadcast(static_cast<float>(t.count));
-  for (int64_t begin = 0; begin < t.count; begin += kMeanBlock) {
-    const int64_t end = begin + kMeanBlock < t.count ? begin + kMeanBlock : t.count;
-    V acc[kVectors];
+    for (int j = 0; j < kVectors; ++j) part[j] = vzero();
+    if constexpr (kLevel == 0) {
 #pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) acc[j] = vload(t.x + begin * t.stride + c + j * kLanes);
-    for (int64_t i = begin + 1; i < end; ++i) {
-#pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) acc[j] = vadd(acc[j], vload(t.x + i * t.stride + c + j * kLanes));
+      for (int j = 0; j < kVectors; ++j) part[j] = load(i, j);
+    } else {
+      cascade<kLevel - 1, kVectors>(load, i, i + kStep < end ? i + kStep : end, part);
     }
 #pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) total[j] = begin == 0 ? acc[j] : vadd(total[j], acc[j]);
+    for (int j = 0; j < kVectors; ++j) sum[j] = i == begin ? part[j] : vadd(sum[j], part[j]);
   }
+}
+
+template <int kVectors>
+FB_INLINE void mean_vectors(const Mean& t, int64_t c) {
+  V sum[kVectors];
 #pragma GCC unroll 8
-  for (int j = 0; j < kVectors; ++j) vstore(t.y + c + j * kLanes, vdiv(total[j], count));
+  for (int j = 0; j < kVectors; ++j) sum[j] = vzero();
+  cascade<kMeanLevels, kVectors>([&](int64_t i, int j) __attribute__((always_inline)) { return vload(t.x + i * t.stride + c + j * kLanes); }, 0,
+                                 t.count, sum);
+#pragma GCC unroll 8
+  for (int j = 0; j < kVectors; ++j) vstore(t.y + c + j * kLanes, vdiv(sum[j], vbroadcast(static_cast<float>(t.count))));
 }
 
 void mean(const Mean& t) {
@@ -54,14 +62,9 @@ void mean(const Mean& t) {
   for (; c + kLanes <= t.channels; c += kLanes) mean_vectors<1>(t, c);
   if (c < t.channels) {
     const int left = static_cast<int>(t.channels - c);
-    V total = vzero();
-    for (int64_t begin = 0; begin < t.count; begin += kMeanBlock) {
-      const int64_t end = begin + kMeanBlock < t.count ? begin + kMeanBlock : t.count;
-      V acc = vload_tail(t.x + begin * t.stride + c, left);
-      for (int64_t i = begin + 1; i < end; ++i) acc = vadd(acc, vload_tail(t.x + i * t.stride + c, left));
-      total = begin == 0 ? acc : vadd(total, acc);
-    }
-    vstore_tail(t.y + c, vdiv(total, vbroadcast(static_cast<float>(t.count))), left);
+    V sum[1] = {vzero()};
+    cascade<kMeanLevels, 1>([&](int64_t i, int) __attribute__((always_inline)) { return vload_tail(t.x + i * t.stride + c, left); }, 0, t.count, sum);
+    vstore_tail(t.y + c, vdiv(sum[0], vbroadcast(static_cast<float>(t.count))), left);
   }
 }
 

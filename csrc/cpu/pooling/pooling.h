@@ -17,7 +17,7 @@ struct Window {
   int64_t channels;
 };
 
-// y[c] = (sum over `count` pixels x[i * stride + c]) / count, in blocks of 512 pixels added in order.
+// y[c] = (sum over `count` pixels x[i * stride + c]) / count, a cascade of sums of 8.
 struct Mean {
   const float* x;
   int64_t stride;

@@ -44,7 +44,7 @@ class WinogradConv2d final : public Op {
     tile_columns_ = ceil_div(q_, 2);
     tiles_ = spec.n * tile_rows_ * tile_columns_;
     panels_ = ceil_div(spec.k, kernels_.panel);
-    segments_ = conv2d::blocked_segments({{0, static_cast<int32_t>(spec.c), 0}});
+    segments_ = conv2d::blocked_segments({{0, static_cast<int32_t>(spec.c), 0}}, conv2d::kMaxWinogradBlock);
     choose_blocks();
   }
 
