@@ -8,38 +8,59 @@ from collections.abc import Callable, Iterator
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .compare import Comparison
+from .compare import BEST, Comparison
 
 Tell = Callable[[float, str], None]
 
 
 @contextlib.contextmanager
 def progress(console: Console, title: str) -> Iterator[Tell]:
-    """Yields tell(share, what). A bar with a running clock on a terminal; elsewhere one line per step of
-    work."""
+    """Yields tell(share, what). A bar with a running clock on a terminal; elsewhere one line per step.
+
+    While candidates are timed nothing draws in the background: the bar then moves between turns only.
+    """
     if not console.is_terminal:
         seen: set[str] = set()
 
-        def tell(share: float, what: str) -> None:
+        def line(share: float, what: str) -> None:
             step = "timing in turns" if what.startswith("timing") else what
             if step not in seen:
                 seen.add(step)
                 console.print(f"{title}: {step}", markup=False, highlight=False, soft_wrap=True)
 
-        yield tell
+        yield line
         return
-    columns = [
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TimeElapsedColumn(),
-    ]
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=1.0)
-        yield lambda share, what: bar.update(task, completed=share, description=f"{title}: {what}")
+
+    bars: list[Progress] = []
+
+    def bar(share: float, what: str) -> None:
+        timing = what.startswith("timing")
+        if not bars or bars[-1].live.auto_refresh == timing:
+            stop()
+            columns = [
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TimeElapsedColumn(),
+            ]
+            bars.append(Progress(*columns, console=console, transient=True, auto_refresh=not timing))
+            bars[-1].add_task(title, total=1.0)
+            bars[-1].start()
+        task = bars[-1].tasks[0].id
+        bars[-1].update(task, completed=share, description=f"{escape(title)}: {escape(what)}", refresh=timing)
+
+    def stop() -> None:
+        if bars:
+            bars.pop().stop()
+
+    try:
+        yield bar
+    finally:
+        stop()
 
 
 def milliseconds(value: float) -> str:
@@ -89,9 +110,11 @@ def notes(comparison: Comparison) -> list[str]:
     """What the table alone does not say: missing peers, the ratios that matter, parity, how quiet the machine
     was."""
     lines = [f"{e.name} {e.status}: {e.sentence}" for e in comparison.entries if not e.timed]
+    told = set()
     for label, (key, ratio) in comparison.claims().items():
-        which = "" if key == "compile" else f" ({comparison.entry(key).name})"
-        lines.append(f"{ratio:.2f}x as fast as {label}{which}")
+        if key not in told or label != BEST:
+            lines.append(f"{ratio:.2f}x as fast as {label}: {comparison.entry(key).name}")
+        told.add(key)
     if comparison.parity is not None:
         verdict = "within" if comparison.parity else "NOT within"
         ours = comparison.entry("ours").error

@@ -1,0 +1,184 @@
+"""The command line: a run on a photograph from end to end, and what people see when they ask for nonsense."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from fast_backbones.bench import peers
+from typer.testing import CliRunner
+
+import fast_backbones as fb
+from fast_backbones import cli
+
+QUICK = ["--no-compile", "--budget", "0", "--threads", "1"]
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    Image = pytest.importorskip("PIL.Image")
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    noise = torch.randint(0, 256, (40, 60, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(noise.numpy()).save(path)
+    return path
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Models see 64 x 64 images, so that a run takes a moment only."""
+    build = cli.build
+
+    def build_small(name, weights):
+        model = build(name, weights)
+        model.default_cfg["input_size"] = (3, 64, 64)
+        return model
+
+    monkeypatch.setattr(cli, "build", build_small)
+
+
+def test_run_prints_plan_times_errors_and_classes(photo, small):
+    result = invoke("run", photo, "--model", "resnet18", *QUICK)
+    assert result.exit_code == 0, result.output
+    out = result.stdout
+    for part in ("60 x 40", "weights: random", "plan: ", "eager NCHW", "eager channels_last", "max error"):
+        assert part in out
+    assert "interleaved rounds" in out and "of random weights" in out
+    if fb.build_info()["native"]:
+        assert "within twice PyTorch's own" in out and "x as fast as eager, better layout" in out
+
+
+def test_run_as_json(photo, small):
+    result = invoke("run", photo, "--model", "resnet18", "--batch", 2, "--json", *QUICK)
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data["model"] == "resnet18" and data["weights"] == "random" and len(data["top5"]) == 5
+    found = data["comparison"]
+    assert found["batch"] == 2 and found["peers"]["eager"]["status"] == "timed"
+    assert found["parity_2x"] is (True if fb.build_info()["native"] else None)
+    assert data["machine"]["torch"] == torch.__version__
+
+
+def test_run_loads_weights_and_names(photo, small, tmp_path):
+    weights, names = tmp_path / "w.pth", tmp_path / "names.txt"
+    model = fb.resnet18()
+    torch.nn.init.zeros_(model.fc.weight)
+    torch.nn.init.zeros_(model.fc.bias)
+    model.fc.bias.data[7] = 100.0
+    torch.save(model.state_dict(), weights)
+    names.write_text("".join(f"thing {i}\n" for i in range(1000)))
+    result = invoke("run", photo, "--model", "resnet18", "--weights", weights, "--classes", names, *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "100.00%  class 7  thing 7" in result.stdout and "random" not in result.stdout
+
+
+def test_run_fails_when_our_numbers_are_wrong(photo, small, monkeypatch):
+    class Wrong(peers.Eager):
+        key, name = "ours", "fast_backbones"
+
+        def prepare(self, model, x):
+            call = super().prepare(model, x)
+            return lambda: [y + 1e-3 for y in call()]
+
+    monkeypatch.setitem(peers.PEERS, "ours", Wrong)
+    result = invoke("run", photo, "--model", "resnet18", *QUICK)
+    assert result.exit_code == 1
+    assert "more than twice PyTorch's own" in result.stdout and "NOT within" in result.stdout
+
+
+def test_run_says_when_there_is_no_native_library(photo, small, monkeypatch):
+    from fast_backbones.kernels import _ext
+
+    monkeypatch.setattr(_ext, "native", lambda: None)
+    monkeypatch.setattr(_ext, "why_not", lambda: "nobody built it")
+    result = invoke("run", photo, "--model", "resnet18", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "plan: none, the modules run through PyTorch" in result.stdout
+    assert "fast_backbones absent: no native library: nobody built it" in result.stdout
+
+
+@pytest.mark.parametrize("sample", ["china", "flower"])
+def test_samples_are_photographs(sample):
+    pytest.importorskip("sklearn")
+    from fast_backbones.bench.image import load_image
+
+    assert load_image(f"sample:{sample}").size == (640, 427)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["run", "absent.jpg"], "there is no image absent.jpg; samples that need no file: sample:china"),
+        (["run", "sample:dog"], "there is no sample 'dog', only china and flower"),
+        (["run", "{folder}"], "cannot read"),
+        (["run", "{text}"], "is not an image that Pillow can read"),
+        (["run", "{photo}", "--model", "resnet5O"], "no model is called 'resnet5O': did you mean resnet50"),
+        (["run", "{photo}", "--model", "resnet18", "--weights", "absent.pth"], "absent.pth"),
+        (["run", "{photo}", "--model", "resnet18", "--classes", "{text}"], "has 1 names, the model has 1000"),
+        (["info", "resnext50_32x5d"], "did you mean resnext50_32x4d"),
+        (["explain", "resnet"], "did you mean"),
+        (["list", "*vgg*"], "no model matches '*vgg*'"),
+        (["bench", "resnet5O"], "fast-backbones bench: no model is called 'resnet5O'"),
+    ],
+    ids=lambda value: " ".join(value[:4]) if isinstance(value, list) else "",
+)
+def test_mistakes_are_explained(arguments, said, photo, tmp_path):
+    text = tmp_path / "text.jpg"
+    text.write_text("not an image")
+    filled = [a.format(folder=tmp_path, text=text, photo=photo) for a in arguments]
+    result = invoke(*filled)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr and "Traceback" not in result.output
+
+
+def test_truncated_images_are_explained(photo, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(photo.read_bytes()[:2000])
+    result = invoke("run", broken)
+    assert result.exit_code == 2 and "cannot read" in result.stderr
+
+
+def test_list_and_info():
+    result = invoke("list", "resnet18")
+    assert result.exit_code == 0 and "resnet18" in result.stdout and "11.7" in result.stdout
+    assert json.loads(invoke("list", "--json").stdout) == fb.list_models()
+    result = invoke("info", "resnext50")
+    assert "resnext50_32x4d" in result.stdout and "25,028,904" in result.stdout
+    assert json.loads(invoke("info", "resnet18", "--json").stdout)["params"] == 11_689_512
+
+
+@pytest.mark.skipif(not fb.build_info()["native"], reason="the compiled library is absent")
+def test_explain_prints_each_step():
+    result = invoke("explain", "resnet18", "--repeats", 1)
+    assert result.exit_code == 0 and "layer1.0.conv1" in result.stdout and "GFLOP/s" in result.stdout
+    steps = json.loads(invoke("explain", "resnet18", "--repeats", 1, "--json").stdout)["steps"]
+    assert len(steps) > 10 and all(step["kernel"] and step["ms"] > 0 for step in steps)
+
+
+def test_env_has_what_a_bug_report_needs(monkeypatch):
+    monkeypatch.setenv("FB_BACKEND", "auto")
+    report = json.loads(invoke("env", "--json").stdout)
+    assert report["machine"]["torch"] == torch.__version__ and report["build"] == fb.build_info()
+    assert report["environment"]["FB_BACKEND"] == "auto" and report["packages"]["numpy"]
+    text = invoke("env").stdout
+    assert "[build]" in text and "FB_BACKEND: auto" in text
+
+
+def test_bench_hands_its_options_on(monkeypatch):
+    from fast_backbones.bench import models
+
+    seen = []
+    monkeypatch.setattr(models, "main", lambda args, prog: seen.append((args, prog)) or 0)
+    assert invoke("bench", "resnet18", "--batch", 1, 16, "--json").exit_code == 0
+    assert seen == [(["resnet18", "--batch", "1", "16", "--json"], "fast-backbones bench")]
+
+
+def test_module_entry_point_and_version():
+    done = subprocess.run(
+        [sys.executable, "-m", "fast_backbones", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout == f"fast_backbones {fb.__version__}\n", done.stderr
