@@ -25,6 +25,7 @@ from .timing import Candidate, NoiseGuard, Session, measure
 
 # Float32 stacks agree to 1e-6 .. 1e-4 here; a bfloat16 or wrongly wired network is at 1e-2 and above.
 WRONG = 1e-3
+BEST = "the best peer"
 # "a few epsilons": what remains when PyTorch's own run happens to be almost exact
 SLACK = 4 * torch.finfo(torch.float32).eps
 
@@ -134,10 +135,10 @@ class Comparison:
         Each is (key of the peer that was best in its group, ratio); groups with nothing timed are left out.
         """
         groups = {
-            "eager (better layout)": ["eager", "channels_last"],
+            "eager, better layout": ["eager", "channels_last"],
             "torch.compile": ["compile"],
-            "best of ONNX Runtime and OpenVINO": ["onnxruntime", "openvino"],
-            "best peer": [e.key for e in self.entries if e.key != "ours"],
+            "ONNX Runtime or OpenVINO, the better": ["onnxruntime", "openvino"],
+            BEST: [e.key for e in self.entries if e.key != "ours"],
         }
         found = {}
         for label, keys in groups.items():
@@ -242,7 +243,7 @@ def compare(
         own = eager_error(model, x, exact)
         entries, calls = [], []
         for i, peer in enumerate(peers):
-            tell(0.1 + 0.4 * i / len(peers), f"preparing {peer.name}")
+            tell(0.1 + 0.4 * i / len(peers), f"preparing {peer.name}{peer.patience}")
             entry, call = check(peer, model, x, exact, own, time.perf_counter)
             entries.append(entry)
             if call is not None:

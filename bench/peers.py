@@ -68,6 +68,7 @@ class Peer:
 
     key = ""
     name = ""
+    patience = ""  # what to tell people who wait for `prepare`
     packages: tuple[tuple[str, str], ...] = ()  # (module to look for, distribution that brings it)
 
     def __init__(self, threads: int = 2):
@@ -124,6 +125,7 @@ class Compile(Peer):
     """torch.compile (Inductor) with freezing: constant weights, folded batch norm, layouts chosen ahead."""
 
     key, name = "compile", "torch.compile, frozen"
+    patience = " (compiles C++, up to a minute or two)"
 
     def missing(self) -> str | None:
         if not any(shutil.which(compiler) for compiler in ("g++", "c++", "clang++")):
@@ -236,7 +238,8 @@ class OpenVino(Peer):
         import openvino as ov
 
         module, image = plain(model), x.contiguous()
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit.trace, which OpenVINO calls
             graph = ov.convert_model(module, example_input=image, input=list(image.shape))
         request = ov.Core().compile_model(graph, "CPU", self.settings()).create_infer_request()
         request.set_input_tensor(ov.Tensor(image.numpy(), shared_memory=True))

@@ -162,6 +162,46 @@ def markdown(results: dict) -> str:
     return text.rstrip() + "\n"
 
 
+def kernel_table(results: dict) -> list[str]:
+    """One row per layer and candidate of a pytest-benchmark file: time, rates, share of the measured peaks."""
+    head = [
+        "op",
+        "layer",
+        "candidate",
+        "median ms",
+        "middle half",
+        "GFLOP/s",
+        "GB/s",
+        "of peak",
+        "vs reference",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = [(b["extra_info"], b["stats"]) for b in results["benchmarks"] if "candidate" in b["extra_info"]]
+    reference = {(i["op"], i["layer"]): s["median"] for i, s in rows if i["candidate"] == "reference"}
+    for info, stats in rows:
+        rates = (("gflops", "peak_gflops"), ("gbps", "copy_gbps"))
+        shares = [info[rate] / info[limit] for rate, limit in rates if info.get(limit)]
+        against = reference.get((info["op"], info["layer"]))
+        cells = [info["op"], info["layer"], info["candidate"], f"{stats['median'] * 1e3:.4g}"]
+        cells += [
+            f"{stats['q1'] * 1e3:.4g} .. {stats['q3'] * 1e3:.4g}",
+            f"{info['gflops']:.0f}",
+            f"{info['gbps']:.1f}",
+        ]
+        cells += [f"{max(shares):.0%}" if shares else ""]
+        cells += [f"{against / stats['median']:.2f}x" if against else ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def kernel_markdown(results: dict) -> str:
+    """The report of a kernel microbenchmark file."""
+    intro = "Batch {batch}, float32; packed: weights packed beforehand, as the engine runs it."
+    batches = sorted({b["extra_info"]["batch"] for b in results["benchmarks"] if "batch" in b["extra_info"]})
+    intro = intro.format(batch=", ".join(map(str, batches)))
+    return "\n".join([f"# {headline(results['machine'])}", "", intro, "", *kernel_table(results)]) + "\n"
+
+
 def plot(results: dict, path: Path) -> None:
     """Bars of images per second, one group per model and batch. RuntimeError when matplotlib is not
     installed."""
@@ -210,7 +250,11 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, json.JSONDecodeError) as problem:
         print(f"cannot read {options.results}: {problem}", file=sys.stderr)
         return 2
-    text = markdown(results)
+    kernels = "benchmarks" in results
+    if kernels and options.plot:
+        print("--plot draws whole models; this file holds kernel benchmarks", file=sys.stderr)
+        return 2
+    text = kernel_markdown(results) if kernels else markdown(results)
     if options.markdown:
         options.markdown.write_text(text)
     else:

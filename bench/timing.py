@@ -284,7 +284,6 @@ def measure(
             settle()
             this.probes.append(guard.probe())
             rounds.append(this)
-            gc.collect()
     finally:
         if collecting:
             gc.enable()
