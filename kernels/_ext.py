@@ -19,6 +19,7 @@ import platform
 import sysconfig
 import threading
 import warnings
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,13 +53,11 @@ def _load() -> tuple[ModuleType | None, str | None]:
     """The compiled module and None, or None and the reason."""
     if os.environ.get("FB_NATIVE") == "0":
         return None, "switched off by FB_NATIVE=0"
-    name = f"{__package__}._C"
+    # Looked for here and nowhere else: an editable install's finder would offer the library of its checkout.
+    if not any((_HERE / f"_C{suffix}").is_file() for suffix in EXTENSION_SUFFIXES):
+        return None, _why_not_built()
     try:
         return importlib.import_module("._C", __package__), None
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        return None, _why_not_built()
     except ImportError as error:  # it is there and the loader refused it: keep the loader's own words
         built = _build_facts().get("torch", "an unknown version")
         return None, f"failed to load: {error} (built with torch {built}, running torch {torch.__version__})"

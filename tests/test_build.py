@@ -112,7 +112,12 @@ def test_editable_install_points_into_the_checkout(sources, tmp_path):
     (sources / "kernels" / "added_later.py").write_text("value = 7\n")
     code = f"""
 import site, sys
-sys.meta_path[:] = [f for f in sys.meta_path if not getattr(f, "__module__", "").startswith("__editable__")]
+# Forget an editable install of this environment: the finder of ours has the same name.
+finders = [name for name in sys.modules if name.startswith("__editable__")]
+sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "__module__", "") not in finders]
+for name in finders:
+    del sys.modules[name]
+sys.path.insert(0, {str(site)!r})
 site.addsitedir({str(site)!r})
 import fast_backbones.kernels._ext as ext, fast_backbones.kernels.added_later as later, fast_backbones.bench
 assert ext.__file__ == {str(sources / "kernels" / "_ext.py")!r}, ext.__file__
