@@ -318,9 +318,18 @@ class Conv2d final : public Op {
       std::fill(out + pad + spec_.w * group_c_, out + wp_ * group_c_, 0.0f);
       float* inside = out + pad;
       if (spec_.nchw_in) {
-        for (int64_t c = 0; c < group_c_; ++c) {
-          const float* source = x + ((image * spec_.c + group * group_c_ + c) * spec_.h + row) * spec_.w;
-          for (int64_t w = 0; w < spec_.w; ++w) inside[w * group_c_ + c] = source[w];
+        const float* source = x + ((image * spec_.c + group * group_c_) * spec_.h + row) * spec_.w;
+        const int64_t plane = spec_.h * spec_.w;
+        if (group_c_ == 3) {  // an image: written front to back
+          const float *red = source, *green = source + plane, *blue = source + 2 * plane;
+          for (int64_t w = 0; w < spec_.w; ++w) {
+            inside[3 * w] = red[w];
+            inside[3 * w + 1] = green[w];
+            inside[3 * w + 2] = blue[w];
+          }
+        } else {
+          for (int64_t c = 0; c < group_c_; ++c)
+            for (int64_t w = 0; w < spec_.w; ++w) inside[w * group_c_ + c] = source[c * plane + w];
         }
       } else if (spec_.ldx == group_c_) {
         std::memcpy(inside, x + (image * spec_.h + row) * spec_.w * spec_.ldx, static_cast<size_t>(spec_.w * group_c_) * 4);
