@@ -7,7 +7,7 @@
 #   make test-all   all of them, with torchvision, timm, ONNX Runtime and OpenVINO as witnesses
 #   make bench      microbenchmarks of each kernel; `make bench-models` compares whole models with other stacks
 #   make lint       look; `make format` changes
-#   make clean      everything that can be made again
+#   make clean      no build products; the environment stays (`rm -r .venv` for that)
 #
 # PYTHON  interpreter for .venv             make test PYTHON=python3.12
 # VENV    where the environment lives       make test VENV=/some/dir
@@ -75,7 +75,7 @@ test-all: build $(STAMPS)/peers
 
 bench: build
 	mkdir -p build/bench
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds \
+	$(BIN)/python -m pytest bench --ignore bench/gpu --benchmark-only --benchmark-columns=median,iqr,rounds \
 		--benchmark-json=build/bench/kernels.json $(ARGS)
 
 bench-models: build $(STAMPS)/peers
@@ -90,5 +90,5 @@ format: $(STAMPS)/lint
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
 clean:
-	rm -rf build dist *.egg-info kernels/_C*.so kernels/_build.json $(VENV)
+	rm -rf build dist *.egg-info kernels/_C*.so kernels/_build.json $(STAMPS)/install $(STAMPS)/build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
