@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import IO
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-import torch
+import torch.hub
 
 log = logging.getLogger("fast_backbones.weights")
 

@@ -449,9 +449,9 @@ def test_reset_classifier():
 
 def test_reset_classifier_between_calls():
     model, x = trained(backbones.resnet18(num_classes=10)).eval(), image()
-    with torch.inference_mode():
-        for classes in (10, 3, 0, 7):
-            model.reset_classifier(classes)
+    for classes in (10, 3, 0, 7):
+        model.reset_classifier(classes)
+        with torch.inference_mode():
             y = model(x)
             assert y.shape == (2, classes or 512)
             torch.testing.assert_close(y, model.forward_modules(x), rtol=1e-4, atol=1e-4)
@@ -576,6 +576,14 @@ def test_construction_on_the_meta_device():
         model = backbones.resnet18(num_classes=3)
     assert all(t.is_meta for t in model.state_dict().values())
     assert model(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 3)
+
+
+def test_construction_in_inference_mode():
+    """Its parameters are inference tensors, which have no version counter."""
+    with torch.inference_mode():
+        model = backbones.resnet18(num_classes=3).eval()
+        for _ in range(2):
+            torch.testing.assert_close(model(image()), model.forward_modules(image()), rtol=1e-4, atol=1e-4)
 
 
 def test_the_facade_exports_the_models():
