@@ -163,7 +163,7 @@ def markdown(results: dict) -> str:
 
 
 def kernel_table(results: dict) -> list[str]:
-    """One row per layer and candidate of a pytest-benchmark file: time, rates, share of the measured peaks."""
+    """One row per layer and candidate of a pytest-benchmark file: time, rates, share of measured peaks."""
     head = [
         "op",
         "layer",

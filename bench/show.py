@@ -113,7 +113,8 @@ def notes(comparison: Comparison) -> list[str]:
     told = set()
     for label, (key, ratio) in comparison.claims().items():
         if key not in told or label != BEST:
-            lines.append(f"{ratio:.2f}x as fast as {label}: {comparison.entry(key).name}")
+            name = comparison.entry(key).name
+            lines.append(f"{ratio:.2f}x as fast as {name if name.startswith(label) else f'{label}: {name}'}")
         told.add(key)
     if comparison.parity is not None:
         verdict = "within" if comparison.parity else "NOT within"
