@@ -180,6 +180,7 @@ def native(name: str, kernel: str, refuse: Callable[..., str | None], **options)
 
 
 def _fake(x, weight, bias, residual, stride, padding, dilation, groups, activation):
+    _checks.same_kind("conv2d", x, False, weight=weight, bias=bias, residual=residual)
     p = _checks.output_size(
         "conv2d", "height", x.shape[2], weight.shape[2], stride[0], padding[0], dilation[0]
     )

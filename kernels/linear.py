@@ -77,6 +77,7 @@ def _run(x, weight, bias, activation) -> Tensor:
 
 @_native.register_fake("linear")
 def _fake(x, weight, bias, activation):
+    _checks.same_kind("linear", x, False, weight=weight, bias=bias)
     return torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
 
 
@@ -108,7 +109,7 @@ def linear(
     Raises: RuntimeError for sizes, dtypes or devices that do not fit together, or when a backend asked for by
         name refuses; ValueError for an unknown activation or backend; TypeError for what is not a tensor.
 
-    Fast path: float32 on the CPU. Products are added in blocks of at most 512. Derivatives come from the
+    Fast path: float32 on the CPU. Products are added in blocks of at most 128. Derivatives come from the
     formula.
     """
     if has_torch_function_variadic(x, weight, bias):

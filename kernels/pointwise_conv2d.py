@@ -54,7 +54,7 @@ def pointwise_conv2d(
     Returns: [N, K, P, Q], P = (H - 1) // stride + 1.
     Raises: as `conv2d`.
 
-    Fast path: float32 on the CPU, any sizes. Products are added in blocks of at most 512. Derivatives come
+    Fast path: float32 on the CPU, any sizes. Products are added in blocks of at most 128. Derivatives come
     from the formula.
     """
     if has_torch_function_variadic(x, weight, bias, residual):

@@ -1,0 +1,191 @@
+"""Parity helpers that every op and every model reuses.
+
+exact data      integers(), assert_equal            arithmetic without rounding: one wrong index cannot hide
+real data       assert_as_accurate                  at most twice PyTorch's own error, against float64
+reproducible    assert_bit_equal, threads()         the same bits whatever the threads, the batch, the vectors
+poison          poisoned()                          fresh memory holds NaN, so unwritten outputs cannot pass
+processes       run_python                          another FB_MAX_ISA, a fork, a setting read once per
+process candidates      backends(op), needs_native          what to parametrise over
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fast_backbones import kernels
+from fast_backbones.kernels import _ext
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+needs_native = pytest.mark.skipif(_ext.why_not() is not None, reason=f"no compiled library: {_ext.why_not()}")
+
+
+def layout_name(layout: torch.memory_format) -> str:
+    return "nhwc" if layout == torch.channels_last else "nchw"
+
+
+# ---- data ----
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def integers(shape, seed: int, *, limit: int = 4, multiple: int = 1, dtype=torch.float32) -> Tensor:
+    """Whole numbers from -limit to limit, times `multiple`.
+
+    With |x| <= 4 and |w| <= 8 a sum of 2^18 products still fits 24 bits. F(2x2, 3x3) stays exact when its
+    filters are multiples of 4, because G w G^T divides by 4; the sums inside it then fit for up to 512
+    channels.
+    """
+    values = torch.randint(-limit, limit + 1, tuple(shape), generator=generator(seed))
+    return (values * multiple).to(dtype)
+
+
+def reals(shape, seed: int, *, positive: bool = False, dtype=torch.float32) -> Tensor:
+    """Normal values, or all-positive ones: there nothing cancels and the order of summation shows most."""
+    if positive:
+        return torch.rand(tuple(shape), generator=generator(seed), dtype=dtype) + 0.1
+    return torch.randn(tuple(shape), generator=generator(seed), dtype=dtype)
+
+
+# ---- comparisons ----
+
+
+def _describe(where: Tensor, actual: Tensor, expected: Tensor) -> str:
+    index = tuple(int(i) for i in where.nonzero()[0])
+    a, e = actual[index].item(), expected[index].item()
+    return (
+        f"{int(where.sum())} of {where.numel()} elements differ, first at {index}: got {a!r}, expected {e!r}"
+    )
+
+
+def _same_kind(actual: Tensor, expected: Tensor, what: str) -> None:
+    assert actual.dtype == expected.dtype, f"{what}: dtype {actual.dtype}, expected {expected.dtype}"
+    assert actual.shape == expected.shape, (
+        f"{what}: sizes {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    )
+
+
+def assert_equal(actual: Tensor, expected: Tensor, what: str = "") -> None:
+    """Every value equal, NaN where NaN. The sign of a zero is free: an empty sum may be either."""
+    _same_kind(actual, expected, what)
+    wrong = ~((actual == expected) | (actual.isnan() & expected.isnan()))
+    assert not wrong.any(), f"{what}: {_describe(wrong, actual, expected)}"
+
+
+def assert_bit_equal(actual: Tensor, expected: Tensor, what: str = "") -> None:
+    """The same bits, signs of zeros and payloads of NaN included. For float32."""
+    _same_kind(actual, expected, what)
+    wrong = actual.contiguous().view(torch.int32) != expected.contiguous().view(torch.int32)
+    assert not wrong.any(), f"{what}: {_describe(wrong, actual, expected)}"
+
+
+def errors(actual: Tensor, exact: Tensor) -> tuple[float, float]:
+    """Maximum and rms of the error, relative to the rms of the exact values."""
+    exact = exact.double()
+    scale = exact.square().mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    error = (actual.double() - exact) / scale
+    return error.abs().max().item(), error.square().mean().sqrt().item()
+
+
+def assert_as_accurate(fast: Tensor, plain: Tensor, exact: Tensor, what: str = "") -> None:
+    """The 2x rule: error of `fast` at most twice that of `plain`, PyTorch's own run in the same precision.
+
+    Maximum and rms, relative to the rms of `exact` (float64), plus two units in the last place of the largest
+    output and half a unit of the typical one, without which a plain result that happens to be exact would
+    allow no rounding at all. The maximum over few elements is noise: hand in some thousands, from several
+    seeds if need be.
+    """
+    assert exact.dtype == torch.float64, f"{what}: exact is {exact.dtype}, expected float64"
+    _same_kind(fast, plain, what)
+    assert not fast.isnan().any(), f"{what}: NaN in the result"
+    eps = torch.finfo(fast.dtype).eps
+    peak = exact.abs().max() / exact.square().mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    floors = (2 * eps * peak.item(), eps / 2)
+    for name, ours, theirs, floor in zip(("max", "rms"), errors(fast, exact), errors(plain, exact), floors):
+        allowed = 2 * theirs + floor
+        assert ours <= allowed, (
+            f"{what}: {name} error {ours:.3g}, PyTorch {theirs:.3g}, allowed {allowed:.3g}"
+        )
+
+
+# ---- circumstances ----
+
+
+@contextlib.contextmanager
+def threads(count: int):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def poisoned():
+    """Fresh tensors hold NaN: outputs, packed weights, converted copies. Scratch memory: FB_POISON=1."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        assert torch.empty(3).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def run_python(*arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess:
+    """Another interpreter on the same package; its output is shown when it fails."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **environment}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, (
+        f"{arguments[:2]} {environment}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+    )
+    return done
+
+
+def isas() -> list[str]:
+    """Instruction sets that this build has and this machine runs, worst first."""
+    module = _ext.native()
+    if module is None:
+        return []
+    order = ["portable", "avx2", "avx512"]
+    best = order.index(module.isa()) if module.isa() in order else 0
+    return [name for name in order[: best + 1] if name in module.compiled_isas()]
+
+
+# ---- candidates ----
+
+
+def backends(op: str) -> list:
+    """The native candidates of an op as pytest parameters; skipped with the reason without the library."""
+    native = [c.name for c in kernels.ops()[op].candidates if c.family == "native"]
+    return [pytest.param(name, marks=needs_native) for name in native]
+
+
+def public(op: str):
+    """The public function of an op."""
+    return getattr(kernels, op)
+
+
+def reference(op: str):
+    """The formula of an op in plain PyTorch."""
+    return getattr(kernels, f"{op}_ref")
+
+
+def refusal(op: str, backend: str, *args, **kwargs) -> str | None:
+    """What a candidate says about a call; None when it accepts."""
+    verdicts = kernels.explain(op, *args, **kwargs).candidates
+    return next(verdict.refusal for verdict in verdicts if verdict.name == backend)

@@ -1,0 +1,249 @@
+"""One table of awkward cases for all ops: tests, instruction-set runs and property tests walk over it.
+
+A case has an op, a name that says why it exists, and makes its own inputs. As a program,
+
+    python tests/kernel_cases.py OUT.pt
+
+runs every case on every candidate that accepts it, under NaN poison, checks integer data against float64, and
+saves the results of real data. The tests start it once per instruction set.
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+import torch
+from helpers import LAYOUTS, assert_equal, integers, layout_name, poisoned, public, reals, reference, refusal
+from torch import Tensor
+
+from fast_backbones import kernels
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of a call; tensors may be converted all at once."""
+
+    args: tuple
+    kwargs: dict
+
+    def map(self, f) -> "Inputs":
+        args = tuple(f(a) if isinstance(a, Tensor) else a for a in self.args)
+        return Inputs(args, {k: f(v) if isinstance(v, Tensor) else v for k, v in self.kwargs.items()})
+
+    def double(self) -> "Inputs":
+        return self.map(Tensor.double)
+
+    def to_layout(self, layout: torch.memory_format) -> "Inputs":
+        return self.map(lambda t: t.to(memory_format=layout) if t.dim() == 4 else t)
+
+    def sample(self, index: slice) -> "Inputs":
+        """The same call on part of the batch: the first argument and the residual are cut."""
+        kwargs = {k: v[index] if k == "residual" and v is not None else v for k, v in self.kwargs.items()}
+        return Inputs((self.args[0][index], *self.args[1:]), kwargs)
+
+
+@dataclass(frozen=True)
+class Case:
+    op: str
+    why: str
+    x: tuple[int, ...]
+    weight: tuple[int, ...] | None = None
+    options: dict = field(default_factory=dict)
+    bias: bool = False
+    residual: bool = False
+    positional: tuple = ()
+
+    @property
+    def id(self) -> str:
+        return f"{self.op}: {self.why}"
+
+    def inputs(self, data: str = "integers", seed: int = 0) -> Inputs:
+        """`data`: integers (exact), reals (normal) or positive."""
+
+        def make(shape, offset, limit=4, multiple=1):
+            if data == "integers":
+                return integers(shape, 10 * seed + offset, limit=limit, multiple=multiple)
+            return reals(shape, 10 * seed + offset, positive=data == "positive")
+
+        x = make(self.x, 0)
+        if self.weight is None:
+            return Inputs((x, *self.positional), dict(self.options))
+        weight = make(self.weight, 1, limit=2, multiple=4)
+        if data != "integers":
+            weight = weight / (weight[0].numel() ** 0.5)
+        bias = make(self.weight[:1], 2, limit=64) if self.bias else None
+        options = dict(self.options)
+        if self.residual:
+            shape = self.reference(Inputs((x, weight), options)).shape
+            options["residual"] = make(shape, 3, limit=64)
+        return Inputs((x, weight, bias), options)
+
+    def run(self, inputs: Inputs, backend: str | None = None) -> Tensor:
+        return public(self.op)(*inputs.args, **inputs.kwargs, backend=backend)
+
+    def reference(self, inputs: Inputs) -> Tensor:
+        return reference(self.op)(*inputs.args, **inputs.kwargs)
+
+    def exact(self, inputs: Inputs) -> Tensor:
+        return self.reference(inputs.double())
+
+    def accepted_by(self, backend: str) -> bool:
+        return refusal(self.op, backend, *self.inputs().args, **self.inputs().kwargs) is None
+
+
+def _pair(value) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+def conv(
+    why, n, c, h, w, k, kernel=3, *, groups=1, bias=True, residual=False, relu=True, op="conv2d", **options
+) -> Case:
+    if relu:
+        options["activation"] = "relu"
+    if groups != 1 or op == "grouped_conv2d":
+        options["groups"] = groups
+    return Case(op, why, (n, c, h, w), (k, c // groups, *_pair(kernel)), options, bias, residual)
+
+
+def pointwise(why, n, c, h, w, k, **options) -> Case:
+    return conv(why, n, c, h, w, k, 1, op="pointwise_conv2d", **options)
+
+
+def grouped(why, n, c, h, w, k, groups, kernel=3, **options) -> Case:
+    return conv(why, n, c, h, w, k, kernel, groups=groups, op="grouped_conv2d", **options)
+
+
+def stem(why, n, c, h, w, k, kernel=7, **options) -> Case:
+    return conv(why, n, c, h, w, k, kernel, op="stem_conv2d", **options)
+
+
+def pool(why, x, kernel_size, **options) -> Case:
+    return Case("max_pool2d", why, x, options=options, positional=(kernel_size,))
+
+
+def average(why, *x) -> Case:
+    return Case("global_avg_pool", why, x)
+
+
+def linear(why, n, c, k, *, bias=True, relu=False) -> Case:
+    return Case("linear", why, (n, c), (k, c), {"activation": "relu"} if relu else {}, bias)
+
+
+CASES = [
+    conv("one pixel, all padding", 1, 1, 1, 1, 1, padding=1),
+    conv("empty batch", 0, 16, 6, 6, 8, padding=1),
+    conv("odd channels, odd image: every tail", 2, 17, 13, 9, 19, padding=1),
+    conv("prime channels without padding", 1, 13, 7, 11, 31),
+    conv("one output channel", 2, 24, 6, 5, 1, padding=1, bias=False, relu=False),
+    conv("one input channel", 1, 1, 12, 10, 33, padding=1),
+    conv("a full panel and one more channel", 1, 32, 8, 8, 33, padding=1, residual=True),
+    conv("residual without activation", 2, 16, 7, 7, 32, padding=1, residual=True, relu=False),
+    conv("no bias, residual, ReLU", 1, 32, 6, 6, 48, padding=1, bias=False, residual=True),
+    conv("output smaller than a Winograd tile", 3, 16, 3, 3, 16),
+    conv("2x2 image: one tile, mostly padding", 2, 32, 2, 2, 32, padding=1),
+    conv("padding wider than the kernel reaches", 1, 16, 4, 5, 16, padding=3),
+    conv("different padding in height and width", 1, 18, 6, 9, 20, padding=(0, 2)),
+    conv("sum longer than one block of 512", 1, 130, 5, 5, 37, padding=1),
+    conv("many channels on few pixels: two-phase Winograd", 1, 256, 7, 7, 64, padding=1, residual=True),
+    conv("large enough for several fused tasks", 1, 64, 57, 55, 64, padding=1),
+    conv("batch of three odd images", 3, 48, 11, 9, 40, padding=1, residual=True),
+    conv("stride 2", 2, 32, 11, 13, 24, stride=2, padding=1),
+    conv("stride larger than the kernel", 1, 8, 17, 19, 12, 2, stride=(4, 5)),
+    conv("dilation 2 and 3", 1, 12, 15, 16, 20, dilation=(2, 3), padding=2),
+    conv("non-square kernel", 2, 10, 9, 12, 14, (1, 7), padding=(0, 3)),
+    conv("tall kernel", 1, 10, 12, 6, 14, (7, 1), padding=(3, 0), stride=(2, 1)),
+    conv("5x5", 1, 20, 10, 10, 30, 5, padding=2),
+    conv("even kernel", 1, 9, 8, 8, 11, 4, stride=2, padding=1),
+    conv("kernel as large as the image", 2, 21, 5, 6, 10, (5, 6)),
+    conv("1x1 inside the general op", 2, 40, 5, 7, 24, 1, residual=True),
+    conv("1x1 with padding", 1, 8, 3, 3, 9, 1, padding=1),
+    conv("depthwise", 1, 12, 9, 9, 12, groups=12, padding=1),
+    conv("groups that widen", 1, 12, 7, 7, 30, groups=3, padding=1, residual=True),
+    conv("ResNeXt group inside the general op", 1, 64, 9, 9, 64, groups=16, padding=1),
+    conv("one image row", 1, 16, 1, 40, 16, padding=1),
+    conv("one image column", 1, 16, 40, 1, 16, padding=1),
+    pointwise("one pixel, one channel", 1, 1, 1, 1, 1),
+    pointwise("empty batch", 0, 8, 4, 4, 8),
+    pointwise("prime sizes everywhere", 2, 37, 5, 7, 53, residual=True),
+    pointwise("one output channel", 1, 64, 6, 6, 1, relu=False),
+    pointwise("one input channel", 1, 1, 9, 9, 70),
+    pointwise("fewer pixels than a tile is tall", 1, 128, 1, 3, 96, bias=False),
+    pointwise("sum longer than four blocks", 1, 2053, 2, 2, 33),
+    pointwise("stride 2 on an odd image", 2, 24, 9, 7, 40, stride=2),
+    pointwise("stride 3 by 2, residual", 1, 24, 10, 9, 40, stride=(3, 2), residual=True),
+    pointwise("ResNet expansion", 1, 64, 28, 28, 256, residual=True),
+    pointwise("wide and long: several tasks of several panels", 2, 512, 14, 14, 320),
+    grouped("4 channels a group", 1, 128, 14, 14, 128, 32),
+    grouped("8 channels a group, stride 2, odd image", 2, 64, 13, 11, 64, 8, stride=2),
+    grouped("16 channels a group", 1, 64, 7, 7, 64, 4, residual=True),
+    grouped("32 channels a group, stride 2", 1, 64, 8, 6, 64, 2, stride=2, bias=False),
+    grouped("one pixel, all padding", 1, 16, 1, 1, 16, 4),
+    grouped("one column", 2, 32, 6, 1, 32, 8),
+    grouped("two columns, stride 2", 1, 32, 5, 2, 32, 4, stride=2),
+    grouped("sixteen channels: the narrowest", 1, 16, 5, 9, 16, 2, relu=False),
+    grouped("empty batch", 0, 32, 4, 4, 32, 8),
+    grouped("channels that fill no vector: direct only", 1, 12, 6, 7, 12, 3),
+    grouped("widening groups: direct only", 1, 32, 6, 6, 48, 8),
+    grouped("1x1 groups: direct only", 1, 24, 6, 6, 24, 4, 1, padding=0),
+    grouped("wide image: several tasks", 1, 64, 30, 58, 64, 16),
+    stem("ResNet stem on a small odd image", 1, 3, 33, 31, 64),
+    stem("one channel, image smaller than the kernel", 2, 1, 4, 5, 17),
+    stem("four channels", 1, 4, 20, 20, 32),
+    stem("five channels: too many to read planar", 1, 5, 20, 20, 32),
+    stem("3x3 stem", 1, 3, 17, 17, 24, 3, padding=1),
+    stem("patches", 1, 3, 16, 16, 48, 4, stride=4, padding=0),
+    stem("empty batch", 0, 3, 16, 16, 8),
+    pool("ResNet pool on an odd image", (2, 67, 13, 11), 3, stride=2, padding=1),
+    pool("one pixel, all padding", (1, 1, 1, 1), 3, stride=2, padding=1),
+    pool("empty batch", (0, 8, 4, 4), 2),
+    pool("ceil mode with a partial window", (1, 16, 8, 7), 3, stride=2, ceil_mode=True),
+    pool(
+        "ceil mode whose last window would start outside",
+        (1, 5, 6, 6),
+        2,
+        stride=3,
+        padding=1,
+        ceil_mode=True,
+    ),
+    pool("stride larger than the window", (1, 33, 11, 9), 2, stride=(3, 4)),
+    pool("overlapping, non-square", (2, 20, 7, 9), (1, 3), stride=1, padding=(0, 1)),
+    pool("the largest window", (1, 17, 9, 9), 8, stride=1, padding=4),
+    average("one pixel", 1, 1, 1, 1),
+    average("empty batch", 0, 8, 3, 3),
+    average("49 pixels, odd channels", 3, 67, 7, 7),
+    average("more pixels than a block of 512", 1, 19, 37, 29),
+    average("many channels: several tasks", 2, 1030, 5, 3),
+    linear("one by one", 1, 1, 1),
+    linear("empty batch", 0, 8, 4),
+    linear("classifier", 3, 2048, 1000),
+    linear("prime sizes", 7, 131, 37, relu=True),
+    linear("one output", 5, 64, 1, bias=False),
+    linear("batch taller than a tile", 33, 48, 65),
+]
+
+
+def cases(op: str | None = None) -> list[Case]:
+    return [case for case in CASES if op is None or case.op == op]
+
+
+def native_candidates(op: str) -> list[str]:
+    return [c.name for c in kernels.ops()[op].candidates if c.family == "native"]
+
+
+def main(path: str) -> None:
+    results = {}
+    with poisoned(), torch.inference_mode():
+        for case in CASES:
+            for backend in native_candidates(case.op):
+                if not case.accepted_by(backend):
+                    continue
+                whole = case.inputs("integers")
+                expected = case.exact(whole).float()
+                for layout in LAYOUTS:
+                    label = f"{case.id}, {backend}, {layout_name(layout)}"
+                    assert_equal(case.run(whole.to_layout(layout), backend), expected, label)
+                    results[label] = case.run(case.inputs("reals").to_layout(layout), backend)
+    torch.save({"isa": kernels.build_info()["isa"], "results": results}, path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
