@@ -30,7 +30,7 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         numbers = (f"{self.ms:.3f}", _number(self.gflops), f"{self.gbps:.1f}", f"{self.peak:.0%}")
-        return (self.name, self.kernel, " + ".join(self.fused), *numbers)
+        return (self.name, self.kernel, " + ".join(self.fused), *numbers, self.detail)
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Explanation:
         ]
 
     def _table(self) -> list[str]:
-        heads = ("step", "kernel", "fused", "ms", "GFLOP/s", "GB/s", "peak")
+        heads = ("step", "kernel", "fused", "ms", "GFLOP/s", "GB/s", "peak", "how")
         lines = [row.cells() for row in self.rows]
         widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
         rule = tuple("-" * width for width in widths)
@@ -142,8 +142,11 @@ def _kernel_name(step: Step) -> str:
 
 
 def _aligned(cells: tuple[str, ...], widths: list[int]) -> str:
-    """Three columns of words to the left, the numbers to the right."""
-    padded = [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths))]
+    """Words to the left, numbers to the right."""
+    numbers = range(3, len(cells) - 1)
+    padded = [
+        cell.rjust(w) if i in numbers else cell.ljust(w) for i, (cell, w) in enumerate(zip(cells, widths))
+    ]
     return "  ".join(padded).rstrip()
 
 

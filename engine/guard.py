@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
 from typing import Any
@@ -34,6 +34,7 @@ _values = dict.values
 _data_ptr = Tensor.data_ptr
 _version = attrgetter("_version")
 _dtype = attrgetter("dtype")
+_kind = attrgetter("dtype", "device", "layout")
 _OWN_ATTRIBUTES = frozenset(nn.Module().__dict__)
 _WATCHED = {"training", "_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"}
 
@@ -42,7 +43,7 @@ def samples_per_tensor() -> int:
     """FB_WEIGHT_SAMPLES: values of each tensor that every call looks at; "full" looks at all of them."""
     text = os.environ.get("FB_WEIGHT_SAMPLES", "16")
     if text == "full":
-        return 1 << 40
+        return 1 << 30
     if not text.isdigit() or int(text) < 1:
         raise ValueError(f"FB_WEIGHT_SAMPLES is {text!r}, expected a positive number or 'full'")
     return int(text)
@@ -112,25 +113,28 @@ class Guard:
         self.children = [d for d in children if d]
         self.objects = list(chain.from_iterable(map(_values, self.children)))
         self.empty = [d for d in children if not d]
-        self.empty += [d for m in modules[1:] for d in (m._forward_hooks, m._forward_pre_hooks)]
-        live = list(named_tensors(model))
-        self.aliases: Mapping[str, Tensor] = {name: tensor.detach() for name, tensor in live}
-        tensors = {id(tensor): tensor for _, tensor in live}.values()
-        self.tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
-        self.counters = [
-            tensor for tensor in tensors if not tensor.is_floating_point()
-        ]  # of batches seen, say
-        self.parameters = frozenset(map(id, self.tensors))
-        self.samples = samples_per_tensor()
-        self.take_weights()
+        self.hooks = [d for m in modules[1:] for d in (m._forward_hooks, m._forward_pre_hooks)]
+        self.hooked = list(map(len, self.hooks))
+        self.named = list(named_tensors(model))
+        self.every = list({id(tensor): tensor for _, tensor in self.named}.values())
+        self.kinds = list(map(_kind, self.every))
 
     def take_weights(self) -> None:
+        """Look at the values too. Only for tensors that a plan can use: plain, strided, on the CPU."""
+        self.tensors = [tensor for tensor in self.every if tensor.is_floating_point()]
+        self.counters = [
+            tensor for tensor in self.every if not tensor.is_floating_point()
+        ]  # batches seen, say
+        self.parameters = frozenset(map(id, self.tensors))
+        self.samples = samples_per_tensor()
         self.epoch = optimizer_steps.epoch
-        self.addresses = list(map(_data_ptr, self.tensors))
         self.versions = list(map(_version, self.tensors + self.counters))
-        self.dtypes = list(map(_dtype, self.tensors))
-        self.sizes = [tensor.nbytes for tensor in self.tensors]
-        self.memory = [tensor.detach() for tensor in self.tensors]
+        aliases = {id(tensor): tensor.detach() for tensor in self.every}
+        self.aliases = {name: aliases[id(tensor)] for name, tensor in self.named}
+        self.memory = [aliases[id(tensor)] for tensor in self.tensors]
+        self.addresses = list(map(_data_ptr, self.memory))
+        self.dtypes = list(map(_dtype, self.memory))
+        self.sizes = [tensor.nbytes for tensor in self.memory]
         self.fingerprint = self._fingerprint()
 
     def _fingerprint(self) -> int:
@@ -142,10 +146,15 @@ class Guard:
             len(objects) == len(self.objects)
             and all(map(is_, objects, self.objects))
             and not any(self.empty)
+            and list(map(len, self.hooks)) == self.hooked
             and self.attributes.same()
             and list(map(type, self.modules)) == self.types
             and all(cls.forward is forward for cls, forward in self.classes)
         )
+
+    def same_kinds(self) -> bool:
+        """Whether dtypes and devices are what they were: enough while a model is refused for them."""
+        return list(map(_kind, self.every)) == self.kinds
 
     def same_weights(self) -> bool:
         tensors = self.tensors

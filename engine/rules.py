@@ -98,9 +98,17 @@ def structure_refusal(model: nn.Module) -> str | None:
     return None
 
 
+# A layer that was put into a model after eval() is in training mode; for these that makes no difference.
+_SAME_IN_TRAINING = {
+    nn.Conv2d, nn.Linear, nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Flatten,
+    nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU,
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d, nn.Upsample,
+}  # fmt: skip
+
+
 def _root_refusal(module: nn.Module) -> str | None:
     """Hooks of the root, and its own forward, run around the plan."""
-    if module.training:
+    if module.training and type(module) not in _SAME_IN_TRAINING:
         return "is in training mode"
     if isinstance(module, torch.jit.ScriptModule):
         return "is a TorchScript module"

@@ -82,8 +82,9 @@ class EngineState:
         guard = self.guard
         if guard is not None and guard.same_structure():
             if self.refusal is not None:
-                return self.refusal
-            if not guard.wants_grad() and guard.same_weights():
+                if guard.same_kinds():
+                    return self.refusal
+            elif not guard.wants_grad() and guard.same_weights():
                 runner = self.runners.get(key)
                 if runner is not None:
                     self._touch(key)
@@ -126,25 +127,31 @@ class EngineState:
         self.refused[key] = reason
         return reason
 
+    def _same_tensors(self, guard: Guard) -> bool:
+        """As far as it matters: a refused model may have tensors whose values the guard cannot read."""
+        return guard.same_kinds() if self.refusal is not None else guard.same_weights()
+
     def _renew(self, model: nn.Module) -> None:
         """Bring guard, refusal and weights up to date; plans survive when only values have changed."""
-        old = self.guard
-        if old is not None and old.same_structure() and (self.refusal is not None or old.same_weights()):
+        old, runners = self.guard, self.runners
+        structure = old is not None and old.same_structure()
+        if old is not None and structure and self._same_tensors(old):
             return
-        runners = self.runners
-        same = old is not None and old.same_structure() and self.refusal is None
         native = _ext.require()
-        self.guard = None
         guard = Guard(model, native)
-        same = same and old is not None and old.geometry() == guard.geometry()
-        self.refusal = rules.structure_refusal(model)
-        self.store = WeightStore(native, guard.aliases)
-        self.runners = OrderedDict()
-        if same and self.refusal is None:
-            for key, runner in runners.items():
-                self.runners[key] = Runner(runner.plan, self.store, self.arenas)
-        else:
+        refusal = rules.structure_refusal(model)
+        kept: OrderedDict[Key, Runner] = OrderedDict()
+        store = None
+        if refusal is None:
+            guard.take_weights()
+            store = WeightStore(native, guard.aliases)
+            if old is not None and structure and self.refusal is None and old.geometry() == guard.geometry():
+                for key, runner in runners.items():
+                    kept[key] = Runner(runner.plan, store, self.arenas)
+        if not kept:
             self.refused = {}
+        self.guard = None  # readers without the lock see no plan while these change
+        self.refusal, self.store, self.runners = refusal, store, kept
         self.guard = guard
 
 

@@ -1,0 +1,849 @@
+"""When a plan may be used, when it must be made anew, and when the modules must run: one test a rule.
+
+A stale plan is the worst bug this library can have, so most tests do the same thing: use a plan, change
+the model in some way, and compare the next call with the model's own modules.
+"""
+
+import copy
+import gc
+import io
+import pickle
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from fast_backbones.engine.state import ATTRIBUTE, MAX_PLANS, EngineState
+from helpers import assert_bit_equal, needs_native, run_python
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fast_backbones as fb
+from fast_backbones import engine
+from fast_backbones.engine import guard, rules, state
+
+pytestmark = needs_native
+
+
+class Tiny(nn.Module):
+    """Two convolutions, a norm, a residual and a classifier, run by the engine."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU(inplace=True)
+        self.body = nn.Sequential(nn.Conv2d(16, 16, 1), nn.ReLU())
+        self.fc = nn.Linear(16, 5)
+        self.scales = [1.0]
+
+    def forward(self, x):
+        return engine.forward(self, x, self.forward_modules)
+
+    def forward_modules(self, x):
+        x = self.relu(self.bn(self.conv(x)))
+        for scale in self.scales:
+            x = x + self.body(x) * scale
+        return self.fc(x.mean((2, 3)))
+
+
+class Tap(Tiny):
+    """Returns a feature map, so that its strides show."""
+
+    def forward_modules(self, x):
+        return self.relu(self.bn(self.conv(x)))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Tiny().eval()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 3, 9, 7)
+
+
+def assert_current(model, x):
+    """The model's answer is that of its modules as they are now."""
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), model.forward_modules(x), rtol=1e-4, atol=1e-5)
+
+
+def assert_planned(model, x):
+    with torch.no_grad():
+        assert engine.why_not(model, x) is None
+    assert_current(model, x)
+
+
+# ---- changes that must show in the next call ----
+
+
+def in_place(model):
+    with torch.no_grad():
+        model.conv.weight.mul_(2)
+
+
+def load_state_dict(model):
+    model.load_state_dict({k: v + 0.5 if v.is_floating_point() else v for k, v in model.state_dict().items()})
+
+
+def load_and_assign(model):
+    load = {k: v + 0.5 if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    model.load_state_dict(load, assign=True)
+
+
+def data_copy(model):
+    model.fc.weight.data.copy_(torch.randn(5, 16))
+
+
+def numpy_view(model):
+    model.fc.bias.detach().numpy()[:] = np.arange(5)
+
+
+def step(optimizer, **options):
+    def change(model):
+        model.train()
+        loss = model(torch.randn(4, 3, 9, 7)).square().sum()
+        loss.backward()
+        optimizer(model.parameters(), lr=0.1, **options).step()
+        model.eval()
+
+    return change
+
+
+def statistics(model):
+    model.bn.train()
+    model.bn(torch.randn(4, 16, 5, 5) + 3)
+    model.bn.eval()
+
+
+def running_var(model):
+    model.bn.running_var.fill_(4.0)
+
+
+def replace_buffer(model):
+    model.bn.running_mean = torch.full((16,), 0.7)
+
+
+def set_data(model):
+    model.conv.weight.data = torch.randn(16, 3, 3, 3)
+
+
+def replace_parameter(model):
+    model.conv.weight = nn.Parameter(torch.randn(16, 3, 3, 3))
+
+
+def replace_module(model):
+    model.body[0] = nn.Conv2d(16, 16, 3, padding=1)
+
+
+def append_module(model):
+    model.body.append(nn.Sigmoid())
+
+
+def other_activation(model):
+    model.relu = nn.Identity()
+
+
+def attribute(model):
+    model.conv.stride = (2, 2)
+
+
+def epsilon(model):
+    model.bn.eps = 0.5
+
+
+def delete_and_add(model):
+    del model.bn.eps
+    model.bn.momentum_of_old = 1
+    model.bn.eps = 0.25
+
+
+def list_of_attributes(model):
+    model.scales.append(-0.5)
+
+
+def round_trip(model):
+    model.double().float()
+    model.conv.weight.data.mul_(1.5)
+
+
+def channels_last(model):
+    model.to(memory_format=torch.channels_last)
+
+
+def shared_memory(model):
+    model.share_memory()
+    model.fc.weight.data.add_(1)
+
+
+def swap_modules(model):
+    first = model.body[0]
+    model.body[0] = copy.deepcopy(first)
+    nn.init.ones_(model.body[0].weight)
+
+
+def reset(model):
+    model.fc.reset_parameters()
+
+
+def train_and_eval(model):
+    model.train()
+    model(torch.randn(4, 3, 9, 7))
+    model.eval()
+
+
+CHANGES = {
+    "weight changed in place": in_place,
+    "load_state_dict": load_state_dict,
+    "load_state_dict(assign=True)": load_and_assign,
+    "p.data.copy_()": data_copy,
+    "numpy view": numpy_view,
+    "SGD": step(torch.optim.SGD),
+    "SGD, foreach": step(torch.optim.SGD, foreach=True),
+    "SGD, fused": step(torch.optim.SGD, fused=True),
+    "Adam, fused": step(torch.optim.Adam, fused=True),
+    "AdamW, fused": step(torch.optim.AdamW, fused=True),
+    "statistics of a norm in training": statistics,
+    "a running variance in place": running_var,
+    "buffer replaced": replace_buffer,
+    "p.data = t": set_data,
+    "parameter replaced": replace_parameter,
+    "module replaced": replace_module,
+    "module appended": append_module,
+    "activation replaced": other_activation,
+    "stride changed": attribute,
+    "epsilon changed": epsilon,
+    "an attribute deleted, others added": delete_and_add,
+    "an element of a list": list_of_attributes,
+    ".double().float()": round_trip,
+    "channels_last weights": channels_last,
+    "shared memory": shared_memory,
+    "a copy in place of a module": swap_modules,
+    "reset_parameters": reset,
+    "train() and eval()": train_and_eval,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_changed_model(model, x, change):
+    assert_planned(model, x)
+    with torch.no_grad():
+        before = model(x)
+    change(model)
+    assert_planned(model, x)
+    with torch.no_grad():
+        moved = not torch.equal(model(x), before)
+    assert moved or change is channels_last, "this change was to change the result"
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_step_of_an_optimizer_that_is_gone(model, x, optimizer):
+    assert_planned(model, x)
+    step(optimizer, fused=True)(model)
+    gc.collect()
+    assert_planned(model, x)
+
+
+def test_value_changes_keep_the_plan_and_structure_changes_make_a_new_one(model, x):
+    with torch.no_grad():
+        plan = engine.plan_for(model, x)
+        in_place(model)
+        assert engine.plan_for(model, x) is plan, "new numbers, same steps: no second capture"
+        replace_module(model)
+        assert engine.plan_for(model, x) is not plan
+
+
+def test_other_peoples_optimizers_leave_a_plan_alone(model, x):
+    """The teacher of a distillation is not packed again at each step of its student."""
+    assert_planned(model, x)
+    owner = EngineState.of(model)
+    store = owner.store
+    student = Tiny()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, fused=True)
+    for _ in range(3):
+        student(x).sum().backward()
+        optimizer.step()
+        assert_planned(model, x)
+        assert owner.store is store
+
+
+def test_optimizer_steps_are_attributed():
+    steps = guard.OptimizerSteps()
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    steps._stepped(optimizer, (), {})
+    assert steps.touched(frozenset([id(parameter)]), since=0)
+    assert not steps.touched(frozenset([id(parameter)]), since=steps.epoch)
+    assert not steps.touched(frozenset([1]), since=0)
+    del optimizer
+    gc.collect()
+    assert steps.touched(frozenset([1]), since=0), "nobody knows any more whose parameters it held"
+
+
+def test_a_single_value_far_from_the_samples_needs_refresh(model, x, monkeypatch):
+    """What sampling cannot see, refresh() forgets, and FB_WEIGHT_SAMPLES=full sees."""
+    assert_planned(model, x)
+    model.conv.weight.detach().numpy()[7, 1, 2, 0] += 100.0
+    engine.refresh(model)
+    assert_planned(model, x)
+    monkeypatch.setenv("FB_WEIGHT_SAMPLES", "full")
+    engine.refresh(model)
+    assert_planned(model, x)
+    model.conv.weight.detach().numpy()[7, 1, 2, 0] -= 50.0
+    assert_planned(model, x)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many"])
+def test_bad_number_of_samples(text, monkeypatch):
+    monkeypatch.setenv("FB_WEIGHT_SAMPLES", text)
+    with pytest.raises(ValueError, match="FB_WEIGHT_SAMPLES"):
+        guard.samples_per_tensor()
+
+
+def test_class_forward_replaced(model, x, monkeypatch):
+    assert_planned(model, x)
+    monkeypatch.setattr(
+        nn.Conv2d, "forward", lambda self, x: self._conv_forward(x, self.weight * 2, self.bias)
+    )
+    assert_current(model, x)
+
+
+def test_strides_of_the_weights_decide_the_strides_of_the_result(x):
+    """A channels_last convolution answers a contiguous image in channels_last, as in eager."""
+    model = Tap().eval()
+    with torch.no_grad():
+        assert model(x).is_contiguous()
+        model.to(memory_format=torch.channels_last)
+        assert model(x).stride() == model.forward_modules(x).stride() != model(x).contiguous().stride()
+        assert engine.why_not(model, x) is None
+
+
+# ---- when the modules run ----
+
+
+def assert_refused(model, x, words):
+    assert words in (engine.why_not(model, x) or "a plan is used")
+    before = EngineState.of(model).runners.copy()
+    model(x)
+    assert EngineState.of(model).runners == before
+
+
+def test_training_mode(model, x):
+    assert_refused(model.train(), x, "training mode")
+
+
+def test_an_inner_module_in_training_mode(model, x):
+    model.bn.train()
+    with torch.no_grad():
+        assert_refused(model, x, "bn is in training mode")
+
+
+def test_grad_enabled_and_parameters_require_it(model, x):
+    assert_refused(model, x, "grad is enabled")
+    assert model(x).grad_fn is not None
+
+
+def test_grad_enabled_after_a_plan_was_made(model, x):
+    assert_planned(model, x)
+    model(x).sum().backward()
+    assert model.conv.weight.grad is not None
+
+
+def test_grad_enabled_and_nobody_wants_it(model, x):
+    model.requires_grad_(False)
+    assert engine.why_not(model, x) is None
+    assert model(x).grad_fn is None
+
+
+def test_the_input_requires_grad(model, x):
+    assert_refused(model.requires_grad_(False), x.requires_grad_(), "input requires grad")
+    assert model(x).grad_fn is not None
+    with torch.no_grad():
+        assert engine.why_not(model, x) is None
+
+
+def test_inference_mode(model, x):
+    with torch.inference_mode():
+        assert engine.why_not(model, x) is None
+        assert model(x).is_inference()
+        first = model(x)
+    with torch.no_grad():
+        assert_bit_equal(model(x), first)
+        assert not model(x).is_inference()
+
+
+@torch.no_grad()
+def test_autocast(model, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_refused(model, x, "autocast")
+        assert model(x).dtype is torch.bfloat16
+    with torch.autocast("cpu", enabled=False):
+        assert engine.why_not(model, x) is None
+
+
+@torch.no_grad()
+def test_reference_backend(model, x):
+    with fb.backend("reference"):
+        assert_refused(model, x, "'reference'")
+    assert engine.why_not(model, x) is None
+
+
+@torch.no_grad()
+def test_absent_library(model, x, monkeypatch):
+    monkeypatch.setattr(rules._ext, "native", lambda: None)
+    monkeypatch.setattr(rules._ext, "why_not", lambda: "never built")
+    assert_refused(model, x, "native library is absent: never built")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_on_inner_modules(model, x, register):
+    assert_planned(model, x)
+    calls = []
+    handle = getattr(model.body[0], register)(lambda *_: calls.append(1))
+    assert_refused(model, x, "body.0 has forward hooks")
+    assert calls
+    handle.remove()
+    assert_planned(model, x)
+
+
+@torch.no_grad()
+def test_hooks_on_the_root_run_around_the_plan(model, x):
+    calls = []
+    model.register_forward_pre_hook(lambda _, args: calls.append("before"))
+    model.register_forward_hook(lambda _, args, y: calls.append("after") or y + 1)
+    plain = model.forward_modules(x)
+    assert engine.why_not(model, x) is None and not calls
+    torch.testing.assert_close(model(x), plain + 1)
+    assert calls == ["before", "after"]
+
+
+@torch.no_grad()
+def test_global_hooks(model, x):
+    assert_planned(model, x)
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        assert_refused(model, x, "global module hooks")
+    finally:
+        handle.remove()
+    assert model.bn in seen
+    assert_planned(model, x)
+
+
+@torch.no_grad()
+def test_forward_of_an_inner_instance(model, x):
+    assert_planned(model, x)
+    model.relu.forward = torch.tanh
+    assert_refused(model, x, "relu has a forward of its own")
+    assert_current(model, x)
+
+
+@torch.no_grad()
+def test_parametrized_weights(model, x):
+    assert_planned(model, x)
+    nn.utils.parametrizations.weight_norm(model.conv)
+    assert_refused(model, x, "conv is parametrized")
+    assert_current(model, x)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weight_norm_by_hook(model, x):
+    assert_planned(model, x)
+    nn.utils.weight_norm(model.fc)
+    with torch.no_grad():
+        assert_refused(model, x, "fc has forward hooks")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes(model, x, dtype):
+    assert_planned(model, x)
+    assert_refused(model.to(dtype), x.to(dtype), f"the input is {dtype}")
+    assert model(x.to(dtype)).dtype is dtype
+    assert_planned(model.to(torch.float32), x)
+
+
+@torch.no_grad()
+def test_one_parameter_of_another_dtype(model, x):
+    model.fc.double()
+    assert "fc.weight is torch.float64" in engine.why_not(model, x)
+
+
+@torch.no_grad()
+def test_parameters_on_another_device(model, x):
+    model.fc.to("meta")
+    assert "fc.weight is on meta" in engine.why_not(model, x)
+
+
+def test_parameters_born_in_inference_mode(x):
+    with torch.inference_mode():
+        model = Tiny().eval()
+        assert_refused(model, x, "inference tensor")
+
+
+@torch.no_grad()
+def test_subclass_parameters(model, x):
+    class Special(nn.Parameter):
+        pass
+
+    model.fc.weight = Special(model.fc.weight.detach())
+    assert_refused(model, x, "fc.weight is a Special")
+
+
+@torch.no_grad()
+def test_lazy_and_compiled_modules(model, x):
+    model.body.compile(backend="eager")
+    assert "body is compiled" in engine.why_not(model, x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda x: x[0], "3 dimensions"),
+        (lambda x: x[:0], "empty"),
+        (lambda x: nn.Parameter(x), "Parameter"),
+        (lambda x: torch._neg_view(x), "negated"),
+    ],
+    ids=["unbatched", "batch 0", "a parameter", "a negated view"],
+)
+def test_inputs_for_the_modules(x, make, words):
+    model = Tap().eval()
+    model.bn = nn.Identity()
+    x = make(x)
+    assert_refused(model, x, words)
+    torch.testing.assert_close(model(x), model.forward_modules(x))
+
+
+@torch.no_grad()
+def test_wrong_inputs_fail_as_in_pytorch(model):
+    for bad in (torch.randn(2, 4, 9, 7), torch.randn(2, 3), torch.randint(0, 9, (2, 3, 9, 7))):
+        with pytest.raises(RuntimeError) as plain:
+            model.forward_modules(bad)
+        with pytest.raises(RuntimeError) as ours, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model(bad)
+        assert str(ours.value) == str(plain.value)
+
+
+@torch.no_grad()
+def test_modes_and_transforms(model, x):
+    assert_planned(model, x)
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    with Count() as count:
+        model(x)
+    assert count.calls > 5, "a dispatch mode sees the modules' operations"
+    with Watch():
+        assert "TorchFunctionMode" in engine.why_not(model, x)
+    with torch.device("cpu"):
+        assert engine.why_not(model, x) is None
+    plain = model.forward_modules(x)
+    each = torch.func.vmap(lambda image: model(image[None])[0])(x)
+    torch.testing.assert_close(each, plain, rtol=1e-4, atol=1e-5)
+    with torch.autograd.forward_ad.dual_level():
+        assert "forward-mode" in engine.why_not(model, x)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert type(model(mode.from_tensor(x))).__name__ == "FakeTensor"
+
+
+def test_forward_mode_derivative(model, x):
+    tangent = torch.randn_like(x)
+    _, ours = torch.func.jvp(model, (x,), (tangent,))
+    _, plain = torch.func.jvp(model.forward_modules, (x,), (tangent,))
+    torch.testing.assert_close(ours, plain)
+
+
+@torch.no_grad()
+def test_a_new_layer_may_be_in_training_mode_where_that_means_nothing(model, x):
+    """model.fc = nn.Linear(...) after eval() is the usual way to a new classifier."""
+    assert_planned(model, x)
+    model.fc = nn.Linear(16, 3)
+    model.conv = nn.Conv2d(3, 16, 3, padding=1)
+    assert_planned(model, x)
+    model.body.append(nn.Dropout())
+    assert_refused(model, x, "body.2 is in training mode")
+
+
+@torch.no_grad()
+def test_tracers_see_the_modules(model, x):
+    plain = model.forward_modules(x)
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), plain)
+    program = torch.export.export(model, (x,))
+    assert "aten.conv2d.default" in {str(node.target) for node in program.graph.nodes}
+    torch.testing.assert_close(program.module()(x), plain)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), plain)
+
+
+@torch.no_grad()
+def test_what_cannot_be_captured_runs_its_modules_and_warns_once(x):
+    class Branch(Tiny):
+        def forward_modules(self, x):
+            return super().forward_modules(x if x.mean() > 0 else -x)
+
+    model = Branch().eval()
+    with pytest.warns(UserWarning, match=r"Branch runs its modules, without a plan: torch\.export"):
+        model(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_current(model, x)
+        assert_current(model, x[:1])
+    assert engine.why_not(model, x).startswith("torch.export")
+    with pytest.raises(RuntimeError, match=r"there is no plan: torch\.export"):
+        engine.plan_for(model, x)
+    assert "no plan: torch.export" in str(engine.explain(model, x))
+
+
+# ---- shapes and strides ----
+
+
+@torch.no_grad()
+def test_new_shapes_make_new_plans_and_old_ones_go(model):
+    for width in range(4, 4 + MAX_PLANS + 3):
+        assert_planned(model, torch.randn(1, 3, 5, width))
+    assert len(EngineState.of(model).runners) == MAX_PLANS
+    newest = [key[0][3] for key in EngineState.of(model).runners]
+    assert newest == list(range(7, 4 + MAX_PLANS + 3))
+    model(torch.randn(1, 3, 5, 7))
+    assert [key[0][3] for key in EngineState.of(model).runners][-1] == 7, "the least recently used goes first"
+
+
+@torch.no_grad()
+def test_plans_of_a_model_share_their_weights(model):
+    for batch in (1, 2, 3):
+        model(torch.randn(batch, 3, 9, 7))
+    runners = EngineState.of(model).runners.values()
+    assert len({tuple(w.weight.data_ptr() for w in runner.weights) for runner in runners}) == 1
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "every second column": lambda x: torch.cat([x, x], -1)[..., ::2],
+    "every second column, channels_last": lambda x: torch.cat([x, x], -1).to(
+        memory_format=torch.channels_last
+    )[..., ::2],
+    "expanded": lambda x: x[:1].expand(2, -1, -1, -1),
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "off alignment": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
+    "one channel": lambda x: x,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "size", [(2, 3, 9, 7), (1, 3, 9, 7), (2, 3, 1, 1)], ids=["", "one image", "one pixel"]
+)
+def test_results_have_the_strides_of_eager(layout, size):
+    model = Tap().eval()
+    if layout == "one channel":
+        model.conv, size = nn.Conv2d(1, 16, 3, padding=1, bias=False), (size[0], 1, *size[2:])
+    x = LAYOUTS[layout](torch.randn(size))
+    keep = x.clone()
+    assert engine.why_not(model, x) is None
+    ours, plain = model(x), model.forward_modules(x)
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+    assert ours.stride() == plain.stride()
+    assert torch.equal(x, keep)
+
+
+@torch.no_grad()
+def test_results_are_fresh(model, x):
+    first = model(x)
+    keep = first.clone()
+    second = model(torch.randn_like(x))
+    assert first.data_ptr() != second.data_ptr() and torch.equal(first, keep)
+
+
+# ---- copies ----
+
+
+@torch.no_grad()
+def test_deepcopy_has_no_plan_and_makes_its_own(model, x):
+    assert_planned(model, x)
+    other = copy.deepcopy(model)
+    assert other.__dict__[ATTRIBUTE].guard is None
+    in_place(other)
+    assert_planned(other, x)
+    assert_planned(model, x)
+    assert not torch.equal(model(x), other(x))
+
+
+@torch.no_grad()
+def test_shallow_copy_does_not_share_the_state(model, x):
+    assert_planned(model, x)
+    other = copy.copy(model)
+    other.train()
+    other.eval()
+    assert_planned(other, x)
+    assert EngineState.of(other) is not EngineState.of(model)
+
+
+@torch.no_grad()
+def test_pickle_and_save(model, x):
+    assert_planned(model, x)
+    small = len(pickle.dumps(Tiny()))
+    assert len(pickle.dumps(model)) < small + 500, "packed weights stay out of pickles"
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for other in (pickle.loads(pickle.dumps(model)), torch.load(buffer, weights_only=False)):
+        assert_planned(other, x)
+        assert_bit_equal(other(x), model(x))
+
+
+@torch.no_grad()
+def test_a_plan_leaves_no_trace_in_the_model(model, x):
+    keys, text = list(model.state_dict()), repr(model)
+    assert_planned(model, x)
+    assert list(model.state_dict()) == keys and repr(model) == text
+    assert [name for name, _ in model.named_modules()] == [name for name, _ in Tiny().named_modules()]
+
+
+@torch.no_grad()
+def test_a_model_that_is_dropped_is_freed(x):
+    import weakref
+
+    model = Tiny().eval()
+    assert_planned(model, x)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+# ---- threads and processes ----
+
+
+def in_threads(count, work):
+    errors = []
+
+    def run(number):
+        try:
+            work(number)
+        except BaseException as error:  # shown by the assert below
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors
+
+
+def test_two_threads_make_and_use_the_same_plans(model):
+    images = [torch.randn(1 + i % 2, 3, 9, 7 + i % 3) for i in range(6)]
+    barrier = threading.Barrier(4)
+
+    @torch.no_grad()
+    def work(number):
+        barrier.wait()
+        for i in range(30):
+            x = images[(i + number) % 6]
+            results[number][(i + number) % 6] = model(x)
+
+    results = [{} for _ in range(4)]
+    in_threads(4, work)
+    with torch.no_grad():
+        for i, image in enumerate(images):
+            expected = model(image)
+            assert engine.why_not(model, image) is None
+            for result in results:
+                torch.testing.assert_close(result[i], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_threads_on_finished_plans_get_the_same_bits(model):
+    images = [torch.randn(1 + i % 3, 3, 9, 7) for i in range(3)]
+    with torch.no_grad():
+        expected = [model(image) for image in images]
+
+    @torch.no_grad()
+    def work(number):
+        for i in range(100):
+            assert_bit_equal(model(images[(i + number) % 3]), expected[(i + number) % 3])
+
+    in_threads(4, work)
+
+
+def test_weights_loaded_while_others_run(model, x):
+    """Nothing crashes, every answer is finite, and the last weights win."""
+    states = [Tiny().state_dict() for _ in range(2)]
+    stop = threading.Event()
+
+    @torch.no_grad()
+    def work(number):
+        if number:
+            while not stop.is_set():
+                assert model(x).isfinite().all()
+            return
+        try:
+            for i in range(30):
+                model.load_state_dict(states[i % 2], assign=i % 3 == 0)
+                time.sleep(0.002)
+        finally:
+            stop.set()
+
+    in_threads(3, work)
+    assert_planned(model, x)
+
+
+FORK = """
+import os, sys, torch
+import fast_backbones as fb
+torch.set_num_threads(2)
+model = fb.resnet18().eval()
+x = torch.randn(1, 3, 64, 64)
+with torch.inference_mode():
+    expected = model(x)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        same = torch.equal(model(x), expected) and fb.engine.why_not(model, x) is None
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0, "the child answered otherwise"
+"""
+
+
+def test_a_forked_child_uses_the_plan_of_its_parent():
+    run_python("-c", FORK, timeout=60)
+
+
+# ---- cost ----
+
+
+@torch.no_grad()
+def test_the_guard_is_cheap():
+    """0.13 ms for the 151 modules and 267 tensors of a ResNet-50, in cache; the bound allows for noise."""
+    model = fb.resnet50().eval()
+    x = torch.randn(1, 3, 32, 32)
+    model(x)
+    owner = EngineState.of(model)
+    plain = model.forward_modules
+    seconds = []
+    for _ in range(50):
+        start = time.perf_counter()
+        runner = owner.runner(model, plain, x)
+        seconds.append(time.perf_counter() - start)
+        assert isinstance(runner, state.Runner)
+    assert min(seconds) < 1e-3
