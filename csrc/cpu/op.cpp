@@ -77,7 +77,7 @@ class Nothing final : public Op {  // an empty batch
  public:
   using Op::Op;
   int64_t tasks() const override { return 0; }
-  void run(int64_t, const Pointers&, float*) const override {}
+  void run(int64_t, const Pointers&, const Worker&) const override {}
 };
 
 }  // namespace

@@ -33,6 +33,14 @@ struct Pointers {
   const float* residual = nullptr;
   float* y = nullptr;
   float* shared = nullptr;  // Op::shared_floats() of memory that phases of one op pass to each other
+  // Packed weights of the step that comes next: the last tasks of this one fetch their beginning from memory while they compute.
+  const float* next_weight = nullptr;
+  int64_t next_weight_floats = 0;
+};
+
+struct Worker {
+  float* scratch;  // Op::scratch_floats(), private to the running task
+  int64_t team;    // threads at work: this one's next task probably comes `team` tasks later
 };
 
 struct Range {
@@ -49,7 +57,7 @@ class Op {
   virtual int64_t first_phase_tasks() const { return 0; }  // tasks that must all be done before the others start; 0: one phase
   virtual int64_t scratch_floats() const { return 0; }     // private memory of a running task
   virtual int64_t shared_floats() const { return 0; }
-  virtual void run(int64_t task, const Pointers& pointers, float* scratch) const = 0;
+  virtual void run(int64_t task, const Pointers& pointers, const Worker& worker) const = 0;
 
   // Pixels (n*h*w index) of x that a task reads, and the tasks that write given pixels of y. The defaults mean "everything".
   virtual Range input_pixels(int64_t task) const;

@@ -55,6 +55,7 @@ int Plan::add(const OpSpec& spec, const Operands& operands, std::vector<Dependen
     last_user_[half] = static_cast<int>(size());
   }
   shared_half_.push_back(half);
+  weight_floats_.push_back(operands.weight.offset != 0 ? packed_floats(spec) : 0);
   operands_.push_back(operands);
   names_.push_back(name);
   return list_.add(std::move(op), std::move(dependencies));
@@ -76,6 +77,11 @@ std::vector<Pointers> Plan::bind(void* arena, const std::vector<void*>& external
     const Operands& o = operands_[i];
     pointers[i] = {address(o.x), address(o.weight), address(o.bias), address(o.residual), address(o.y),
                    shared_half_[i] < 0 ? nullptr : shared + (shared_half_[i] == 0 ? 0 : shared_[0])};
+  }
+  for (size_t i = pointers.size(); i-- > 1;) {  // a step without weights passes on what it is told
+    const int64_t floats = weight_floats_[i];
+    pointers[i - 1].next_weight = floats > 0 ? pointers[i].weight : pointers[i].next_weight;
+    pointers[i - 1].next_weight_floats = floats > 0 ? floats : pointers[i].next_weight_floats;
   }
   return pointers;
 }

@@ -51,6 +51,7 @@ class Plan {
   TaskList list_;
   std::vector<Operands> operands_;
   std::vector<std::string> names_;
+  std::vector<int64_t> weight_floats_;     // packed; 0: the step has no weights
   std::vector<int> shared_half_;           // -1: the step needs no shared memory
   std::array<int64_t, 2> shared_{0, 0};    // floats; steps that need any take the halves in turn
   std::array<int, 2> last_user_{-1, -1};

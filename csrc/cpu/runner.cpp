@@ -52,6 +52,7 @@ struct Run {
   std::unique_ptr<std::atomic<int64_t>[]> remaining;   // per step
   std::unique_ptr<std::atomic<int64_t>[]> remaining_first_phase;
   std::atomic<int64_t> next;
+  std::atomic<int64_t> team{0};
   std::atomic<bool> failed{false};
   std::exception_ptr error;
   std::mutex error_mutex;
@@ -88,6 +89,7 @@ struct Run {
   void work() {
     static thread_local AlignedFloats memory;
     size_t step_index = static_cast<size_t>(first_step);
+    team.fetch_add(1, std::memory_order_relaxed);
     for (;;) {
       const int64_t ticket = next.fetch_add(1, std::memory_order_relaxed);
       if (ticket >= last_ticket) return;
@@ -106,7 +108,7 @@ struct Run {
           if (poison_wanted()) {
             for (int64_t i = 0; i < scratch_floats; ++i) scratch[i] = std::numeric_limits<float>::quiet_NaN();
           }
-          step.op->run(task, pointers[step_index], scratch);
+          step.op->run(task, pointers[step_index], {scratch, team.load(std::memory_order_relaxed)});
         } catch (...) {
           const std::lock_guard<std::mutex> lock(error_mutex);
           if (!error) error = std::current_exception();

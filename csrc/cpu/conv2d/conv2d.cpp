@@ -49,12 +49,13 @@ std::vector<Segment> blocked_segments(const std::vector<Segment>& runs, int64_t 
   return out;
 }
 
-void multiply_pixels(const Kernels& kernels, Tile tile, int64_t pixels, int64_t depth, const float* next) {
+void multiply_pixels(const Kernels& kernels, Tile tile, int64_t pixels, int64_t depth, const Ahead& ahead) {
   const int64_t tiles = ceil_div(pixels, kernels.max_rows);
   for (int64_t i = 0; i < tiles; ++i) {
-    // A step of k fetches one line: a panel of 32 floats a step takes two tiles.
-    tile.next = next != nullptr && i * 16 < kernels.panel ? next + i * depth * 16 : nullptr;
     const int64_t rows = (pixels + tiles - 1 - i) / tiles;  // balanced: 49 = 13 + 12 + 12 + 12
+    const int64_t lines = i * depth * 16;                   // fetched so far, in floats
+    tile.next_b = lines < ahead.weights_end - ahead.weights ? ahead.weights + lines : tile.b;
+    tile.next_a = lines < ahead.input_end - ahead.input ? ahead.input + lines : tile.b;
     kernels.tile[rows](tile);
     tile.a += rows * tile.a_stride;
     tile.y += rows * tile.y_stride;
@@ -90,6 +91,8 @@ constexpr int64_t kInputBytesInL2 = 400 * 1024;
 constexpr int64_t kPanelBytesPerTask = 512 * 1024;
 constexpr int64_t kTaskProducts = 2 << 20;  // multiply-adds of a task: about 10 us
 constexpr int64_t kCopyFloats = 64 * 1024;   // of a first-phase task
+constexpr int64_t kFetchingTasks = 4;        // of the next step's weights: the last tasks of a step fetch this much
+constexpr int64_t kFetchedFloats = 64 * 1024;
 
 class Conv2d final : public Op {
  public:
@@ -131,8 +134,9 @@ class Conv2d final : public Op {
     return spec_.groups * group_shared_floats();
   }
 
-  void run(int64_t task, const Pointers& x, float* scratch) const override {
+  void run(int64_t task, const Pointers& x, const Worker& worker) const override {
     if (task < first_phase_) return prepare(task, x);
+    float* scratch = worker.scratch;
     task -= first_phase_;
     const int64_t pixel_block = task / split(), group = task % split() / panel_blocks_, panel_block = task % panel_blocks_;
     const Range pixels = block_pixels(pixel_block);
@@ -171,18 +175,27 @@ class Conv2d final : public Op {
         }
       }
     }
-    for (int64_t panel = panel_block * panels_ / panel_blocks_; panel < (panel_block + 1) * panels_ / panel_blocks_; ++panel) {
+    const int64_t panel_begin = panel_block * panels_ / panel_blocks_, panel_end = (panel_block + 1) * panels_ / panel_blocks_;
+    const int64_t panel_floats = kernels_.panel * depth_;
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       const int64_t channel = group * group_k_ + panel * kernels_.panel;
       tile.columns = std::min<int64_t>(kernels_.panel, group_k_ - panel * kernels_.panel);
-      tile.b = x.weight + (group * panels_ + panel) * kernels_.panel * depth_;
+      tile.b = x.weight + (group * panels_ + panel) * panel_floats;
       tile.bias = x.bias != nullptr ? x.bias + channel : nullptr;
-      const float* next = panel + 1 < panels_ ? tile.b + kernels_.panel * depth_ : nullptr;
+      Ahead ahead = panel + 1 < panel_end ? Ahead{tile.b + panel_floats, tile.b + 2 * panel_floats, nullptr, nullptr}
+                                          : next_task(x, pixel_block, panel_block, group, panel_end - panel_begin, worker.team);
+      if (form_ != Form::rows && panel == panel_begin && panel_block < worker.team) {  // the first time that this thread sees these pixels
+        ahead.input = a + kernels_.max_rows * tile.a_stride;
+        ahead.input_end = a + length * tile.a_stride;
+      }
       for (int64_t i = 0; i < runs; ++i) {
         const int64_t pixel = pixels.begin + i * length;
         tile.a = a + i * run_step;
         tile.y = x.y + pixel * spec_.ldy + channel;
         tile.residual = x.residual != nullptr ? x.residual + pixel * spec_.ldr + channel : nullptr;
-        multiply_pixels(kernels_, tile, length, depth_, i == 0 ? next : nullptr);
+        multiply_pixels(kernels_, tile, length, depth_, ahead);
+        const int64_t fetched = ceil_div(length, kernels_.max_rows) * depth_ * 16;
+        ahead.weights = std::min(ahead.weights + fetched, ahead.weights_end);
       }
     }
   }
@@ -272,6 +285,26 @@ class Conv2d final : public Op {
       rows_per_first_task_ = std::clamp<int64_t>(kCopyFloats / row_floats, 1, ceil_div(rows, 4));
       first_phase_ = ceil_div(rows, rows_per_first_task_);
     }
+  }
+
+  // Weights of the task that this thread probably takes next: later panels of this step, at its end the beginning of the next step's.
+  Ahead next_task(const Pointers& x, int64_t pixel_block, int64_t panel_block, int64_t group, int64_t panels, int64_t team) const {
+    const int64_t panel_floats = kernels_.panel * depth_;
+    if (split() > 1) {
+      const int64_t next = group * panel_blocks_ + panel_block + team;
+      if (next < split() || pixel_block + 1 < pixel_blocks_) {
+        const int64_t at = next % split();
+        const float* weights = x.weight + (at / panel_blocks_ * panels_ + at % panel_blocks_ * panels_ / panel_blocks_) * panel_floats;
+        return {weights, weights + panel_floats, nullptr, nullptr};
+      }
+      const int64_t begin = std::min((next - split()) * panels * panel_floats, x.next_weight_floats);
+      return {x.next_weight + begin, x.next_weight + std::min(begin + panel_floats, x.next_weight_floats), nullptr, nullptr};
+    }
+    const int64_t last = pixel_blocks_ - 1 - pixel_block;  // the last tasks share the next step's first weights
+    if (last >= kFetchingTasks) return {};
+    const int64_t share = std::min(x.next_weight_floats, kFetchedFloats) / kFetchingTasks;
+    const float* weights = x.next_weight + (kFetchingTasks - 1 - last) * share;
+    return {weights, weights + share, nullptr, nullptr};
   }
 
   // First phase: a few rows of the copy, all groups.

@@ -34,7 +34,9 @@ struct Tile {
   int64_t y_stride;
   int64_t columns;        // valid columns, 1..panel
   int64_t relu;
-  const float* next;      // memory wanted soon: one cache line of it is prefetched per step of k; null: none
+  // Memory wanted soon, by the next tiles and tasks: one cache line of each is fetched into L2 per step of k.
+  const float* next_b;
+  const float* next_a;
 };
 
 struct Kernels {
@@ -50,8 +52,13 @@ const Kernels& kernels(Isa isa);
 // Cuts consecutive runs into blocks of equal length, at most max_block products each. The cut depends on the total only.
 std::vector<Segment> blocked_segments(const std::vector<Segment>& runs, int64_t max_block);
 
-// One panel of output channels for a row of pixels, by tiles of balanced height. `next`, when not null, are the packed weights
-// that come after this panel (`depth` rows of k): the first tiles fetch them from memory while they compute.
-void multiply_pixels(const Kernels& kernels, Tile tile, int64_t pixels, int64_t depth, const float* next);
+// What multiply_pixels fetches into L2 while it computes: consecutive floats, as many as fit, one line of each per step of k.
+struct Ahead {
+  const float *weights = nullptr, *weights_end = nullptr;
+  const float *input = nullptr, *input_end = nullptr;
+};
+
+// One panel of output channels for a row of pixels, by tiles of balanced height. depth: products per output.
+void multiply_pixels(const Kernels& kernels, Tile tile, int64_t pixels, int64_t depth, const Ahead& ahead);
 
 }  // namespace fb::conv2d

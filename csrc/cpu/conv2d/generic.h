@@ -26,7 +26,7 @@ struct Accumulators {
 };
 
 template <int kRows>
-FB_INLINE void multiply(Accumulators<kRows>& acc, const float* a, int64_t stride, const float*& b, const float*& next, int64_t length) {
+FB_INLINE void multiply(Accumulators<kRows>& acc, const float* a, int64_t stride, const float*& b, const float*& next_b, const float*& next_a, int64_t length) {
   constexpr int kBases = (kRows + 2) / 3;
   const float* base[kBases];
 #pragma GCC unroll 8
@@ -39,7 +39,8 @@ FB_INLINE void multiply(Accumulators<kRows>& acc, const float* a, int64_t stride
     for (int j = 0; j < kVectors; ++j) row[j] = vload(b + j * kLanes);
 #pragma GCC unroll 4
     for (int j = 0; j * 16 < kPanel; ++j) vprefetch(b + kPrefetchSteps * kPanel + j * 16);
-    vprefetch_l2(next);
+    vprefetch_l2(next_b);
+    vprefetch_l2(next_a);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       const V x = vbroadcast(base[m / 3][(m % 3) * stride]);
@@ -47,7 +48,8 @@ FB_INLINE void multiply(Accumulators<kRows>& acc, const float* a, int64_t stride
       for (int j = 0; j < kVectors; ++j) vfma_into(acc.v[m][j], x, row[j]);
     }
     b += kPanel;
-    next += 16;
+    next_b += 16;
+    next_a += 16;
 #pragma GCC unroll 8
     for (int i = 0; i < kBases; ++i) base[i] += 1;
   }
@@ -75,11 +77,12 @@ void tile(const Tile& t) {
       if (t.residual != nullptr) vprefetch(t.residual + m * t.residual_stride + j * 16);
     }
   }
-  const float* next = t.next != nullptr ? t.next : t.b;
+  const float* next_b = t.next_b;
+  const float* next_a = t.next_a;
   clear();
   for (int64_t i = 0; i < t.segment_count; ++i) {
     const Segment segment = t.segments[i];
-    multiply<kRows>(acc, a + segment.offset, t.a_stride, b, next, segment.length);
+    multiply<kRows>(acc, a + segment.offset, t.a_stride, b, next_b, next_a, segment.length);
     if (segment.block_end && (have_total || i + 1 < t.segment_count)) {
 #pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m)

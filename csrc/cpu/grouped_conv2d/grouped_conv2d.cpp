@@ -52,7 +52,8 @@ class GroupedConv2d final : public Op {
   int64_t tasks() const override { return spec_.n * blocks_per_image_ * channel_split_; }
   int64_t scratch_floats() const override { return input_rows(rows_per_task_) * (spec_.w + 2) * block_; }
 
-  void run(int64_t task, const Pointers& x, float* scratch) const override {
+  void run(int64_t task, const Pointers& x, const Worker& worker) const override {
+    float* scratch = worker.scratch;
     const int64_t block = task / channel_split_, part = task % channel_split_;
     const int64_t image = block / blocks_per_image_, first_row = block % blocks_per_image_ * rows_per_task_;
     const int64_t rows = std::min(rows_per_task_, p_ - first_row);

@@ -16,7 +16,7 @@ class Transpose final : public Op {
 
   int64_t tasks() const override { return spec_.n * blocks_; }
 
-  void run(int64_t task, const Pointers& pointers, float*) const override {
+  void run(int64_t task, const Pointers& pointers, const Worker&) const override {
     const int64_t image = task / blocks_, first = task % blocks_ * kPixels, last = std::min(first + kPixels, pixels_);
     for (int64_t c0 = 0; c0 < spec_.c; c0 += kBlock) {
       for (int64_t i0 = first; i0 < last; i0 += kBlock) {

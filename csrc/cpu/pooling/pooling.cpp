@@ -29,7 +29,7 @@ class MaxPool2d final : public Op {
 
   int64_t tasks() const override { return spec_.n * blocks_per_image_; }
 
-  void run(int64_t task, const Pointers& x, float*) const override {
+  void run(int64_t task, const Pointers& x, const Worker&) const override {
     const int64_t image = task / blocks_per_image_, first = task % blocks_per_image_ * rows_per_task_;
     Window window;
     window.channels = spec_.c;
@@ -75,7 +75,7 @@ class GlobalAvgPool final : public Op {
 
   int64_t tasks() const override { return spec_.n * split_; }
 
-  void run(int64_t task, const Pointers& x, float*) const override {
+  void run(int64_t task, const Pointers& x, const Worker&) const override {
     const int64_t image = task / split_, part = task % split_;
     const int64_t begin = part * spec_.c / split_ / 64 * 64;
     const int64_t end = part + 1 == split_ ? spec_.c : (part + 1) * spec_.c / split_ / 64 * 64;

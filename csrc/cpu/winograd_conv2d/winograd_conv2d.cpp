@@ -57,7 +57,8 @@ class WinogradConv2d final : public Op {
   }
   int64_t shared_floats() const override { return fused_ ? 0 : kPoints * (tiles_ * spec_.c + kSkew); }
 
-  void run(int64_t task, const Pointers& x, float* scratch) const override {
+  void run(int64_t task, const Pointers& x, const Worker& worker) const override {
+    float* scratch = worker.scratch;
     float* zeros = scratch;
     float* m = zeros + round_up(spec_.c, 16);
     if (task < first_phase_) {
@@ -84,20 +85,26 @@ class WinogradConv2d final : public Op {
       v = x.shared + tile_begin * spec_.c;
     }
     const int64_t m_stride = count * kernels_.panel + kSkew;
-    for (int64_t panel = panel_block * panels_ / panel_blocks_; panel < (panel_block + 1) * panels_ / panel_blocks_; ++panel) {
+    const int64_t point_floats = spec_.c * kernels_.panel;
+    const int64_t panel_begin = panel_block * panels_ / panel_blocks_, panel_end = (panel_block + 1) * panels_ / panel_blocks_;
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       for (int i = 0; i < kPoints; ++i) {
         conv2d::Tile tile{};
         tile.a = v + i * v_stride;
         tile.a_stride = spec_.c;
         tile.segments = segments_.data();
         tile.segment_count = static_cast<int64_t>(segments_.size());
-        tile.b = x.weight + (panel * kPoints + i) * spec_.c * kernels_.panel;
+        tile.b = x.weight + (panel * kPoints + i) * point_floats;
         tile.y = m + i * m_stride;
         tile.y_stride = kernels_.panel;
         tile.columns = kernels_.panel;
-        // The next point's weights follow these, and the next panel's follow the last point's.
-        const bool last = i == kPoints - 1 && panel + 1 == panels_;
-        conv2d::multiply_pixels(kernels_, tile, count, spec_.c, last ? nullptr : tile.b + spec_.c * kernels_.panel);
+        conv2d::Ahead ahead{tile.b + point_floats, tile.b + 2 * point_floats, nullptr, nullptr};
+        if (panel + 1 == panel_end && i == kPoints - 1) ahead = next_task(x, panel_block, worker.team);
+        if (!fused_ && panel == panel_begin && panel_block < worker.team && i < kPoints - 1) {
+          ahead.input = tile.a + v_stride;
+          ahead.input_end = ahead.input + count * spec_.c;
+        }
+        conv2d::multiply_pixels(kernels_, tile, count, spec_.c, ahead);
       }
       transform_output(x, tile_begin, tile_end, panel, m, m_stride);
     }
@@ -161,6 +168,15 @@ class WinogradConv2d final : public Op {
       first_phase_ = ceil_div(rows, rows_per_first_task_);
     }
     second_phase_ = ceil_div(tiles_, tiles_per_task_) * panel_blocks_;
+  }
+
+  conv2d::Ahead next_task(const Pointers& x, int64_t panel_block, int64_t team) const {
+    const int64_t floats = spec_.c * kernels_.panel, next = panel_block + team;
+    if (panel_blocks_ > 1 && next < panel_blocks_) {
+      const float* weights = x.weight + next * panels_ / panel_blocks_ * kPoints * floats;
+      return {weights, weights + floats, nullptr, nullptr};
+    }
+    return {x.next_weight, x.next_weight + std::min(floats, x.next_weight_floats), nullptr, nullptr};
   }
 
   void transform_input(const Pointers& x, int64_t begin, int64_t end, const float* zeros, float* v, int64_t v_stride) const {
