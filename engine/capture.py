@@ -12,7 +12,6 @@ PyTorch imports sympy, torch.fx.experimental and some 1,300 modules.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,9 +22,10 @@ import torch
 from torch import nn
 
 from .. import kernels
+from .locks import ForkSafeLock
 
 _capturing: ContextVar[bool] = ContextVar("fast_backbones_capturing", default=False)
-_export_lock = threading.Lock()  # torch.export changes global state while it traces
+_export_lock = ForkSafeLock()  # torch.export changes global state while it traces
 
 
 class Uncapturable(Exception):

@@ -18,7 +18,6 @@ Cost for ResNet-50 (151 modules, 320 tensors): see tests/test_engine_rules.py, w
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Iterator
 from itertools import chain
@@ -28,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .locks import ForkSafeLock
 from .rules import named_tensors
 
 _values = dict.values
@@ -60,7 +60,7 @@ class OptimizerSteps:
         self.lost = 0  # the epoch of the last step of any optimizer that no longer exists
         self.last: dict[int, tuple[weakref.ref[Any], int]] = {}
         self.handle: Any = None
-        self.lock = threading.RLock()  # a weakref callback may come while it is held
+        self.lock = ForkSafeLock()  # reentrant: a weakref callback may come while it is held
 
     def watch(self) -> None:
         """Register the hook with torch.optim, once, when the first plan is made."""

@@ -5,11 +5,9 @@ The state lives in `model.__dict__["_fb_engine"]`. Copies and pickles of a model
 
 from __future__ import annotations
 
-import os
-import threading
 import warnings
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from time import perf_counter
 from types import MethodType
 from typing import Any
@@ -23,6 +21,7 @@ from .capture import Uncapturable, capture
 from .convert import convert
 from .fuse import fuse
 from .guard import Guard
+from .locks import ForkSafeLock
 from .lower import lower
 from .plan import Plan
 from .run_cpu import ArenaPool, Runner
@@ -30,37 +29,30 @@ from .select import make_plan
 from .weights import WeightStore
 
 ATTRIBUTE = "_fb_engine"
-MAX_PLANS = 8
+MAX_PLANS = 32  # a plan is less than 1 MB: plans of a model share its packed weights and arenas
+MAX_FAILURES = 4  # shapes that cannot be captured before the model is taken for one that cannot
+MAX_CAPTURES = 2 * MAX_PLANS  # before a shape must come twice to be worth a capture
+RECENT_SHAPES = 64
 
-_build_lock = threading.RLock()  # one plan at a time, in the whole process
-
-
-def _fresh_lock() -> None:
-    """A forked child may have been born while another thread of its parent held the lock."""
-    global _build_lock
-    _build_lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_fresh_lock)
+_build_lock = ForkSafeLock()  # one plan at a time, in the whole process
 
 Key = tuple[Any, ...]
 
 
 class EngineState:
-    """Plans of one model, newest last. `of(model)` finds or makes it."""
+    """Plans of one model, the least recently used first. `of(model)` finds or makes it."""
 
     def __init__(self, model: nn.Module | None = None) -> None:
         self.owner = weakref.ref(model) if model is not None else None
-        self.clear()
-
-    def clear(self) -> None:
         self.guard: Guard | None = None
+        self.refusal: str | None = None  # about the whole model, as long as the guard holds
         self.store: WeightStore | None = None
         self.runners: OrderedDict[Key, Runner] = OrderedDict()
-        self.refused: dict[Key, str] = {}
-        self.refusal: str | None = None  # about the whole model, as long as the guard holds
         self.arenas = ArenaPool()
+        self.failures: dict[Key, str] = {}
+        self.captures = 0
+        self.recent: deque[Key] = deque(maxlen=RECENT_SHAPES)
+        self.warned = False
 
     def __deepcopy__(self, memo: Any) -> EngineState:
         return EngineState()
@@ -72,8 +64,11 @@ class EngineState:
     def of(model: nn.Module) -> EngineState:
         """The model's state. A shallow copy of a module shares what its __dict__ holds; it gets its own."""
         state = model.__dict__.get(ATTRIBUTE)
-        if not isinstance(state, EngineState) or state.owner is None or state.owner() is not model:
-            state = model.__dict__[ATTRIBUTE] = EngineState(model)
+        if state is None or state.owner is None or state.owner() is not model:
+            with _build_lock:
+                state = model.__dict__.get(ATTRIBUTE)
+                if state is None or state.owner is None or state.owner() is not model:
+                    state = model.__dict__[ATTRIBUTE] = EngineState(model)
         return state
 
     def runner(self, model: nn.Module, plain: MethodType, x: Tensor) -> Runner | str:
@@ -90,7 +85,7 @@ class EngineState:
                     self._touch(key)
                     return runner
         with _build_lock:
-            return self._make(model, plain, x, key)
+            return self._find_or_make(model, plain, x, key)
 
     def _touch(self, key: Key) -> None:
         try:
@@ -98,21 +93,23 @@ class EngineState:
         except KeyError:  # another thread has just evicted it
             return
 
-    def _make(self, model: nn.Module, plain: MethodType, x: Tensor, key: Key) -> Runner | str:
+    def _find_or_make(self, model: nn.Module, plain: MethodType, x: Tensor, key: Key) -> Runner | str:
         self._renew(model)
         if self.refusal is not None:
             return self.refusal
         assert self.guard is not None and self.store is not None
         if self.guard.wants_grad():
             return rules.GRAD
-        if key in self.refused:
-            return self.refused[key]
         if key in self.runners:
             return self.runners[key]
+        hesitation = self._hesitation(key)
+        if hesitation is not None:
+            return hesitation
         try:
             plan = make(model, plain, x)
         except Uncapturable as error:
-            return self._refuse(model, key, str(error))
+            return self._failed(model, key, str(error))
+        self.captures += 1
         start = perf_counter()
         runner = Runner(plan, self.store, self.arenas)
         plan.seconds["pack"] = perf_counter() - start
@@ -121,15 +118,24 @@ class EngineState:
             self.runners.popitem(last=False)
         return runner
 
-    def _refuse(self, model: nn.Module, key: Key, reason: str) -> str:
-        if not self.refused:
-            warnings.warn(f"{type(model).__name__} runs its modules, without a plan: {reason}", stacklevel=6)
-        self.refused[key] = reason
-        return reason
+    def _hesitation(self, key: Key) -> str | None:
+        """Why this shape gets no plan now: a capture costs as much as many forwards."""
+        if key in self.failures:
+            return self.failures[key]
+        if len(self.failures) >= MAX_FAILURES and not self.runners:
+            return next(iter(self.failures.values()))
+        if self.captures < MAX_CAPTURES or key in self.recent:
+            return None
+        self.recent.append(key)
+        return f"{self.captures} shapes have had plans: this one gets a plan when it comes a second time"
 
-    def _same_tensors(self, guard: Guard) -> bool:
-        """As far as it matters: a refused model may have tensors whose values the guard cannot read."""
-        return guard.same_kinds() if self.refusal is not None else guard.same_weights()
+    def _failed(self, model: nn.Module, key: Key, reason: str) -> str:
+        if not self.warned:
+            self.warned = True
+            warnings.warn(f"{type(model).__name__} runs its modules, without a plan: {reason}", stacklevel=6)
+        if len(self.failures) < RECENT_SHAPES:
+            self.failures[key] = reason
+        return reason
 
     def _renew(self, model: nn.Module) -> None:
         """Bring guard, refusal and weights up to date; plans survive when only values have changed."""
@@ -137,22 +143,28 @@ class EngineState:
         structure = old is not None and old.same_structure()
         if old is not None and structure and self._same_tensors(old):
             return
-        native = _ext.require()
-        guard = Guard(model, native)
+        guard = Guard(model, _ext.require())
         refusal = rules.structure_refusal(model)
-        kept: OrderedDict[Key, Runner] = OrderedDict()
-        store = None
+        store, same = None, False
         if refusal is None:
             guard.take_weights()
-            store = WeightStore(native, guard.aliases)
-            if old is not None and structure and self.refusal is None and old.geometry() == guard.geometry():
-                for key, runner in runners.items():
-                    kept[key] = Runner(runner.plan, store, self.arenas)
-        if not kept:
-            self.refused = {}
-        self.guard = None  # readers without the lock see no plan while these change
+            store = WeightStore(guard.native, guard.aliases)
+            same = (
+                structure and self.refusal is None and old is not None and old.geometry() == guard.geometry()
+            )
+        kept: OrderedDict[Key, Runner] = OrderedDict()
+        if same and store is not None:
+            for key, runner in runners.items():
+                kept[key] = Runner(runner.plan, store, self.arenas)
+        else:
+            self.failures, self.captures = {}, 0
+        self.guard = None  # readers without the lock find no plan while these change
         self.refusal, self.store, self.runners = refusal, store, kept
         self.guard = guard
+
+    def _same_tensors(self, guard: Guard) -> bool:
+        """As far as it matters: a refused model may have tensors whose values the guard cannot read."""
+        return guard.same_kinds() if self.refusal is not None else guard.same_weights()
 
 
 def make(model: nn.Module, plain: MethodType, x: Tensor) -> Plan:

@@ -15,7 +15,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from fast_backbones.engine.state import ATTRIBUTE, MAX_PLANS, EngineState
+from fast_backbones.engine.state import ATTRIBUTE, EngineState
 from helpers import assert_bit_equal, needs_native, run_python
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -400,6 +400,7 @@ def test_absent_library(model, x, monkeypatch):
     monkeypatch.setattr(rules._ext, "native", lambda: None)
     monkeypatch.setattr(rules._ext, "why_not", lambda: "never built")
     assert_refused(model, x, "native library is absent: never built")
+    assert_current(model, x)
 
 
 @torch.no_grad()
@@ -608,6 +609,9 @@ def test_what_cannot_be_captured_runs_its_modules_and_warns_once(x):
         assert_current(model, x)
         assert_current(model, x[:1])
     assert engine.why_not(model, x).startswith("torch.export")
+    for width in range(4, 12):
+        assert_current(model, torch.randn(1, 3, 5, width))
+    assert len(EngineState.of(model).failures) == state.MAX_FAILURES, "it is the model, not the shape"
     with pytest.raises(RuntimeError, match=r"there is no plan: torch\.export"):
         engine.plan_for(model, x)
     assert "no plan: torch.export" in str(engine.explain(model, x))
@@ -617,14 +621,31 @@ def test_what_cannot_be_captured_runs_its_modules_and_warns_once(x):
 
 
 @torch.no_grad()
-def test_new_shapes_make_new_plans_and_old_ones_go(model):
-    for width in range(4, 4 + MAX_PLANS + 3):
+def test_new_shapes_make_new_plans_and_old_ones_go(model, monkeypatch):
+    monkeypatch.setattr(state, "MAX_PLANS", 3)
+    for width in range(4, 9):
         assert_planned(model, torch.randn(1, 3, 5, width))
-    assert len(EngineState.of(model).runners) == MAX_PLANS
-    newest = [key[0][3] for key in EngineState.of(model).runners]
-    assert newest == list(range(7, 4 + MAX_PLANS + 3))
-    model(torch.randn(1, 3, 5, 7))
-    assert [key[0][3] for key in EngineState.of(model).runners][-1] == 7, "the least recently used goes first"
+    widths = [key[0][3] for key in EngineState.of(model).runners]
+    assert widths == [6, 7, 8]
+    model(torch.randn(1, 3, 5, 6))
+    assert_planned(model, torch.randn(1, 3, 5, 9))
+    widths = [key[0][3] for key in EngineState.of(model).runners]
+    assert widths == [8, 6, 9], "the least recently used goes first"
+
+
+@torch.no_grad()
+def test_ever_new_shapes_stop_being_captured(model, monkeypatch):
+    """A capture costs as much as many forwards: after some, a shape must come twice."""
+    monkeypatch.setattr(state, "MAX_PLANS", 2)
+    monkeypatch.setattr(state, "MAX_CAPTURES", 3)
+    for width in range(4, 7):
+        assert_planned(model, torch.randn(1, 3, 5, width))
+    new = torch.randn(1, 3, 5, 20)
+    assert_current(model, new)
+    assert EngineState.of(model).captures == 3
+    assert_planned(model, new)
+    assert "3 shapes have had plans" not in (engine.why_not(model, new) or "")
+    assert "4 shapes have had plans" in engine.why_not(model, torch.randn(1, 3, 5, 21))
 
 
 @torch.no_grad()
