@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 from .machine import headline
@@ -232,7 +233,8 @@ def plot(results: dict, path: Path) -> None:
         axes.bar_label(bars, fmt=lambda v: f"{v:.0f}" if v else "", fontsize=7)
     axes.set_xticks(range(len(groups)), [f"{c['model']}\nbatch {c['batch']}" for c in groups])
     axes.set_ylabel("images per second (higher is better)")
-    axes.set_title(headline(results["machine"]), fontsize=8)
+    title = textwrap.fill(headline(results["machine"]), 45 + 35 * len(groups))
+    axes.set_title(title, fontsize=8)
     axes.legend(fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
