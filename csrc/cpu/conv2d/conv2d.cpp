@@ -279,7 +279,7 @@ class Conv2d final : public Op {
     }
     blocks_per_image_ = ceil_div(units, units_per_block_);
     pixel_blocks_ = by_pixel ? blocks_per_image_ : spec_.n * blocks_per_image_;
-    if (form_ != Form::flat && split() > 1) {
+    if (form_ != Form::flat && (split() > 1 || by_pixel)) {  // pixels of all images need them all in one place
       const int64_t rows = form_ == Form::gathered ? spec_.n * p_ : spec_.n * hp_;
       const int64_t row_floats = (form_ == Form::gathered ? q_ : wp_) * spec_.c;
       rows_per_first_task_ = std::clamp<int64_t>(kCopyFloats / row_floats, 1, ceil_div(rows, 4));
