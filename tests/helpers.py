@@ -130,6 +130,16 @@ def threads(count: int):
         torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For modules that import it (`one_thread as one_thread`): every test starts with one thread.
+
+    Small tensors gain nothing from two, and on a busy machine each parallel region waits for a core.
+    """
+    with threads(1):
+        yield
+
+
 @contextlib.contextmanager
 def poisoned():
     """Fresh tensors hold NaN: outputs, packed weights, converted copies. Scratch memory: FB_POISON=1."""

@@ -12,7 +12,18 @@ import sys
 from dataclasses import dataclass, field
 
 import torch
-from helpers import LAYOUTS, assert_equal, integers, layout_name, poisoned, public, reals, reference, refusal
+from helpers import (
+    LAYOUTS,
+    assert_equal,
+    integers,
+    layout_name,
+    poisoned,
+    public,
+    reals,
+    reference,
+    refusal,
+    threads,
+)
 from torch import Tensor
 
 from fast_backbones import kernels
@@ -231,7 +242,7 @@ def native_candidates(op: str) -> list[str]:
 
 def main(path: str) -> None:
     results = {}
-    with poisoned(), torch.inference_mode():
+    with poisoned(), torch.inference_mode(), threads(1):
         for case in CASES:
             for backend in native_candidates(case.op):
                 if not case.accepted_by(backend):

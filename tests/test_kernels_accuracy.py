@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import LAYOUTS, assert_as_accurate, layout_name, needs_native
+from helpers import one_thread as one_thread
 from kernel_cases import CASES, Inputs, conv, linear, native_candidates, pointwise
 
 DEEP = [

@@ -3,7 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_as_accurate, assert_bit_equal, assert_equal, integers, needs_native, reals
+from helpers import (
+    assert_as_accurate,
+    assert_bit_equal,
+    assert_equal,
+    integers,
+    needs_native,
+    reals,
+)
+from helpers import (
+    one_thread as one_thread,
+)
 from kernel_cases import CASES, Inputs, average, conv, linear, native_candidates, pointwise, pool
 from torch.autograd import forward_ad
 

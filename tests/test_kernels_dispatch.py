@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_bit_equal, backends, needs_native, reals, run_python
+from helpers import one_thread as one_thread
 from kernel_cases import CASES
 
 from fast_backbones import kernels

@@ -2,6 +2,7 @@
 
 import torch
 from helpers import LAYOUTS, assert_equal, needs_native
+from helpers import one_thread as one_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, conv, linear, native_candidates, pool

@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import LAYOUTS, assert_bit_equal, assert_equal, integers, layout_name, needs_native
+from helpers import (
+    LAYOUTS,
+    assert_bit_equal,
+    assert_equal,
+    integers,
+    layout_name,
+    needs_native,
+)
+from helpers import (
+    one_thread as one_thread,
+)
 from kernel_cases import CASES, Inputs, conv, native_candidates
 
 from fast_backbones import kernels

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import LAYOUTS, assert_bit_equal, layout_name, needs_native, reals
+from helpers import one_thread as one_thread
 
 from fast_backbones import kernels
 
