@@ -1,7 +1,7 @@
 """Kernels that read and write channel slices of wider buffers, as a plan places them for concatenation.
 
-x, residual and y lie in buffers whose pixels are wider than their channels. What lies between must not be read (it
-is NaN) and must not be written.
+x, residual and y lie in buffers whose pixels are wider than their channels. What lies between must not be
+read (it is NaN) and must not be written.
 """
 
 import pytest
