@@ -5,7 +5,7 @@ change values without touching them. So a Guard compares, each time,
 
     structure   every module, child, parameter, buffer and plain attribute is the same object as before (that
                 includes `training`, an overridden forward, parametrizations), inner hooks are absent, no
-                class got another forward
+                class got another method
     weights     address, version counter and dtype of every tensor; a sampled fingerprint of its values;
                 steps of optimizers that hold any of the parameters
 
@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ _version = attrgetter("_version")
 _dtype = attrgetter("dtype")
 _kind = attrgetter("dtype", "device", "layout")
 _OWN_ATTRIBUTES = frozenset(nn.Module().__dict__)
+_FUNCTIONS = (FunctionType, staticmethod, classmethod, property)
 _WATCHED = {"training", "_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"}
 
 
@@ -107,7 +109,7 @@ class Guard:
         modules = list(model.modules())
         self.modules = modules
         self.types = list(map(type, modules))
-        self.classes = [(cls, cls.forward) for cls in set(self.types)]
+        self.methods = _methods(set(self.types))
         self.attributes = _Attributes(modules)
         children = [d for m in modules for d in (m._parameters, m._buffers, m._modules)]
         self.children = [d for d in children if d]
@@ -122,16 +124,14 @@ class Guard:
     def take_weights(self) -> None:
         """Look at the values too. Only for tensors that a plan can use: plain, strided, on the CPU."""
         self.tensors = [tensor for tensor in self.every if tensor.is_floating_point()]
-        self.counters = [
-            tensor for tensor in self.every if not tensor.is_floating_point()
-        ]  # batches seen, say
         self.parameters = frozenset(map(id, self.tensors))
         self.samples = samples_per_tensor()
         self.epoch = optimizer_steps.epoch
-        self.versions = list(map(_version, self.tensors + self.counters))
+        self.versions = list(map(_version, self.every))
         aliases = {id(tensor): tensor.detach() for tensor in self.every}
         self.aliases = {name: aliases[id(tensor)] for name, tensor in self.named}
         self.memory = [aliases[id(tensor)] for tensor in self.tensors]
+        self.places = list(map(_data_ptr, aliases.values()))
         self.addresses = list(map(_data_ptr, self.memory))
         self.dtypes = list(map(_dtype, self.memory))
         self.sizes = [tensor.nbytes for tensor in self.memory]
@@ -149,7 +149,7 @@ class Guard:
             and list(map(len, self.hooks)) == self.hooked
             and self.attributes.same()
             and list(map(type, self.modules)) == self.types
-            and all(cls.forward is forward for cls, forward in self.classes)
+            and all(own.get(name) is method for own, name, method in self.methods)
         )
 
     def same_kinds(self) -> bool:
@@ -157,11 +157,10 @@ class Guard:
         return list(map(_kind, self.every)) == self.kinds
 
     def same_weights(self) -> bool:
-        tensors = self.tensors
         return (
-            list(map(_data_ptr, tensors)) == self.addresses
-            and list(map(_version, tensors + self.counters)) == self.versions
-            and list(map(_dtype, tensors)) == self.dtypes
+            list(map(_data_ptr, self.every)) == self.places
+            and list(map(_version, self.every)) == self.versions
+            and list(map(_dtype, self.tensors)) == self.dtypes
             and (optimizer_steps.epoch == self.epoch or not self._stepped_on())
             and self._fingerprint() == self.fingerprint
         )
@@ -180,6 +179,18 @@ class Guard:
     def geometry(self) -> list[Any]:
         """What a plan takes for granted about the tensors besides their values."""
         return [(name, tuple(t.shape), t.stride(), t.dtype) for name, t in self.aliases.items()]
+
+
+def _methods(classes: set[type[nn.Module]]) -> list[tuple[Mapping[str, Any], str, Any]]:
+    """Functions that a forward may run: all of the user's classes, `forward` of PyTorch's own."""
+    family = {base for cls in classes for base in cls.__mro__ if issubclass(base, nn.Module)} - {nn.Module}
+    found = []
+    for cls in family:
+        for name, value in vars(cls).items():
+            theirs = cls.__module__.startswith("torch.")
+            if name == "forward" or (not theirs and isinstance(value, _FUNCTIONS)):
+                found.append((vars(cls), name, value))
+    return found
 
 
 class _Attributes:

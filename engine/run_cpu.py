@@ -18,7 +18,7 @@ from .graph import leaves, map_leaves
 from .lower import Part
 from .plan import ARENA, Instance, Plan, Step, Value
 from .run_reference import evaluate, view
-from .weights import Packed, WeightStore
+from .weights import Packed, WeightStore, native_floats
 
 SPARE_ARENAS = 4  # kept for the next calls; more are made when more threads come at once
 
@@ -29,7 +29,7 @@ class ArenaPool:
     def __init__(self) -> None:
         self.spare: deque[Tensor] = deque(maxlen=SPARE_ARENAS)
 
-    def take(self, size: int) -> Tensor:
+    def take(self, size: int, native: Any) -> Tensor:
         while True:
             try:
                 arena = self.spare.pop()
@@ -37,8 +37,7 @@ class ArenaPool:
                 break
             if arena.numel() * 4 >= size:
                 return arena
-        with torch.inference_mode(False):
-            return torch.empty(max(16, -(-size // 4)), dtype=torch.float32, device="cpu")
+        return native_floats(native, -(-size // 4))
 
     def give(self, arena: Tensor) -> None:
         self.spare.append(arena)
@@ -57,7 +56,7 @@ class Runner:
     """plan(x) by native kernels. `tensors` alias the model's parameters, for steps that run in PyTorch."""
 
     def __init__(self, plan: Plan, store: WeightStore, arenas: ArenaPool) -> None:
-        self.plan, self.arenas = plan, arenas
+        self.plan, self.arenas, self.native = plan, arenas, store.native
         self.tensors = store.tensors
         self.weights: list[Packed] = []  # keeps the memory alive that the native plans point to
         self.parts: list[tuple[Part, Any]] = [(part, self.lower(part, store)) for part in plan.parts]
@@ -113,7 +112,7 @@ class Runner:
             out = torch.empty_strided(value.shape, value.stride, dtype=torch.float32, device="cpu")
             results[value.id] = out
             addresses.append(out.data_ptr())
-        return _Call(x, self.arenas.take(self.plan.arena_bytes), results), addresses
+        return _Call(x, self.arenas.take(self.plan.arena_bytes, self.native), results), addresses
 
     def outputs(self, call: _Call) -> Any:
         flat = [o.constant if o.value is None else self.returned(o.value, call) for o in self.plan.outputs]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from time import perf_counter
 from types import MethodType
 from typing import Any
@@ -31,8 +31,8 @@ from .weights import WeightStore
 ATTRIBUTE = "_fb_engine"
 MAX_PLANS = 32  # a plan is less than 1 MB: plans of a model share its packed weights and arenas
 MAX_FAILURES = 4  # shapes that cannot be captured before the model is taken for one that cannot
-MAX_CAPTURES = 2 * MAX_PLANS  # before a shape must come twice to be worth a capture
-RECENT_SHAPES = 64
+FREE_CAPTURES = 64  # from then on one in CALLS_PER_CAPTURE calls may capture, which costs many forwards
+CALLS_PER_CAPTURE = 16
 
 _build_lock = ForkSafeLock()  # one plan at a time, in the whole process
 
@@ -50,9 +50,9 @@ class EngineState:
         self.runners: OrderedDict[Key, Runner] = OrderedDict()
         self.arenas = ArenaPool()
         self.failures: dict[Key, str] = {}
-        self.captures = 0
-        self.recent: deque[Key] = deque(maxlen=RECENT_SHAPES)
         self.warned = False
+        self.captures = 0
+        self.calls = 0  # roughly: threads may overwrite each other's count
 
     def __deepcopy__(self, memo: Any) -> EngineState:
         return EngineState()
@@ -74,6 +74,7 @@ class EngineState:
     def runner(self, model: nn.Module, plain: MethodType, x: Tensor) -> Runner | str:
         """The plan for this call, made if need be; or the sentence why there is none."""
         key = (tuple(x.shape), x.stride(), plain.__func__)
+        self.calls += 1
         guard = self.guard
         if guard is not None and guard.same_structure():
             if self.refusal is not None:
@@ -105,11 +106,11 @@ class EngineState:
         hesitation = self._hesitation(key)
         if hesitation is not None:
             return hesitation
+        self.captures += 1
         try:
             plan = make(model, plain, x)
         except Uncapturable as error:
             return self._failed(model, key, str(error))
-        self.captures += 1
         start = perf_counter()
         runner = Runner(plan, self.store, self.arenas)
         plan.seconds["pack"] = perf_counter() - start
@@ -119,22 +120,22 @@ class EngineState:
         return runner
 
     def _hesitation(self, key: Key) -> str | None:
-        """Why this shape gets no plan now: a capture costs as much as many forwards."""
+        """Why this call gets no plan now."""
         if key in self.failures:
             return self.failures[key]
         if len(self.failures) >= MAX_FAILURES and not self.runners:
             return next(iter(self.failures.values()))
-        if self.captures < MAX_CAPTURES or key in self.recent:
+        if self.captures < max(FREE_CAPTURES, self.calls // CALLS_PER_CAPTURE):
             return None
-        self.recent.append(key)
-        return f"{self.captures} shapes have had plans: this one gets a plan when it comes a second time"
+        return (
+            f"{self.captures} plans in {self.calls} calls: shapes or attributes of the model change too often"
+        )
 
     def _failed(self, model: nn.Module, key: Key, reason: str) -> str:
         if not self.warned:
             self.warned = True
             warnings.warn(f"{type(model).__name__} runs its modules, without a plan: {reason}", stacklevel=6)
-        if len(self.failures) < RECENT_SHAPES:
-            self.failures[key] = reason
+        self.failures[key] = reason
         return reason
 
     def _renew(self, model: nn.Module) -> None:
@@ -157,7 +158,7 @@ class EngineState:
             for key, runner in runners.items():
                 kept[key] = Runner(runner.plan, store, self.arenas)
         else:
-            self.failures, self.captures = {}, 0
+            self.failures = {}
         self.guard = None  # readers without the lock find no plan while these change
         self.refusal, self.store, self.runners = refusal, store, kept
         self.guard = guard

@@ -65,6 +65,15 @@ def fold(recipe: Recipe, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor 
 PACKING = ("c", "k", "r", "s", "groups")  # what the layout of packed weights depends on, besides the kernel
 
 
+BLOCK_FLOATS = 2 << 20  # small weights share blocks of 8 MiB
+
+
+def native_floats(native: Any, floats: int) -> Tensor:
+    """Uninitialised float32 memory of the native library: aligned, on huge pages when it is large."""
+    with torch.inference_mode(False):
+        return torch.frombuffer(native.Memory(max(16, floats)), dtype=torch.float32)
+
+
 @dataclass
 class Packed:
     weight: Tensor  # as the kernel wants it, 64-byte aligned
@@ -78,6 +87,8 @@ class WeightStore:
     native: Any
     tensors: Mapping[str, Tensor]
     packed: dict[tuple[Any, ...], Packed] = field(default_factory=dict)
+    block: Tensor | None = None  # what room() cuts from
+    used: int = 0
 
     def get(self, recipe: Recipe, kernel: str, params: Mapping[str, int]) -> Packed:
         sizes = {key: params[key] for key in PACKING if key in params}
@@ -85,10 +96,19 @@ class WeightStore:
         if key not in self.packed:
             weight, bias = fold(recipe, self.tensors)
             spec = {**params, "n": 1}
-            room = torch.empty(self.native.packed_floats(kernel, spec), dtype=torch.float32)
+            room = self.room(self.native.packed_floats(kernel, spec))
             self.native.pack_weight(kernel, spec, weight.data_ptr(), room.data_ptr())
             self.packed[key] = Packed(room, bias)
         return self.packed[key]
+
+    def room(self, floats: int) -> Tensor:
+        """Uninitialised floats, 64-byte aligned, cut from blocks that lie on huge pages."""
+        wanted = -(-floats // 16) * 16
+        if self.block is None or self.used + wanted > self.block.numel():
+            self.block, self.used = native_floats(self.native, max(wanted, BLOCK_FLOATS)), 0
+        found = self.block[self.used : self.used + floats]
+        self.used += wanted
+        return found
 
     @property
     def bytes(self) -> int:

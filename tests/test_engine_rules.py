@@ -315,6 +315,37 @@ def test_class_forward_replaced(model, x, monkeypatch):
     assert_current(model, x)
 
 
+def test_method_of_a_users_class_replaced(x, monkeypatch):
+    class Helper(Tiny):
+        def head(self, x):
+            return self.fc(x)
+
+        def forward_modules(self, x):
+            return self.head(self.relu(self.bn(self.conv(x))).mean((2, 3)))
+
+    model = Helper().eval()
+    assert_planned(model, x)
+    monkeypatch.setattr(Helper, "head", lambda self, x: self.fc(x) * 2)
+    assert_planned(model, x)
+
+
+def test_data_of_an_integer_buffer_replaced(x):
+    class Gather(Tap):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("order", torch.arange(16))
+
+        def forward_modules(self, x):
+            return super().forward_modules(x)[:, self.order]
+
+    model = Gather().eval()
+    assert_planned(model, x)
+    model.order.data = torch.arange(16).flip(0)
+    assert_planned(model, x)
+    model.order.numpy()[:] = 3
+    assert_planned(model, x)
+
+
 def test_strides_of_the_weights_decide_the_strides_of_the_result(x):
     """A channels_last convolution answers a contiguous image in channels_last, as in eager."""
     model = Tap().eval()
@@ -611,7 +642,7 @@ def test_what_cannot_be_captured_runs_its_modules_and_warns_once(x):
     assert engine.why_not(model, x).startswith("torch.export")
     for width in range(4, 12):
         assert_current(model, torch.randn(1, 3, 5, width))
-    assert len(EngineState.of(model).failures) == state.MAX_FAILURES, "it is the model, not the shape"
+    assert EngineState.of(model).captures == state.MAX_FAILURES, "it is the model, not the shape"
     with pytest.raises(RuntimeError, match=r"there is no plan: torch\.export"):
         engine.plan_for(model, x)
     assert "no plan: torch.export" in str(engine.explain(model, x))
@@ -634,18 +665,20 @@ def test_new_shapes_make_new_plans_and_old_ones_go(model, monkeypatch):
 
 
 @torch.no_grad()
-def test_ever_new_shapes_stop_being_captured(model, monkeypatch):
-    """A capture costs as much as many forwards: after some, a shape must come twice."""
-    monkeypatch.setattr(state, "MAX_PLANS", 2)
-    monkeypatch.setattr(state, "MAX_CAPTURES", 3)
-    for width in range(4, 7):
-        assert_planned(model, torch.randn(1, 3, 5, width))
-    new = torch.randn(1, 3, 5, 20)
-    assert_current(model, new)
-    assert EngineState.of(model).captures == 3
-    assert_planned(model, new)
-    assert "3 shapes have had plans" not in (engine.why_not(model, new) or "")
-    assert "4 shapes have had plans" in engine.why_not(model, torch.randn(1, 3, 5, 21))
+@pytest.mark.parametrize("what", ["shape", "attribute"])
+def test_what_changes_at_every_call_stops_being_captured(model, monkeypatch, what):
+    """A capture costs as much as some forwards: after the first few there is one in so many calls."""
+    monkeypatch.setattr(state, "FREE_CAPTURES", 2)
+    monkeypatch.setattr(state, "CALLS_PER_CAPTURE", 5)
+    for number in range(20):
+        model.step = number if what == "attribute" else 0
+        assert_current(model, torch.randn(1, 3, 5, 4 + (number if what == "shape" else 0)))
+    assert EngineState.of(model).captures == 4
+    model.step = -1
+    assert "change too often" in engine.why_not(model, torch.randn(1, 3, 5, 50))
+    for _ in range(6):
+        model(torch.randn(1, 3, 5, 50))
+    assert_planned(model, torch.randn(1, 3, 5, 50))
 
 
 @torch.no_grad()
