@@ -27,6 +27,7 @@ bool is_convolution(const OpSpec& spec) {
   return spec.kind == "conv2d" || spec.kind == "winograd_conv2d" || spec.kind == "grouped_conv2d" || spec.kind == "linear";
 }
 
+constexpr double kAloneWork = 1 << 19;       // flops plus bytes: about 5 us
 constexpr int64_t kLargest = int64_t{1} << 31;  // of any single size: products of three still fit int64 comfortably
 
 std::string check_sizes(const OpSpec& spec) {
@@ -148,7 +149,9 @@ void run_op(const OpSpec& spec, const Pointers& pointers, int threads) {
   AlignedFloats shared;
   const int64_t floats = list.steps()[0].op->shared_floats();
   if (floats > 0) own.shared = shared.reserve(floats);
-  list.run({own}, threads);
+  const Op& op = *list.steps()[0].op;
+  const bool tiny = op.flops() + op.bytes() < kAloneWork;  // waking another thread would take longer
+  list.run({own}, tiny ? 1 : threads);
 }
 
 }  // namespace fb

@@ -145,7 +145,7 @@ void TaskList::run(const std::vector<Pointers>& pointers, int threads, int only)
   const int64_t last = only < 0 ? tickets_ : first + steps_[static_cast<size_t>(only)].op->tasks();
   if (first == last) return;
   Run run(steps_, pointers, first, last, only < 0 ? 0 : only, only >= 0, scratch_floats_);
-  if (threads == 1) {
+  if (threads == 1 || last - first == 1) {
     run.work();
   } else {
     parallel()(threads, [](void* context) { static_cast<Run*>(context)->work(); }, &run);

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "../cpu/isa.h"
+#include "../cpu/memory.h"
 #include "../cpu/op.h"
 #include "../cpu/plan.h"
 
@@ -47,6 +48,20 @@ fb::Wait wait_from(int mode) {
   return static_cast<fb::Wait>(mode);
 }
 
+class Memory {
+ public:
+  explicit Memory(int64_t floats) : size_(floats) {
+    if (floats < 1) throw py::value_error("Memory of " + std::to_string(floats) + " floats, expected 1 or more");
+    floats_.reserve(floats);
+  }
+  float* data() { return floats_.reserve(size_); }
+  int64_t size() const { return size_; }
+
+ private:
+  fb::AlignedFloats floats_;
+  int64_t size_;
+};
+
 std::vector<void*> to_pointers(const std::vector<intptr_t>& addresses) {
   std::vector<void*> out;
   for (const intptr_t a : addresses) out.push_back(reinterpret_cast<void*>(a));
@@ -88,6 +103,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("addresses"), py::arg("nbytes"), py::arg("samples") = 16);
   m.def("peak_gflops", &fb::peak_gflops, py::arg("seconds") = 0.2, py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
   m.def("copy_gbps", &fb::copy_gbps, py::arg("seconds") = 0.2, py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
+
+  // Room for arenas and packed weights: floats on huge pages, seen by torch.frombuffer, which keeps the object alive.
+  py::class_<Memory>(m, "Memory", py::buffer_protocol())
+      .def(py::init<int64_t>(), py::arg("floats"))
+      .def_buffer([](Memory& memory) { return py::buffer_info(memory.data(), memory.size()); });
 
   py::class_<fb::Plan>(m, "Plan")
       .def(py::init<>())
