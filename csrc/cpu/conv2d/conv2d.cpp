@@ -49,14 +49,26 @@ std::vector<Segment> blocked_segments(const std::vector<Segment>& runs, int64_t 
   return out;
 }
 
-void multiply_pixels(const Kernels& kernels, Tile tile, int64_t pixels, int64_t depth, const Ahead& ahead) {
-  const int64_t tiles = ceil_div(pixels, kernels.max_rows);
+void multiply(const Kernels& kernels, Block& block) {
+  Tile tile = block.tile;
+  Ahead& ahead = block.ahead;
+  const int64_t tiles = ceil_div(block.pixels, kernels.max_rows), lines = block.depth * 16;
   for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t rows = (pixels + tiles - 1 - i) / tiles;  // balanced: 49 = 13 + 12 + 12 + 12
-    const int64_t lines = i * depth * 16;                   // fetched so far, in floats
-    tile.next_b = lines < ahead.weights_end - ahead.weights ? ahead.weights + lines : tile.b;
-    tile.next_a = lines < ahead.input_end - ahead.input ? ahead.input + lines : tile.b;
-    kernels.tile[rows](tile);
+    const int64_t rows = (block.pixels + tiles - 1 - i) / tiles;  // balanced: 49 = 13 + 12 + 12 + 12
+    for (int64_t panel = 0; panel < block.panels; ++panel) {
+      Tile t = tile;
+      const int64_t channel = panel * kernels.panel;
+      t.b += channel * block.depth;
+      t.y += channel;
+      t.columns = std::min<int64_t>(kernels.panel, block.channels - channel);
+      if (t.bias != nullptr) t.bias += channel;
+      if (t.residual != nullptr) t.residual += channel;
+      t.next_b = ahead.weights < ahead.weights_end ? ahead.weights : t.b;
+      t.next_a = panel == 0 && ahead.input < ahead.input_end ? ahead.input : t.b;
+      if (t.next_b == ahead.weights) ahead.weights += lines;
+      if (t.next_a == ahead.input) ahead.input += lines;
+      kernels.tile[rows](t);
+    }
     tile.a += rows * tile.a_stride;
     tile.y += rows * tile.y_stride;
     if (tile.residual != nullptr) tile.residual += rows * tile.residual_stride;
@@ -86,10 +98,10 @@ void pack(int panel, const OpSpec& spec, const float* weight, float* out) {
 
 namespace {
 
-constexpr int64_t kWeightBytesInL2 = 384 * 1024;  // weights up to this are walked whole by every task
+constexpr int64_t kAllWeightBytesInL2 = 384 * 1024;  // weights up to this are walked whole by every task
+constexpr int64_t kWeightBytesInL2 = 256 * 1024;     // larger ones in parts of about this
 constexpr int64_t kInputBytesInL2 = 400 * 1024;
-constexpr int64_t kPanelBytesPerTask = 512 * 1024;
-constexpr int64_t kTaskProducts = 2 << 20;  // multiply-adds of a task: about 10 us
+constexpr int64_t kTaskProducts = 3 << 20;   // multiply-adds of a task: about 10 us
 constexpr int64_t kCopyFloats = 64 * 1024;   // of a first-phase task
 constexpr int64_t kFetchingTasks = 4;        // of the next step's weights: the last tasks of a step fetch this much
 constexpr int64_t kFetchedFloats = 64 * 1024;
@@ -176,27 +188,21 @@ class Conv2d final : public Op {
       }
     }
     const int64_t panel_begin = panel_block * panels_ / panel_blocks_, panel_end = (panel_block + 1) * panels_ / panel_blocks_;
-    const int64_t panel_floats = kernels_.panel * depth_;
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      const int64_t channel = group * group_k_ + panel * kernels_.panel;
-      tile.columns = std::min<int64_t>(kernels_.panel, group_k_ - panel * kernels_.panel);
-      tile.b = x.weight + (group * panels_ + panel) * panel_floats;
-      tile.bias = x.bias != nullptr ? x.bias + channel : nullptr;
-      Ahead ahead = panel + 1 < panel_end ? Ahead{tile.b + panel_floats, tile.b + 2 * panel_floats, nullptr, nullptr}
-                                          : next_task(x, pixel_block, panel_block, group, panel_end - panel_begin, worker.team);
-      if (form_ != Form::rows && panel == panel_begin && panel_block < worker.team) {  // the first time that this thread sees these pixels
-        ahead.input = a + kernels_.max_rows * tile.a_stride;
-        ahead.input_end = a + length * tile.a_stride;
-      }
-      for (int64_t i = 0; i < runs; ++i) {
-        const int64_t pixel = pixels.begin + i * length;
-        tile.a = a + i * run_step;
-        tile.y = x.y + pixel * spec_.ldy + channel;
-        tile.residual = x.residual != nullptr ? x.residual + pixel * spec_.ldr + channel : nullptr;
-        multiply_pixels(kernels_, tile, length, depth_, ahead);
-        const int64_t fetched = ceil_div(length, kernels_.max_rows) * depth_ * 16;
-        ahead.weights = std::min(ahead.weights + fetched, ahead.weights_end);
-      }
+    const int64_t channel = group * group_k_ + panel_begin * kernels_.panel;
+    tile.b = x.weight + (group * panels_ + panel_begin) * kernels_.panel * depth_;
+    tile.bias = x.bias != nullptr ? x.bias + channel : nullptr;
+    Block block{tile, length, panel_end - panel_begin, group_k_ - panel_begin * kernels_.panel, depth_,
+                next_task(x, pixel_block, panel_block, group, panel_end - panel_begin, worker.team)};
+    if (form_ != Form::rows && panel_block < worker.team) {  // the first time that this thread sees these pixels
+      block.ahead.input = a + kernels_.max_rows * tile.a_stride;
+      block.ahead.input_end = a + length * tile.a_stride;
+    }
+    for (int64_t i = 0; i < runs; ++i) {
+      const int64_t pixel = pixels.begin + i * length;
+      block.tile.a = a + i * run_step;
+      block.tile.y = x.y + pixel * spec_.ldy + channel;
+      block.tile.residual = x.residual != nullptr ? x.residual + pixel * spec_.ldr + channel : nullptr;
+      multiply(kernels_, block);
     }
   }
 
@@ -258,25 +264,21 @@ class Conv2d final : public Op {
     return {task * rows_per_first_task_ * q_, std::min((task + 1) * rows_per_first_task_, spec_.n * p_) * q_};
   }
 
-  // Cuts the work so that a task takes about 10 us, keeps its input block in L2, and does not re-read large weights often. Weights that
-  // do not fit L2 are cut into panels across tasks; a copy of the input is then made once, in a first phase, for all of them.
+  // Cuts the work so that a task takes about 10 us and its weights stay in L2 while its pixels pass. Weights that do not fit are cut
+  // into panels across tasks; a copy of the input is then made once, in a first phase, for all of them.
   void choose_blocks() {
-    const int64_t weight_bytes = depth_ * group_k_ * 4;
-    const bool large_weights = weight_bytes > kWeightBytesInL2;
-    const bool by_pixel = form_ == Form::flat || (form_ == Form::gathered && (large_weights || spec_.groups > 1));
+    const int64_t panel_bytes = depth_ * kernels_.panel * 4;
+    const int64_t fitting = std::clamp<int64_t>(kWeightBytesInL2 / panel_bytes, 1, panels_);
+    panel_blocks_ = panels_ * panel_bytes <= kAllWeightBytesInL2 ? 1 : ceil_div(panels_, fitting);
+    const bool by_pixel = form_ == Form::flat || (form_ == Form::gathered && (panel_blocks_ > 1 || spec_.groups > 1));
     const int64_t unit = by_pixel ? 1 : q_;                        // a block is a number of units: pixels, or rows of one image
     const int64_t units = by_pixel ? spec_.n * p_ * q_ : p_;
-    const int64_t unit_products = unit * depth_ * group_k_;
     const int64_t unit_bytes = (form_ == Form::rows ? spec_.stride_h * wp_ * group_c_ : unit * depth_) * 4;
     const int64_t in_cache = std::max<int64_t>(1, kInputBytesInL2 / std::max<int64_t>(1, unit_bytes));
-    const int64_t wanted = large_weights ? in_cache : std::max(ceil_div(kTaskProducts, unit_products), ceil_div(4 * kernels_.max_rows, unit));
+    const int64_t products = unit * depth_ * ceil_div(group_k_, panel_blocks_);  // of a unit in one task
+    const int64_t wanted = std::max(ceil_div(kTaskProducts, products), ceil_div(4 * kernels_.max_rows, unit));
     const int64_t blocks = ceil_div(units, std::clamp<int64_t>(std::min(wanted, in_cache), 1, units));
     units_per_block_ = ceil_div(units, blocks);
-    if (large_weights) {
-      const int64_t panel_products = units_per_block_ * unit * depth_ * kernels_.panel, panel_bytes = depth_ * kernels_.panel * 4;
-      const int64_t per_task = std::min(ceil_div(kTaskProducts, panel_products), ceil_div(kPanelBytesPerTask, panel_bytes));
-      panel_blocks_ = ceil_div(panels_, std::clamp<int64_t>(per_task, 1, panels_));
-    }
     blocks_per_image_ = ceil_div(units, units_per_block_);
     pixel_blocks_ = by_pixel ? blocks_per_image_ : spec_.n * blocks_per_image_;
     if (form_ != Form::flat && (split() > 1 || by_pixel)) {  // pixels of all images need them all in one place
@@ -295,10 +297,10 @@ class Conv2d final : public Op {
       if (next < split() || pixel_block + 1 < pixel_blocks_) {
         const int64_t at = next % split();
         const float* weights = x.weight + (at / panel_blocks_ * panels_ + at % panel_blocks_ * panels_ / panel_blocks_) * panel_floats;
-        return {weights, weights + panel_floats, nullptr, nullptr};
+        return {weights, weights + panels * panel_floats, nullptr, nullptr};
       }
       const int64_t begin = std::min((next - split()) * panels * panel_floats, x.next_weight_floats);
-      return {x.next_weight + begin, x.next_weight + std::min(begin + panel_floats, x.next_weight_floats), nullptr, nullptr};
+      return {x.next_weight + begin, x.next_weight + std::min(begin + panels * panel_floats, x.next_weight_floats), nullptr, nullptr};
     }
     const int64_t last = pixel_blocks_ - 1 - pixel_block;  // the last tasks share the next step's first weights
     if (last >= kFetchingTasks) return {};

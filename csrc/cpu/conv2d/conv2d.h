@@ -52,13 +52,24 @@ const Kernels& kernels(Isa isa);
 // Cuts consecutive runs into blocks of equal length, at most max_block products each. The cut depends on the total only.
 std::vector<Segment> blocked_segments(const std::vector<Segment>& runs, int64_t max_block);
 
-// What multiply_pixels fetches into L2 while it computes: consecutive floats, as many as fit, one line of each per step of k.
+// What multiply fetches into L2 while it computes: consecutive floats, one line of each per step of k.
 struct Ahead {
   const float *weights = nullptr, *weights_end = nullptr;
   const float *input = nullptr, *input_end = nullptr;
 };
 
-// One panel of output channels for a row of pixels, by tiles of balanced height. depth: products per output.
-void multiply_pixels(const Kernels& kernels, Tile tile, int64_t pixels, int64_t depth, const Ahead& ahead);
+// A row of pixels times a few panels of output channels. `tile` describes the first tile of the first panel.
+struct Block {
+  Tile tile;
+  int64_t pixels;
+  int64_t panels;
+  int64_t channels;  // valid output channels from the first panel on; tile.columns is derived
+  int64_t depth;     // products per output
+  Ahead ahead;       // moves on by what was fetched
+};
+
+// Tiles of balanced height; for each, all panels: the tile's input stays in L1, output and residual are walked along the channels,
+// which are next to each other. Across panels first would touch a few lines of every pixel, each in another page.
+void multiply(const Kernels& kernels, Block& block);
 
 }  // namespace fb::conv2d

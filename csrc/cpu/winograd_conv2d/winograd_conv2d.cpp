@@ -89,22 +89,25 @@ class WinogradConv2d final : public Op {
     const int64_t panel_begin = panel_block * panels_ / panel_blocks_, panel_end = (panel_block + 1) * panels_ / panel_blocks_;
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       for (int i = 0; i < kPoints; ++i) {
-        conv2d::Tile tile{};
-        tile.a = v + i * v_stride;
-        tile.a_stride = spec_.c;
-        tile.segments = segments_.data();
-        tile.segment_count = static_cast<int64_t>(segments_.size());
-        tile.b = x.weight + (panel * kPoints + i) * point_floats;
-        tile.y = m + i * m_stride;
-        tile.y_stride = kernels_.panel;
-        tile.columns = kernels_.panel;
-        conv2d::Ahead ahead{tile.b + point_floats, tile.b + 2 * point_floats, nullptr, nullptr};
-        if (panel + 1 == panel_end && i == kPoints - 1) ahead = next_task(x, panel_block, worker.team);
+        conv2d::Block block{};
+        block.tile.a = v + i * v_stride;
+        block.tile.a_stride = spec_.c;
+        block.tile.segments = segments_.data();
+        block.tile.segment_count = static_cast<int64_t>(segments_.size());
+        block.tile.b = x.weight + (panel * kPoints + i) * point_floats;
+        block.tile.y = m + i * m_stride;
+        block.tile.y_stride = kernels_.panel;
+        block.pixels = count;
+        block.panels = 1;
+        block.channels = kernels_.panel;
+        block.depth = spec_.c;
+        block.ahead = {block.tile.b + point_floats, block.tile.b + 2 * point_floats, nullptr, nullptr};
+        if (panel + 1 == panel_end && i == kPoints - 1) block.ahead = next_task(x, panel_block, worker.team);
         if (!fused_ && panel == panel_begin && panel_block < worker.team && i < kPoints - 1) {
-          ahead.input = tile.a + v_stride;
-          ahead.input_end = ahead.input + count * spec_.c;
+          block.ahead.input = block.tile.a + v_stride;
+          block.ahead.input_end = block.ahead.input + count * spec_.c;
         }
-        conv2d::multiply_pixels(kernels_, tile, count, spec_.c, ahead);
+        conv2d::multiply(kernels_, block);
       }
       transform_output(x, tile_begin, tile_end, panel, m, m_stride);
     }
