@@ -33,6 +33,8 @@ FB_INLINE void pixels(const Row& row, int64_t q0, int vector) {
   for (int i = 0; i < kVectors; ++i)
 #pragma GCC unroll 16
     for (int q = 0; q < kPixels; ++q) acc[i][q] = vzero();
+#pragma GCC unroll 16
+  for (int q = 0; q < kPixels; ++q) vprefetch_write(row.y + (q0 + q) * row.y_stride + vector * kLanes);  // one line in each pixel
   const float* w = row.weight + vector * kVectorWeights;
   for (int r = 0; r < 3; ++r) {
     const float* x = row.x + r * row.row_step + q0 * kStride * kBlock;
