@@ -170,6 +170,13 @@ CASES = [
     conv("depthwise", 1, 12, 9, 9, 12, groups=12, padding=1),
     conv("groups that widen", 1, 12, 7, 7, 30, groups=3, padding=1, residual=True),
     conv("ResNeXt group inside the general op", 1, 64, 9, 9, 64, groups=16, padding=1),
+    conv("fused Winograd tasks over several images", 3, 32, 30, 29, 40, padding=1, residual=True),
+    conv("two-phase Winograd over several images", 2, 128, 14, 13, 136, padding=1, residual=True),
+    conv(
+        "stride 2 with weights larger than the cache", 2, 128, 15, 14, 130, stride=2, padding=1, residual=True
+    ),
+    conv("stride 2 with groups over several images", 2, 24, 9, 10, 36, groups=3, stride=2, padding=1),
+    conv("large image, several blocks of rows", 2, 16, 40, 61, 24, 5, padding=2, stride=(1, 2)),
     conv("one image row", 1, 16, 1, 40, 16, padding=1),
     conv("one image column", 1, 16, 40, 1, 16, padding=1),
     pointwise("one pixel, one channel", 1, 1, 1, 1, 1),
@@ -181,6 +188,8 @@ CASES = [
     pointwise("sum longer than four blocks", 1, 2053, 2, 2, 33),
     pointwise("stride 2 on an odd image", 2, 24, 9, 7, 40, stride=2),
     pointwise("stride 3 by 2, residual", 1, 24, 10, 9, 40, stride=(3, 2), residual=True),
+    pointwise("stride 2, large weights, few pixels, several images", 3, 320, 5, 4, 328, stride=2),
+    pointwise("stride 2, large weights, several panels a task", 2, 512, 14, 15, 456, stride=2, residual=True),
     pointwise("ResNet expansion", 1, 64, 28, 28, 256, residual=True),
     pointwise("wide and long: several tasks of several panels", 2, 512, 14, 14, 320),
     grouped("4 channels a group", 1, 128, 14, 14, 128, 32),
@@ -195,8 +204,13 @@ CASES = [
     grouped("channels that fill no vector: direct only", 1, 12, 6, 7, 12, 3),
     grouped("widening groups: direct only", 1, 32, 6, 6, 48, 8),
     grouped("1x1 groups: direct only", 1, 24, 6, 6, 24, 4, 1, padding=0),
+    grouped(
+        "strided 1x1 groups over several images: direct only", 2, 24, 7, 6, 24, 4, 1, padding=0, stride=2
+    ),
+    grouped("many channels, several images, stride 2", 2, 256, 15, 14, 256, 32, stride=2, residual=True),
     grouped("wide image: several tasks", 1, 64, 30, 58, 64, 16),
     stem("ResNet stem on a small odd image", 1, 3, 33, 31, 64),
+    stem("two images, several blocks of rows", 2, 3, 70, 66, 40),
     stem("one channel, image smaller than the kernel", 2, 1, 4, 5, 17),
     stem("four channels", 1, 4, 20, 20, 32),
     stem("five channels: too many to read planar", 1, 5, 20, 20, 32),
@@ -238,6 +252,39 @@ def cases(op: str | None = None) -> list[Case]:
 
 def native_candidates(op: str) -> list[str]:
     return [c.name for c in kernels.ops()[op].candidates if c.family == "native"]
+
+
+# The compiled kernel behind each candidate of the convolutions.
+KINDS = {
+    "winograd": "winograd_conv2d",
+    "grouped": "grouped_conv2d",
+    "rows": "grouped_conv2d",
+    "direct": "conv2d",
+}
+
+
+def prepared(case: Case) -> tuple:
+    """The integer inputs of a case as its candidates receive them."""
+    inputs = case.inputs()
+    return kernels.ops()[case.op].prepare(*inputs.args, **inputs.kwargs)
+
+
+def parameters(case: Case, args: tuple) -> dict:
+    """What the torch-free interface calls the sizes of prepared arguments; for convolutions and pools."""
+    x = args[0]
+    params = {"n": x.shape[0], "c": x.shape[1], "h": x.shape[2], "w": x.shape[3]}
+    if case.op == "max_pool2d":
+        _, kernel, stride, padding, ceil_mode = args
+        pairs = {"stride": stride, "pad": padding}
+        params |= {"k": x.shape[1], "r": kernel[0], "s": kernel[1], "ceil_mode": int(ceil_mode)}
+    else:
+        _, weight, _, _, stride, padding, dilation, groups, activation = args
+        pairs = {"stride": stride, "pad": padding, "dilation": dilation}
+        params |= {"k": weight.shape[0], "r": weight.shape[2], "s": weight.shape[3], "groups": groups}
+        params["activation"] = int(activation == "relu")
+    for name, pair in pairs.items():
+        params |= {f"{name}_h": pair[0], f"{name}_w": pair[1]}
+    return params
 
 
 def main(path: str) -> None:

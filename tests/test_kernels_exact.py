@@ -13,9 +13,10 @@ from helpers import (
     poisoned,
     run_python,
 )
-from kernel_cases import CASES, Case, conv, native_candidates, pool
+from kernel_cases import CASES, KINDS, Case, conv, native_candidates, parameters, pool, prepared
 
 from fast_backbones import kernels
+from fast_backbones.kernels import _ext
 
 OPS = sorted(kernels.ops())
 
@@ -53,6 +54,38 @@ def test_every_candidate_is_chosen_somewhere(op):
         if case.op == op
     }
     assert set(native_candidates(op)) <= chosen
+
+
+def cuts():
+    """How the dense kernels cut the work of each case: form, whether in two phases, of several images."""
+    module = _ext.native()
+    for case in (c for c in CASES if c.weight is not None and len(c.x) == 4 and c.x[0] > 0):
+        args = prepared(case)
+        params = parameters(case, args)
+        y = case.reference(case.inputs())
+        for kind in (KINDS[name] for name in ("direct", "winograd") if name in native_candidates(case.op)):
+            if module.refusal(kind, params):
+                continue
+            packed = torch.zeros(module.packed_floats(kind, params))
+            operands = {"x": args[0], "weight": packed, "y": y}
+            places = {name: (-1, tensor.data_ptr()) for name, tensor in operands.items()}
+            plan = module.Plan()
+            plan.add(kind, params, places, deps=[], name=case.why)
+            plan.finish()
+            (step,) = plan.profile(0, [], repeats=1, threads=1)
+            words = step["detail"].split()[1:-1]
+            form = " ".join(word for word in words if word[0].isalpha() and "(" not in word)
+            yield form, "+" in step["detail"], case.x[0] > 1
+
+
+@needs_native
+def test_the_table_reaches_every_way_to_cut_the_work():
+    """It depends on sizes and thresholds; each way must occur here, with several images too."""
+    seen = set(cuts())
+    for form in ("pointwise", "strided pointwise", "direct", "fused"):
+        assert (form, False, True) in seen, f"{form}: only {sorted(seen)}"
+    for form in ("strided pointwise", "direct", "two-phase"):
+        assert (form, True, True) in seen, f"{form} in two phases: only {sorted(seen)}"
 
 
 def test_references_match_the_written_formula():

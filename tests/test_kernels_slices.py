@@ -7,17 +7,10 @@ read (it is NaN) and must not be written.
 import pytest
 import torch
 from helpers import assert_bit_equal, assert_equal, integers, needs_native, threads
-from kernel_cases import CASES, native_candidates
+from kernel_cases import CASES, KINDS, native_candidates, parameters, prepared
 
-from fast_backbones import kernels
 from fast_backbones.kernels import _ext
 
-KINDS = {
-    "winograd": "winograd_conv2d",
-    "grouped": "grouped_conv2d",
-    "rows": "grouped_conv2d",
-    "direct": "conv2d",
-}
 MARK = 12345.0  # what the memory around y holds
 
 
@@ -46,35 +39,17 @@ def filled(tensor, before, after) -> Slice:
     return place
 
 
-def parameters(case, prepared, y_shape) -> dict:
-    x = prepared[0]
-    params = {"n": x.shape[0], "c": x.shape[1], "h": x.shape[2], "w": x.shape[3], "k": y_shape[1]}
-    if case.op == "max_pool2d":
-        _, kernel, stride, padding, ceil_mode = prepared
-        pairs = {"stride": stride, "pad": padding}
-        params |= {"r": kernel[0], "s": kernel[1], "ceil_mode": int(ceil_mode)}
-    else:
-        _, weight, _, _, stride, padding, dilation, groups, activation = prepared
-        pairs = {"stride": stride, "pad": padding, "dilation": dilation}
-        params |= {"r": weight.shape[2], "s": weight.shape[3], "groups": groups}
-        params["activation"] = int(activation == "relu")
-    for name, pair in pairs.items():
-        params |= {f"{name}_h": pair[0], f"{name}_w": pair[1]}
-    return params
-
-
 @needs_native
 @pytest.mark.parametrize(
     "case", [c for c in CASES if len(c.x) == 4 and c.op != "global_avg_pool"], ids=lambda case: case.id
 )
 def test_slices(case):
     module = _ext.native()
-    inputs = case.inputs("integers")
-    expected = case.exact(inputs).float()
-    prepared = kernels.ops()[case.op].prepare(*inputs.args, **inputs.kwargs)
-    params = parameters(case, prepared, expected.shape)
-    weight, bias, residual = (None,) * 3 if case.op == "max_pool2d" else prepared[1:4]
-    x = filled(prepared[0], 3, 2)
+    expected = case.exact(case.inputs()).float()
+    args = prepared(case)
+    params = parameters(case, args)
+    weight, bias, residual = (None,) * 3 if case.op == "max_pool2d" else args[1:4]
+    x = filled(args[0], 3, 2)
     for backend in native_candidates(case.op):
         if not case.accepted_by(backend):
             continue
