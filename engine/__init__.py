@@ -37,8 +37,7 @@ def forward(model: nn.Module, x: Tensor, plain: MethodType) -> Any:
     if call_refusal(model, x) is not None:
         return plain(x)
     x = usual_strides(x)
-    runner = EngineState.of(model).runner(model, plain, x)
-    return plain(x) if isinstance(runner, str) else runner(x)
+    return EngineState.of(model).forward(model, plain, x)
 
 
 def why_not(model: nn.Module, x: Tensor) -> str | None:

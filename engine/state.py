@@ -24,7 +24,7 @@ from .guard import Guard
 from .locks import ForkSafeLock
 from .lower import lower
 from .plan import Plan
-from .run_cpu import ArenaPool, Runner
+from .run_cpu import STALE, ArenaPool, Runner
 from .select import make_plan
 from .weights import WeightStore
 
@@ -70,6 +70,24 @@ class EngineState:
                 if state is None or state.owner is None or state.owner() is not model:
                     state = model.__dict__[ATTRIBUTE] = EngineState(model)
         return state
+
+    def forward(self, model: nn.Module, plain: MethodType, x: Tensor) -> Any:
+        """plan(x) where there is a plan, else plain(x).
+
+        A plan at hand is started before it is known to be up to date: the guard reads cold memory for half a
+        millisecond, and the other threads can compute meanwhile. A plan works on its own copies of weights and
+        memory, so a wrong start costs time and nothing else.
+        """
+        key = (tuple(x.shape), x.stride(), plain.__func__)
+        guard, runner = self.guard, self.runners.get(key)
+        if guard is not None and self.refusal is None and runner is not None and not guard.wants_grad():
+            result = runner(x, lambda: guard.same_structure() and guard.same_weights())
+            if result is not STALE:
+                self.calls += 1
+                self._touch(key)
+                return result
+        found = self.runner(model, plain, x)
+        return plain(x) if isinstance(found, str) else found(x)
 
     def runner(self, model: nn.Module, plain: MethodType, x: Tensor) -> Runner | str:
         """The plan for this call, made if need be; or the sentence why there is none."""

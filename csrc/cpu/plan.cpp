@@ -86,9 +86,9 @@ std::vector<Pointers> Plan::bind(void* arena, const std::vector<void*>& external
   return pointers;
 }
 
-void Plan::run(void* arena, const std::vector<void*>& externals, int threads) const {
+bool Plan::run(void* arena, const std::vector<void*>& externals, int threads, const std::function<bool()>& check) const {
   const Shared shared(*this);
-  list_.run(bind(arena, externals, shared.data()), threads);
+  return list_.run(bind(arena, externals, shared.data()), threads, -1, check);
 }
 
 std::vector<StepTime> Plan::profile(void* arena, const std::vector<void*>& externals, int repeats, int threads) const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -34,8 +35,8 @@ class Plan {
   int add(const OpSpec& spec, const Operands& operands, std::vector<Dependency> dependencies, const std::string& name);
   void finish();
 
-  // externals[i] is slot i + 1. threads 0: the host library's number.
-  void run(void* arena, const std::vector<void*>& externals, int threads) const;
+  // externals[i] is slot i + 1. threads 0: the host library's number. check: see TaskList::run.
+  bool run(void* arena, const std::vector<void*>& externals, int threads, const std::function<bool()>& check = nullptr) const;
   std::vector<StepTime> profile(void* arena, const std::vector<void*>& externals, int repeats, int threads) const;  // median of each step alone
 
   int64_t scratch_bytes() const { return list_.scratch_floats() * 4; }

@@ -53,19 +53,28 @@ struct Run {
   std::unique_ptr<std::atomic<int64_t>[]> remaining_first_phase;
   std::atomic<int64_t> next;
   std::atomic<int64_t> team{0};
-  std::atomic<bool> failed{false};
+  const std::function<bool()>& check;
+  const std::thread::id caller = std::this_thread::get_id();
+  std::atomic<bool> failed{false};  // an exception, or the check said no
   std::exception_ptr error;
   std::mutex error_mutex;
 
-  Run(const std::vector<Step>& steps_, const std::vector<Pointers>& pointers_, int64_t first, int64_t last, int step, bool one, int64_t scratch)
+  Run(const std::vector<Step>& steps_, const std::vector<Pointers>& pointers_, int64_t first, int64_t last, int step, bool one, int64_t scratch,
+      const std::function<bool()>& check_)
       : steps(steps_), pointers(pointers_), first_ticket(first), last_ticket(last), first_step(step), only_one(one), scratch_floats(scratch),
         done(new std::atomic<uint8_t>[static_cast<size_t>(last - first)]), remaining(new std::atomic<int64_t>[steps_.size()]),
-        remaining_first_phase(new std::atomic<int64_t>[steps_.size()]), next(first) {
+        remaining_first_phase(new std::atomic<int64_t>[steps_.size()]), next(first), check(check_) {
     for (int64_t i = 0; i < last - first; ++i) done[i].store(0, std::memory_order_relaxed);
     for (size_t i = 0; i < steps.size(); ++i) {
       remaining[i].store(steps[i].op->tasks(), std::memory_order_relaxed);
       remaining_first_phase[i].store(steps[i].op->first_phase_tasks(), std::memory_order_relaxed);
     }
+  }
+
+  void fail() {
+    const std::lock_guard<std::mutex> lock(error_mutex);
+    if (!error) error = std::current_exception();
+    failed.store(true, std::memory_order_relaxed);
   }
 
   void wait_for(const Step& step, int64_t task) {
@@ -90,6 +99,13 @@ struct Run {
     static thread_local AlignedFloats memory;
     size_t step_index = static_cast<size_t>(first_step);
     team.fetch_add(1, std::memory_order_relaxed);
+    if (check && std::this_thread::get_id() == caller) {
+      try {
+        if (!check()) failed.store(true, std::memory_order_relaxed);
+      } catch (...) {
+        fail();
+      }
+    }
     for (;;) {
       const int64_t ticket = next.fetch_add(1, std::memory_order_relaxed);
       if (ticket >= last_ticket) return;
@@ -110,9 +126,7 @@ struct Run {
           }
           step.op->run(task, pointers[step_index], {scratch, team.load(std::memory_order_relaxed)});
         } catch (...) {
-          const std::lock_guard<std::mutex> lock(error_mutex);
-          if (!error) error = std::current_exception();
-          failed.store(true, std::memory_order_relaxed);
+          fail();
         }
       }
       done[ticket - first_ticket].store(1, std::memory_order_release);
@@ -139,18 +153,19 @@ int TaskList::add(std::shared_ptr<const Op> op, std::vector<Dependency> dependen
   return static_cast<int>(steps_.size()) - 1;
 }
 
-void TaskList::run(const std::vector<Pointers>& pointers, int threads, int only) const {
-  if (steps_.empty()) return;
+bool TaskList::run(const std::vector<Pointers>& pointers, int threads, int only, const std::function<bool()>& check) const {
+  if (steps_.empty()) return !check || check();
   const int64_t first = only < 0 ? 0 : steps_[static_cast<size_t>(only)].first_ticket;
   const int64_t last = only < 0 ? tickets_ : first + steps_[static_cast<size_t>(only)].op->tasks();
-  if (first == last) return;
-  Run run(steps_, pointers, first, last, only < 0 ? 0 : only, only >= 0, scratch_floats_);
+  if (first == last) return !check || check();
+  Run run(steps_, pointers, first, last, only < 0 ? 0 : only, only >= 0, scratch_floats_, check);
   if (threads == 1 || last - first == 1) {
     run.work();
   } else {
     parallel()(threads, [](void* context) { static_cast<Run*>(context)->work(); }, &run);
   }
   if (run.error) std::rethrow_exception(run.error);
+  return !run.failed.load();
 }
 
 }  // namespace fb

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -35,7 +36,9 @@ class TaskList {
   int64_t scratch_floats() const { return scratch_floats_; }
 
   // pointers[i] belongs to step i. Re-entrant: all state of a run is local to the call. With only >= 0, runs that step alone.
-  void run(const std::vector<Pointers>& pointers, int threads, int only = -1) const;
+  // `check` runs on the calling thread first, while the other threads already compute; when it returns false the rest is left out,
+  // and the result is false.
+  bool run(const std::vector<Pointers>& pointers, int threads, int only = -1, const std::function<bool()>& check = nullptr) const;
 
  private:
   std::vector<Step> steps_;

@@ -127,12 +127,20 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       .def_property_readonly("scratch_bytes", &fb::Plan::scratch_bytes)
       .def_property_readonly("shared_bytes", &fb::Plan::shared_bytes)
       .def("run",
-           [](const fb::Plan& plan, intptr_t arena, const std::vector<intptr_t>& externals, int threads) {
+           [](const fb::Plan& plan, intptr_t arena, const std::vector<intptr_t>& externals, int threads, const py::object& check) {
              const std::vector<void*> pointers = to_pointers(externals);
+             std::function<bool()> with_gil;
+             if (!check.is_none()) {
+               with_gil = [&check] {
+                 const py::gil_scoped_acquire acquire;
+                 return py::cast<bool>(check());
+               };
+             }
              const py::gil_scoped_release release;
-             plan.run(reinterpret_cast<void*>(arena), pointers, threads);
+             return plan.run(reinterpret_cast<void*>(arena), pointers, threads, with_gil);
            },
-           py::arg("arena"), py::arg("externals"), py::arg("threads") = 0)
+           py::arg("arena"), py::arg("externals"), py::arg("threads") = 0, py::arg("check") = py::none(),
+           "check() runs on the calling thread while the others already compute; when it is false the result is False, and y unfinished.")
       .def("profile",
            [](const fb::Plan& plan, intptr_t arena, const std::vector<intptr_t>& externals, int repeats, int threads) {
              std::vector<fb::StepTime> times;
