@@ -95,8 +95,10 @@ class Runner:
         return params, operands
 
     def __call__(self, x: Tensor, check: Callable[[], bool] | None = None) -> Any:
-        """plan(x), or STALE when check() is false. Where the plan is one native part, check runs on the calling
-        thread while the other threads already compute."""
+        """plan(x), or STALE when check() is false.
+
+        Where the plan is one native part, check runs on the calling thread while the others already compute.
+        """
         alone = len(self.parts) == 1 and self.parts[0][0].native
         if check is not None and not alone and not check():
             return STALE

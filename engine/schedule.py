@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from .plan import CONVOLUTIONS, FLOAT, Instance, Loop, Plan, Step
 
-# The maps around one step of a chunk should stay within this: an eighth of a 32 MB L3 that others use too. 16 images of resnet50
-# on 2 cores: 2 MiB 232-245 ms, 4 MiB 225-229, 8 MiB 229, 16 MiB 233, everything at once 240.
+# The maps around one step of a chunk should stay within this: an eighth of a 32 MB L3 that others use too.
+# 16 images of resnet50 on 2 cores: 2 MiB 232-245 ms, 4 MiB 225-229, 8 MiB 229, 16 MiB 233, all at once 240.
 CHUNK_BYTES = 4 << 20
 # A chunk should do at least this much arithmetic per byte of weights. With kernels at 500 GFLOP/s and memory
 # at 30 GB/s, 160 means that weights which come from memory take a tenth of the time.

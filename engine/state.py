@@ -75,8 +75,8 @@ class EngineState:
         """plan(x) where there is a plan, else plain(x).
 
         A plan at hand is started before it is known to be up to date: the guard reads cold memory for half a
-        millisecond, and the other threads can compute meanwhile. A plan works on its own copies of weights and
-        memory, so a wrong start costs time and nothing else.
+        millisecond, and the other threads can compute meanwhile. A plan has its own copies of the weights and
+        its own memory, so a wrong start costs time and nothing else.
         """
         key = (tuple(x.shape), x.stride(), plain.__func__)
         guard, runner = self.guard, self.runners.get(key)
