@@ -7,19 +7,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, conv, linear, native_candidates, pool
 
-EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True)
+EXAMPLES = settings(max_examples=500, deadline=None, derandomize=True)
 
 
 @st.composite
 def convolutions(draw) -> Case:
     """Any valid convolution of up to a few million products; half of them shaped for a special kernel."""
     size = st.integers(1, 9)
-    special = draw(st.sampled_from(["none", "winograd", "grouped", "none"]))
+    special = draw(st.sampled_from(["none", "winograd", "grouped", "large weights", "none"]))
     if special == "grouped":
         depth = draw(st.sampled_from([4, 8, 16, 32]))
         groups = 16 // depth * draw(st.integers(1, 3)) if depth < 16 else draw(st.integers(1, 3))
         c = k = depth * groups
         kernel, stride, padding, dilation = (3, 3), draw(st.sampled_from([1, 2])), (1, 1), (1, 1)
+    elif special == "large weights":  # cut across tasks, with a first phase that copies the input
+        c, k, groups = draw(st.integers(96, 400)), draw(st.integers(96, 400)), 1
+        kernel = draw(st.sampled_from([(1, 1), (3, 3)]))
+        stride, padding, dilation = draw(st.integers(1, 2)), (kernel[0] // 2,) * 2, (1, 1)
+        size = st.integers(1, 6)
     elif special == "winograd":
         c, k, groups = draw(st.integers(1, 40)), draw(st.integers(1, 70)), 1
         kernel, stride, padding, dilation = (3, 3), 1, (draw(st.integers(0, 2)),) * 2, (1, 1)
