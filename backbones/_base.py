@@ -153,7 +153,8 @@ class Backbone(nn.Module):
         if torch.jit.is_scripting():
             return self.forward_modules(x)
         else:
-            if torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy):
+            # A proxy, a fake tensor of an export, a subclass: the modules. What other threads trace does not matter.
+            if torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
                 return self.forward_modules(x)
             return engine.forward(self, x, self.forward_modules)
 

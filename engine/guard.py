@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Mapping
-from itertools import chain
-from operator import attrgetter, is_, itemgetter
+from collections.abc import Mapping
+from operator import attrgetter, is_
 from types import FunctionType
 from typing import Any
 
@@ -31,14 +30,12 @@ from torch import Tensor, nn
 from .locks import ForkSafeLock
 from .rules import named_tensors
 
-_values = dict.values
 _data_ptr = Tensor.data_ptr
 _version = attrgetter("_version")
 _dtype = attrgetter("dtype")
 _kind = attrgetter("dtype", "device", "layout")
 _OWN_ATTRIBUTES = frozenset(nn.Module().__dict__)
 _FUNCTIONS = (FunctionType, staticmethod, classmethod, property)
-_WATCHED = {"training", "_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"}
 
 
 def samples_per_tensor() -> int:
@@ -106,17 +103,24 @@ class Guard:
     def __init__(self, model: nn.Module, native: Any) -> None:
         optimizer_steps.watch()
         self.native = native
-        modules = list(model.modules())
-        self.modules = modules
-        self.types = list(map(type, modules))
+        self.modules = list(model.modules())
+        self.types = list(map(type, self.modules))
         self.methods = _methods(set(self.types))
-        self.attributes = _Attributes(modules)
-        children = [d for m in modules for d in (m._parameters, m._buffers, m._modules)]
-        self.children = [d for d in children if d]
-        self.objects = list(chain.from_iterable(map(_values, self.children)))
-        self.empty = [d for d in children if not d]
-        self.hooks = [d for m in modules[1:] for d in (m._forward_hooks, m._forward_pre_hooks)]
-        self.hooked = list(map(len, self.hooks))
+        inner = self.modules[1:]
+        self.dicts = [d for m in self.modules for d in (m.__dict__, m._parameters, m._buffers, m._modules)]
+        self.dicts += [d for m in inner for d in (m._forward_hooks, m._forward_pre_hooks)]
+        containers = [
+            value
+            for m in self.modules
+            for key, value in m.__dict__.items()
+            if type(value) in (list, dict, set) and key not in _OWN_ATTRIBUTES
+        ]
+        self.dicts += [value for value in containers if type(value) is dict]
+        self.others = [(value, tuple(value)) for value in containers if type(value) is not dict]
+        self.items = [
+            list(d.items()) for d in self.dicts
+        ]  # held, so that no other object can take their place
+        self.contents = native.DictContents(self.dicts)
         self.named = list(named_tensors(model))
         self.every = list({id(tensor): tensor for _, tensor in self.named}.values())
         self.kinds = list(map(_kind, self.every))
@@ -134,22 +138,17 @@ class Guard:
         self.places = list(map(_data_ptr, aliases.values()))
         self.addresses = list(map(_data_ptr, self.memory))
         self.dtypes = list(map(_dtype, self.memory))
-        self.sizes = [tensor.nbytes for tensor in self.memory]
-        self.fingerprint = self._fingerprint()
-
-    def _fingerprint(self) -> int:
-        return self.native.fingerprint(self.addresses, self.sizes, self.samples)
+        sizes = [tensor.nbytes for tensor in self.memory]
+        self.values = self.native.Fingerprint(self.addresses, sizes, self.samples)
+        self.fingerprint = self.values.value()
+        self.lines = self.native.Lines([line for tensor in self.every for line in _lines(tensor)])
 
     def same_structure(self) -> bool:
-        objects = list(chain.from_iterable(map(_values, self.children)))
         return (
-            len(objects) == len(self.objects)
-            and all(map(is_, objects, self.objects))
-            and not any(self.empty)
-            and list(map(len, self.hooks)) == self.hooked
-            and self.attributes.same()
+            self.contents.same()
             and list(map(type, self.modules)) == self.types
             and all(own.get(name) is method for own, name, method in self.methods)
+            and all(_same_elements(value, seen) for value, seen in self.others)
         )
 
     def same_kinds(self) -> bool:
@@ -157,12 +156,13 @@ class Guard:
         return list(map(_kind, self.every)) == self.kinds
 
     def same_weights(self) -> bool:
+        self.lines.load()
         return (
             list(map(_data_ptr, self.every)) == self.places
             and list(map(_version, self.every)) == self.versions
             and list(map(_dtype, self.tensors)) == self.dtypes
             and (optimizer_steps.epoch == self.epoch or not self._stepped_on())
-            and self._fingerprint() == self.fingerprint
+            and self.values.value() == self.fingerprint
         )
 
     def _stepped_on(self) -> bool:
@@ -193,49 +193,11 @@ def _methods(classes: set[type[nn.Module]]) -> list[tuple[Mapping[str, Any], str
     return found
 
 
-class _Attributes:
-    """The plain attributes of all modules: every key that a forward may look at, by identity of its value.
-
-    Of what nn.Module keeps for itself only `training` and the dicts that the guard looks into are
-    compared; the hooks that matter in eval mode are among those. Reading few objects matters: after a
-    forward none of them is in the cache.
-    """
-
-    def __init__(self, modules: list[nn.Module]) -> None:
-        groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-        for module in modules:
-            own = module.__dict__
-            keys = tuple(key for key in own if key in _WATCHED or key not in _OWN_ATTRIBUTES)
-            groups.setdefault(keys, []).append(own)
-        self.dicts = [own for group in groups.values() for own in group]
-        self.lengths = list(map(len, self.dicts))
-        self.groups = [(itemgetter(*keys), group) for keys, group in groups.items()]
-        self.seen = list(self._read())
-        self.containers = [
-            (value, _elements(value))
-            for own in self.dicts
-            for key, value in own.items()
-            if type(value) in (list, dict, set) and key not in _OWN_ATTRIBUTES
-        ]
-
-    def _read(self) -> Iterator[Any]:
-        return chain.from_iterable(chain.from_iterable(map(getter, group) for getter, group in self.groups))
-
-    def same(self) -> bool:
-        if list(map(len, self.dicts)) != self.lengths:
-            return False
-        try:
-            return all(map(is_, self._read(), self.seen)) and all(
-                _same_elements(value, seen) for value, seen in self.containers
-            )
-        except KeyError:  # one attribute went, another came
-            return False
-
-
-def _elements(container: Any) -> tuple[Any, ...]:
-    return (*container.keys(), *container.values()) if type(container) is dict else tuple(container)
-
-
 def _same_elements(container: Any, seen: tuple[Any, ...]) -> bool:
-    elements = _elements(container)
-    return len(elements) == len(seen) and all(map(is_, elements, seen))
+    return len(container) == len(seen) and all(map(is_, container, seen))
+
+
+def _lines(tensor: Tensor) -> tuple[int, ...]:
+    """The cache lines of a tensor's Python object, TensorImpl and storage, which the checks will read."""
+    impl, storage = tensor._cdata, tensor.untyped_storage()._cdata
+    return (id(tensor), impl, impl + 64, impl + 128, storage, storage + 64)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling as is_compiling  # not true in other threads during an export
 
 __all__ = [
     "Candidate",

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <stdexcept>
 
 #include "ops.h"
@@ -125,30 +124,6 @@ StepTime Plan::facts(int step) const {
   if (residual.slot >= 0 || residual.offset != 0) time.bytes += 4.0 * static_cast<double>(op.spec().n * op.spec().p() * op.spec().q() * op.spec().k);
   time.tasks = op.tasks();
   return time;
-}
-
-uint64_t fingerprint(const std::vector<const void*>& addresses, const std::vector<int64_t>& bytes, int samples) {
-  if (addresses.size() != bytes.size()) throw std::invalid_argument("fingerprint: addresses and sizes differ in number");
-  uint64_t hash = 0x9E3779B97F4A7C15u;
-  const auto mix = [&](uint64_t word) {
-    hash ^= word;
-    hash *= 0xFF51AFD7ED558CCDu;
-    hash ^= hash >> 32;
-  };
-  for (size_t i = 0; i < addresses.size(); ++i) {
-    const char* data = static_cast<const char*>(addresses[i]);
-    const int64_t words = bytes[i] / 4;
-    const int64_t count = std::min<int64_t>(words, samples);
-    for (int64_t j = 0; j < count; ++j) {  // evenly spread, first and last included
-      const int64_t at = count == 1 ? 0 : j * (words - 1) / (count - 1);
-      uint32_t word;
-      std::memcpy(&word, data + 4 * at, 4);
-      mix(word);
-    }
-    for (int64_t j = words * 4; j < bytes[i]; ++j) mix(static_cast<unsigned char>(data[j]));
-    mix(static_cast<uint64_t>(bytes[i]));
-  }
-  return hash;
 }
 
 }  // namespace fb

@@ -63,9 +63,6 @@ class Plan {
   mutable std::vector<std::unique_ptr<AlignedFloats>> free_shared_;
 };
 
-// A hash of `samples` values spread over each memory block, to notice weights that changed behind PyTorch's back.
-uint64_t fingerprint(const std::vector<const void*>& addresses, const std::vector<int64_t>& bytes, int samples);
-
 double peak_gflops(double seconds, int threads);
 double copy_gbps(double seconds, int threads);
 

@@ -7,6 +7,7 @@
 #include "../cpu/memory.h"
 #include "../cpu/op.h"
 #include "../cpu/plan.h"
+#include "watch.h"
 
 namespace py = pybind11;
 
@@ -94,15 +95,26 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
           fb::run_op(spec, p, threads);
         },
         py::arg("kind"), py::arg("params"), py::arg("pointers"), py::arg("threads") = 0);
-  m.def("fingerprint",
-        [](const std::vector<intptr_t>& addresses, const std::vector<int64_t>& bytes, int samples) {
-          std::vector<const void*> pointers;
-          for (const intptr_t a : addresses) pointers.push_back(reinterpret_cast<const void*>(a));
-          return fb::fingerprint(pointers, bytes, samples);
-        },
-        py::arg("addresses"), py::arg("nbytes"), py::arg("samples") = 16);
   m.def("peak_gflops", &fb::peak_gflops, py::arg("seconds") = 0.2, py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
   m.def("copy_gbps", &fb::copy_gbps, py::arg("seconds") = 0.2, py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
+
+  // For the engine's guard. The caller keeps alive what these look at.
+  py::class_<fb::DictContents>(m, "DictContents")
+      .def(py::init([](const py::list& dicts) {
+             std::vector<PyObject*> pointers;
+             for (const py::handle dict : dicts) {
+               if (!PyDict_Check(dict.ptr())) throw py::type_error("DictContents takes dicts");
+               pointers.push_back(dict.ptr());
+             }
+             return fb::DictContents(pointers);
+           }),
+           py::arg("dicts"))
+      .def("same", &fb::DictContents::same, "Whether every dict has the keys and values it had, by identity.");
+  py::class_<fb::Fingerprint>(m, "Fingerprint")
+      .def(py::init<const std::vector<intptr_t>&, const std::vector<int64_t>&, int64_t>(), py::arg("addresses"), py::arg("nbytes"),
+           py::arg("samples") = 16)
+      .def("value", &fb::Fingerprint::value);
+  py::class_<fb::Lines>(m, "Lines").def(py::init<const std::vector<intptr_t>&>(), py::arg("addresses")).def("load", &fb::Lines::load);
 
   // Room for arenas and packed weights: floats on huge pages, seen by torch.frombuffer, which keeps the object alive.
   py::class_<Memory>(m, "Memory", py::buffer_protocol())

@@ -55,6 +55,50 @@ FB_INLINE void multiply(Accumulators<kRows>& acc, const float* a, int64_t stride
   }
 }
 
+// Vector j of a row of `columns` values: whole, cut or absent.
+template <bool kFull>
+FB_INLINE V load_columns(const float* row, int j, int64_t columns) {
+  const int64_t left = columns - j * kLanes;
+  if (kFull || left >= kLanes) return vload(row + j * kLanes);
+  return left > 0 ? vload_tail(row + j * kLanes, static_cast<int>(left)) : vzero();
+}
+
+template <bool kFull>
+FB_INLINE void store_columns(float* row, int j, int64_t columns, V v) {
+  const int64_t left = columns - j * kLanes;
+  if (kFull || left >= kLanes) {
+    vstore(row + j * kLanes, v);
+  } else if (left > 0) {
+    vstore_tail(row + j * kLanes, v, static_cast<int>(left));
+  }
+}
+
+// Bias, residual, activation, store: one pass over the accumulators each, so that a tile decides once and not 28 times.
+template <bool kFull, int kRows>
+FB_INLINE void finish(const Tile& t, Accumulators<kRows>& acc) {
+  const auto each = [&](const auto& body) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) body(m, j, acc.v[m][j]);
+  };
+  if (t.bias != nullptr) {
+    V bias[kVectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) bias[j] = load_columns<kFull>(t.bias, j, t.columns);
+    each([&](int, int j, V& v) __attribute__((always_inline)) { v = vadd(v, bias[j]); });
+  }
+  if (t.residual != nullptr) {
+    each([&](int m, int j, V& v) __attribute__((always_inline)) {
+      v = vadd(v, load_columns<kFull>(t.residual + m * t.residual_stride, j, t.columns));
+    });
+  }
+  if (t.relu) {
+    each([&](int, int, V& v) __attribute__((always_inline)) { v = vrelu(v); });
+  }
+  each([&](int m, int j, V& v) __attribute__((always_inline)) { store_columns<kFull>(t.y + m * t.y_stride, j, t.columns, v); });
+}
+
 template <int kRows>
 void tile(const Tile& t) {
   Accumulators<kRows> acc;
@@ -96,30 +140,10 @@ void tile(const Tile& t) {
       have_total = true;
     }
   }
-#pragma GCC unroll 4
-  for (int j = 0; j < kVectors; ++j) {
-    const int64_t left = t.columns - j * kLanes;
-    if (left <= 0) break;
-    if (left >= kLanes) {
-      const V bias = t.bias != nullptr ? vload(t.bias + j * kLanes) : vzero();
-#pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m) {
-        V v = vadd(acc.v[m][j], bias);
-        if (t.residual != nullptr) v = vadd(v, vload(t.residual + m * t.residual_stride + j * kLanes));
-        if (t.relu) v = vrelu(v);
-        vstore(t.y + m * t.y_stride + j * kLanes, v);
-      }
-    } else {
-      const int count = static_cast<int>(left);
-      const V bias = t.bias != nullptr ? vload_tail(t.bias + j * kLanes, count) : vzero();
-#pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m) {
-        V v = vadd(acc.v[m][j], bias);
-        if (t.residual != nullptr) v = vadd(v, vload_tail(t.residual + m * t.residual_stride + j * kLanes, count));
-        if (t.relu) v = vrelu(v);
-        vstore_tail(t.y + m * t.y_stride + j * kLanes, v, count);
-      }
-    }
+  if (t.columns == kPanel) {
+    finish<true>(t, acc);
+  } else {
+    finish<false>(t, acc);
   }
 }
 

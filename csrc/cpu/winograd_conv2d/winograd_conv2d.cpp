@@ -186,16 +186,23 @@ class WinogradConv2d final : public Op {
     InputTile tile;
     tile.v_stride = v_stride;
     tile.channels = spec_.c;
+    int64_t tile_row = begin / tile_columns_, tile_column = begin % tile_columns_;
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t tile_row = t / tile_columns_, image = tile_row / tile_rows_;
-      const int64_t row = tile_row % tile_rows_ * 2 - spec_.pad_h, column = t % tile_columns_ * 2 - spec_.pad_w;
+      const int64_t image = tile_row / tile_rows_;
+      const int64_t row = tile_row % tile_rows_ * 2 - spec_.pad_h, column = tile_column * 2 - spec_.pad_w;
+      const float* corner = x.x + ((image * spec_.h + row) * spec_.w + column) * spec_.ldx;
+      const bool interior = row >= 0 && row + 4 <= spec_.h && column >= 0 && column + 4 <= spec_.w;
       for (int i = 0; i < kPoints; ++i) {
         const int64_t h = row + i / 4, w = column + i % 4;
-        const bool inside = h >= 0 && h < spec_.h && w >= 0 && w < spec_.w;
-        tile.source[i] = inside ? x.x + ((image * spec_.h + h) * spec_.w + w) * spec_.ldx : zeros;
+        const bool inside = interior || (h >= 0 && h < spec_.h && w >= 0 && w < spec_.w);
+        tile.source[i] = inside ? corner + (i / 4 * spec_.w + i % 4) * spec_.ldx : zeros;
       }
       tile.v = v + (t - begin) * spec_.c;
       transforms_.input(tile);
+      if (++tile_column == tile_columns_) {
+        tile_column = 0;
+        ++tile_row;
+      }
     }
   }
 
@@ -206,17 +213,22 @@ class WinogradConv2d final : public Op {
     tile.bias = x.bias != nullptr ? x.bias + channel : nullptr;
     tile.columns = std::min<int64_t>(kernels_.panel, spec_.k - channel);
     tile.relu = spec_.activation == 1;
+    int64_t tile_row = begin / tile_columns_, tile_column = begin % tile_columns_;
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t tile_row = t / tile_columns_, image = tile_row / tile_rows_;
+      const int64_t p0 = tile_row % tile_rows_ * 2, q0 = tile_column * 2;
+      const int64_t pixel = (tile_row / tile_rows_ * p_ + p0) * q_ + q0;
       for (int i = 0; i < 4; ++i) {
-        const int64_t p = tile_row % tile_rows_ * 2 + i / 2, q = t % tile_columns_ * 2 + i % 2;
-        const int64_t pixel = (image * p_ + p) * q_ + q;
-        const bool inside = p < p_ && q < q_;
-        tile.y[i] = inside ? x.y + pixel * spec_.ldy + channel : nullptr;
-        tile.residual[i] = inside && x.residual != nullptr ? x.residual + pixel * spec_.ldr + channel : nullptr;
+        const bool inside = p0 + i / 2 < p_ && q0 + i % 2 < q_;
+        const int64_t at = pixel + i / 2 * q_ + i % 2;
+        tile.y[i] = inside ? x.y + at * spec_.ldy + channel : nullptr;
+        tile.residual[i] = inside && x.residual != nullptr ? x.residual + at * spec_.ldr + channel : nullptr;
       }
       tile.m = m + (t - begin) * kernels_.panel;
       transforms_.output(tile);
+      if (++tile_column == tile_columns_) {
+        tile_column = 0;
+        ++tile_row;
+      }
     }
   }
 

@@ -1,0 +1,122 @@
+// What the engine's guard asks at every call, about objects and memory that the last forward has pushed out of the cache.
+//
+// Each class is given its addresses once and then reads them in one loop of independent loads, fetching ahead; the same checks in
+// Python spend most of their time on cache misses, one after the other. Nothing here owns what it looks at: the caller keeps the
+// dicts, the tensors and their memory alive (a reference held here would be invisible to Python's garbage collector).
+#pragma once
+
+#include <Python.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+namespace fb {
+
+inline void fetch(const void* address) { __builtin_prefetch(address); }
+
+// Whether dicts still hold the same keys with the same values, all by identity.
+class DictContents {
+ public:
+  explicit DictContents(const std::vector<PyObject*>& dicts) : dicts_(dicts) {
+    for (PyObject* dict : dicts_) {
+      starts_.push_back(items_.size());
+      each(dict, [&](PyObject* key, PyObject* value) {
+        items_.emplace_back(key, value);
+        return true;
+      });
+    }
+    starts_.push_back(items_.size());
+  }
+
+  bool same() const {
+    constexpr size_t kAhead = 12;
+    for (size_t i = 0; i < dicts_.size(); ++i) {
+      if (i + kAhead < dicts_.size()) fetch(dicts_[i + kAhead]);
+      const auto* expected = items_.data() + starts_[i];
+      const size_t count = starts_[i + 1] - starts_[i];
+      if (static_cast<size_t>(PyDict_Size(dicts_[i])) != count) return false;
+      if (!each(dicts_[i], [&](PyObject* key, PyObject* value) { return *expected++ == std::make_pair(key, value); })) return false;
+    }
+    return true;
+  }
+
+ private:
+  template <typename Visit>
+  static bool each(PyObject* dict, Visit visit) {
+    PyObject *key, *value;
+    Py_ssize_t at = 0;
+    bool going = true;
+#ifdef Py_GIL_DISABLED
+    Py_BEGIN_CRITICAL_SECTION(dict);
+#endif
+    while (going && PyDict_Next(dict, &at, &key, &value)) going = visit(key, value);
+#ifdef Py_GIL_DISABLED
+    Py_END_CRITICAL_SECTION();
+#endif
+    return going;
+  }
+
+  std::vector<PyObject*> dicts_;
+  std::vector<std::pair<PyObject*, PyObject*>> items_;
+  std::vector<size_t> starts_;
+};
+
+// A hash of a sample of each memory block: `samples` words in runs of four, spread evenly, first and last included; the whole block
+// when it has no more than that. A run is one cache line, so that 16 samples cost four misses.
+class Fingerprint {
+ public:
+  Fingerprint(const std::vector<intptr_t>& addresses, const std::vector<int64_t>& bytes, int64_t samples) {
+    for (size_t i = 0; i < addresses.size(); ++i) {
+      const int64_t words = bytes[i] / 4, runs = std::max<int64_t>(2, samples / kRun);
+      if (words <= runs * kRun) {
+        pieces_.push_back({reinterpret_cast<const char*>(addresses[i]), words});
+        continue;
+      }
+      for (int64_t r = 0; r < runs; ++r) {
+        const int64_t last = words - kRun;
+        const int64_t at = r + 1 == runs ? last : r * last / (runs - 1) / kRun * kRun;
+        pieces_.push_back({reinterpret_cast<const char*>(addresses[i]) + 4 * at, kRun});
+      }
+    }
+  }
+
+  uint64_t value() const {
+    constexpr size_t kAhead = 24;
+    uint64_t hash = 0x9E3779B97F4A7C15u;
+    for (size_t i = 0; i < pieces_.size(); ++i) {
+      if (i + kAhead < pieces_.size()) fetch(pieces_[i + kAhead].data);
+      for (int64_t j = 0; j < pieces_[i].words; ++j) {
+        uint32_t word;
+        std::memcpy(&word, pieces_[i].data + 4 * j, 4);
+        hash = (hash ^ word) * 0xFF51AFD7ED558CCDu;
+        hash ^= hash >> 32;
+      }
+    }
+    return hash;
+  }
+
+ private:
+  static constexpr int64_t kRun = 4;
+  struct Piece {
+    const char* data;
+    int64_t words;
+  };
+  std::vector<Piece> pieces_;
+};
+
+// Fetches cache lines ahead of whoever reads them next. The addresses are hints: they may be stale.
+class Lines {
+ public:
+  explicit Lines(const std::vector<intptr_t>& addresses) : addresses_(addresses) {}
+  void load() const {
+    for (const intptr_t address : addresses_) fetch(reinterpret_cast<const void*>(address));
+  }
+
+ private:
+  std::vector<intptr_t> addresses_;
+};
+
+}  // namespace fb
