@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.fx
 from torch import Tensor, nn
 
 from .. import engine
@@ -153,7 +152,8 @@ class Backbone(nn.Module):
         if torch.jit.is_scripting():
             return self.forward_modules(x)
         else:
-            # A proxy, a fake tensor of an export, a subclass: the modules. What other threads trace does not matter.
+            # A proxy, a fake tensor of an export, a subclass: the modules. What other threads trace is
+            # their own affair.
             if torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
                 return self.forward_modules(x)
             return engine.forward(self, x, self.forward_modules)
