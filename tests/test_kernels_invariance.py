@@ -1,5 +1,6 @@
 """The same bits in all circumstances: threads, batch, layout, strides, alignment, other callers, a fork."""
 
+import os
 import threading
 
 import pytest
@@ -273,3 +274,30 @@ def test_a_thread_with_its_own_number_of_threads(backend):
         worker.join()
     assert_bit_equal(results[1], results[0], backend)
     assert_bit_equal(results[2], results[0], backend)
+
+
+@needs_native
+def test_a_thousand_calls_give_the_same_bits_and_keep_no_memory():
+    calls = [
+        (case, backend, case.inputs("reals"))
+        for case in (conv("repeated", 2, 32, 9, 11, 32, padding=1, residual=True), *cases("max_pool2d")[:1])
+        for backend in accepted(case)
+    ]
+    first = [case.run(inputs, backend) for case, backend, inputs in calls]
+
+    def repeat(times):
+        for _ in range(times):
+            for (case, backend, inputs), expected in zip(calls, first):
+                assert torch.equal(case.run(inputs, backend), expected)
+
+    with threads(1):
+        repeat(200)
+        before = resident_bytes()
+        repeat(1000)
+        grown = resident_bytes() - before
+    assert grown < 2 * 2**20, f"{grown} bytes more after 1000 calls of {len(calls)} kernels"
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
