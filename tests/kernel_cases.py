@@ -175,6 +175,7 @@ CASES = [
     conv(
         "stride 2 with weights larger than the cache", 2, 128, 15, 14, 130, stride=2, padding=1, residual=True
     ),
+    conv("one panel of large weights, several images", 2, 350, 5, 6, 32, stride=2, padding=1),
     conv("stride 2 with groups over several images", 2, 24, 9, 10, 36, groups=3, stride=2, padding=1),
     conv("large image, several blocks of rows", 2, 16, 40, 61, 24, 5, padding=2, stride=(1, 2)),
     conv("one image row", 1, 16, 1, 40, 16, padding=1),
@@ -189,6 +190,7 @@ CASES = [
     pointwise("stride 2 on an odd image", 2, 24, 9, 7, 40, stride=2),
     pointwise("stride 3 by 2, residual", 1, 24, 10, 9, 40, stride=(3, 2), residual=True),
     pointwise("stride 2, large weights, few pixels, several images", 3, 320, 5, 4, 328, stride=2),
+    pointwise("stride 2, one panel of large weights, several images", 3, 3100, 4, 3, 32, stride=2),
     pointwise("stride 2, large weights, several panels a task", 2, 512, 14, 15, 456, stride=2, residual=True),
     pointwise("ResNet expansion", 1, 64, 28, 28, 256, residual=True),
     pointwise("wide and long: several tasks of several panels", 2, 512, 14, 14, 320),
