@@ -99,6 +99,7 @@ FB_INLINE void finish(const Tile& t, Accumulators<kRows>& acc) {
   each([&](int m, int j, V& v) __attribute__((always_inline)) { store_columns<kFull>(t.y + m * t.y_stride, j, t.columns, v); });
 }
 
+// Fetching the lines of y and of the residual here, before the products, gained nothing.
 template <int kRows>
 void tile(const Tile& t) {
   Accumulators<kRows> acc;
@@ -112,15 +113,6 @@ void tile(const Tile& t) {
   bool have_total = false;
   const float* b = t.b;
   const float* a = t.a;
-  // The lines of y and of the residual arrive while the products are computed.
-#pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 4
-    for (int j = 0; j * 16 < kPanel; ++j) {
-      vprefetch_write(t.y + m * t.y_stride + j * 16);
-      if (t.residual != nullptr) vprefetch(t.residual + m * t.residual_stride + j * 16);
-    }
-  }
   const float* next_b = t.next_b;
   const float* next_a = t.next_a;
   clear();

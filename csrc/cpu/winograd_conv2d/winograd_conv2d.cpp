@@ -69,8 +69,8 @@ class WinogradConv2d final : public Op {
       return;
     }
     task -= first_phase_;
-    const int64_t tile_begin = task / panel_blocks_ * tiles_per_task_, panel_block = task % panel_blocks_;
-    const int64_t tile_end = std::min(tile_begin + tiles_per_task_, tiles_);
+    const int64_t tile_begin = first_tile(task / panel_blocks_), panel_block = task % panel_blocks_;
+    const int64_t tile_end = first_tile(task / panel_blocks_ + 1);
     const int64_t count = tile_end - tile_begin;
     const float* v;
     int64_t v_stride;
@@ -115,9 +115,8 @@ class WinogradConv2d final : public Op {
 
   Range input_pixels(int64_t task) const override {
     if (!fused_ && task >= first_phase_) return {0, 0};  // these wait for the first phase
-    const int64_t per_task = fused_ ? tiles_per_task_ : rows_per_first_task_ * tile_columns_;
-    const int64_t block = fused_ ? task / panel_blocks_ : task;
-    const int64_t first_row = block * per_task / tile_columns_, last_row = (std::min((block + 1) * per_task, tiles_) - 1) / tile_columns_;
+    const int64_t first_row = fused_ ? first_tile(task) / tile_columns_ : task * rows_per_first_task_;
+    const int64_t last_row = (fused_ ? first_tile(task + 1) / tile_columns_ : std::min((task + 1) * rows_per_first_task_, tiles_ / tile_columns_)) - 1;
     const int64_t first = first_row / tile_rows_ * spec_.h + std::max<int64_t>(0, first_row % tile_rows_ * 2 - spec_.pad_h);
     const int64_t last = last_row / tile_rows_ * spec_.h + std::min(spec_.h, last_row % tile_rows_ * 2 - spec_.pad_h + 4);
     return {first * spec_.w, last * spec_.w};
@@ -125,8 +124,7 @@ class WinogradConv2d final : public Op {
   Range residual_pixels(int64_t task) const override {
     if (task < first_phase_) return {0, 0};
     const int64_t block = (task - first_phase_) / panel_blocks_;
-    const int64_t first_row = block * tiles_per_task_ / tile_columns_;
-    const int64_t last_row = (std::min((block + 1) * tiles_per_task_, tiles_) - 1) / tile_columns_;
+    const int64_t first_row = first_tile(block) / tile_columns_, last_row = (first_tile(block + 1) - 1) / tile_columns_;
     return {output_row(first_row) * q_, std::min(output_row(last_row) + 2, (last_row / tile_rows_ + 1) * p_) * q_};
   }
   Range tasks_writing(Range pixels) const override {
@@ -135,7 +133,7 @@ class WinogradConv2d final : public Op {
       const int64_t row = pixel / q_;
       return (row / p_ * tile_rows_ + row % p_ / 2) * tile_columns_;
     };
-    const int64_t first = block(pixels.begin) / tiles_per_task_, last = (block(pixels.end - 1) + tile_columns_ - 1) / tiles_per_task_;
+    const int64_t first = block_of(block(pixels.begin)), last = block_of(block(pixels.end - 1) + tile_columns_ - 1);
     return {first_phase_ + first * panel_blocks_, std::min(first_phase_ + (last + 1) * panel_blocks_, tasks())};
   }
 
@@ -149,6 +147,10 @@ class WinogradConv2d final : public Op {
 
   int64_t output_row(int64_t tile_row) const { return tile_row / tile_rows_ * p_ + tile_row % tile_rows_ * 2; }
 
+  // Second-phase blocks differ by one row of tiles (fused) or one tile at most.
+  int64_t first_tile(int64_t block) const { return block * (tiles_ / unit_) / tile_blocks_ * unit_; }
+  int64_t block_of(int64_t tile) const { return ((tile / unit_ + 1) * tile_blocks_ - 1) / (tiles_ / unit_); }
+
   void choose_blocks() {
     const int64_t rows = tiles_ / tile_columns_;           // of tiles, all images
     const int64_t products = kPoints * spec_.c * spec_.k;  // of a tile
@@ -159,18 +161,20 @@ class WinogradConv2d final : public Op {
     // Fewer pixels per task read the filters too often, fewer tasks leave threads idle.
     fused_ = fitting >= 3 * kernels_.max_rows && rows_per_task * tile_columns_ <= fitting && fused_tasks >= kFewestTasks;
     if (fused_) {
-      tiles_per_task_ = ceil_div(rows, fused_tasks) * tile_columns_;
+      unit_ = tile_columns_;
+      tile_blocks_ = fused_tasks;
       panel_blocks_ = 1;
       first_phase_ = 0;
     } else {
-      const int64_t blocks = ceil_div(tiles_, 64);
-      tiles_per_task_ = ceil_div(tiles_, blocks);
-      const int64_t panels = std::clamp<int64_t>(ceil_div(kTaskProducts, tiles_per_task_ * kPoints * spec_.c * kernels_.panel), 1, panels_);
+      unit_ = 1;
+      tile_blocks_ = ceil_div(tiles_, 64);
+      const int64_t panels = std::clamp<int64_t>(ceil_div(kTaskProducts, ceil_div(tiles_, tile_blocks_) * kPoints * spec_.c * kernels_.panel), 1, panels_);
       panel_blocks_ = ceil_div(panels_, panels);
       rows_per_first_task_ = std::max<int64_t>(1, std::min(ceil_div(rows, 4), ceil_div(16384, tile_columns_ * spec_.c)));
       first_phase_ = ceil_div(rows, rows_per_first_task_);
     }
-    second_phase_ = ceil_div(tiles_, tiles_per_task_) * panel_blocks_;
+    tiles_per_task_ = ceil_div(tiles_ / unit_, tile_blocks_) * unit_;
+    second_phase_ = tile_blocks_ * panel_blocks_;
   }
 
   conv2d::Ahead next_task(const Pointers& x, int64_t panel_block, int64_t team) const {
@@ -237,7 +241,7 @@ class WinogradConv2d final : public Op {
   std::vector<conv2d::Segment> segments_;
   int64_t p_ = 0, q_ = 0, tile_rows_ = 0, tile_columns_ = 0, tiles_ = 0, panels_ = 0;
   bool fused_ = false;
-  int64_t tiles_per_task_ = 1, panel_blocks_ = 1, rows_per_first_task_ = 1, first_phase_ = 0, second_phase_ = 0;
+  int64_t unit_ = 1, tile_blocks_ = 1, tiles_per_task_ = 1 /* at most */, panel_blocks_ = 1, rows_per_first_task_ = 1, first_phase_ = 0, second_phase_ = 0;
 };
 
 }  // namespace
