@@ -2,6 +2,7 @@
 #include "op.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <stdexcept>
 
@@ -109,6 +110,21 @@ double Op::bytes() const {
   if (spec_.kind == "max_pool2d") return 4.0 * (in + static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c));
   if (spec_.kind == "global_avg_pool") return 4.0 * (in + static_cast<double>(spec_.n * spec_.c));
   return 8.0 * in;
+}
+
+void parallel_for(int64_t count, int64_t work, const std::function<void(int64_t)>& body) {
+  constexpr int64_t kWorthwhile = 1 << 17;
+  struct Loop {
+    int64_t count;
+    const std::function<void(int64_t)>& body;
+    std::atomic<int64_t> next{0};
+  } loop{count, body, {}};
+  const auto run = [](void* context) {
+    Loop& own = *static_cast<Loop*>(context);
+    for (int64_t i = own.next.fetch_add(1); i < own.count; i = own.next.fetch_add(1)) own.body(i);
+  };
+  if (count == 1 || work < kWorthwhile) return run(&loop);
+  parallel()(0, run, &loop);
 }
 
 std::string refusal(const OpSpec& spec) { return check(spec); }

@@ -1,6 +1,7 @@
 // What the factory (op.cpp) knows of each op, and small integer helpers.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "op.h"
@@ -9,6 +10,9 @@ namespace fb {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Calls body(i) for every i below count, on the host library's threads when the work, in simple steps, is worth it.
+void parallel_for(int64_t count, int64_t work, const std::function<void(int64_t)>& body);
 
 std::unique_ptr<Op> make_conv2d(const OpSpec& spec);
 int64_t conv2d_packed_floats(const OpSpec& spec);

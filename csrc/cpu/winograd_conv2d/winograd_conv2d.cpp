@@ -263,28 +263,60 @@ int64_t winograd_conv2d_packed_floats(const OpSpec& spec) {
   return winograd_conv2d::kPoints * spec.c * round_up(spec.k, conv2d::kernels(isa()).panel);
 }
 
-// U = G w G^T, packed [panel][point][C][panel width].
-void winograd_conv2d_pack(const OpSpec& spec, const float* weight, float* out) {
-  const int64_t panel = conv2d::kernels(isa()).panel;
-  const auto row = [](double a, double b, double c, double* u) {
-    u[0] = a;
-    u[1] = (a + b + c) * 0.5;
-    u[2] = (a - b + c) * 0.5;
-    u[3] = c;
-  };
-  std::fill(out, out + winograd_conv2d_packed_floats(spec), 0.0f);
-  for (int64_t k = 0; k < spec.k; ++k) {
-    for (int64_t c = 0; c < spec.c; ++c) {
-      const float* w = weight + (k * spec.c + c) * 9;
-      double t[3][4], u[4];
-      for (int r = 0; r < 3; ++r) row(w[3 * r], w[3 * r + 1], w[3 * r + 2], t[r]);  // rows of w G^T
-      for (int x = 0; x < 4; ++x) {
-        row(t[0][x], t[1][x], t[2][x], u);
-        for (int y = 0; y < 4; ++y)
-          out[((k / panel * winograd_conv2d::kPoints + 4 * y + x) * spec.c + c) * panel + k % panel] = static_cast<float>(u[y]);
-      }
+namespace winograd_conv2d {
+
+namespace {
+
+constexpr int64_t kFilters = 32;  // transformed side by side
+
+// w[9][kFilters] to u[16][kFilters], in double: its own rounding would be as large as that of a whole sum.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+__attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+void transform_filters(const float* w, float* u) {
+  for (int64_t j = 0; j < kFilters; ++j) {
+    double t[3][4];
+    for (int r = 0; r < 3; ++r) {  // rows of w G^T
+      const double a = w[(3 * r) * kFilters + j], b = w[(3 * r + 1) * kFilters + j], c = w[(3 * r + 2) * kFilters + j];
+      t[r][0] = a;
+      t[r][1] = (a + b + c) * 0.5;
+      t[r][2] = (a - b + c) * 0.5;
+      t[r][3] = c;
+    }
+    for (int x = 0; x < 4; ++x) {
+      u[x * kFilters + j] = static_cast<float>(t[0][x]);
+      u[(4 + x) * kFilters + j] = static_cast<float>((t[0][x] + t[1][x] + t[2][x]) * 0.5);
+      u[(8 + x) * kFilters + j] = static_cast<float>((t[0][x] - t[1][x] + t[2][x]) * 0.5);
+      u[(12 + x) * kFilters + j] = static_cast<float>(t[2][x]);
     }
   }
+}
+
+}  // namespace
+
+}  // namespace winograd_conv2d
+
+// U = G w G^T, packed [panel][point][C][panel width].
+void winograd_conv2d_pack(const OpSpec& spec, const float* weight, float* out) {
+  using winograd_conv2d::kFilters, winograd_conv2d::kPoints;
+  const int64_t panel = conv2d::kernels(isa()).panel;
+  parallel_for(ceil_div(spec.k, panel), 4 * spec.k * spec.c * 9, [&](int64_t index) {
+    float w[9 * kFilters], u[kPoints * kFilters];
+    for (int64_t k0 = 0; k0 < panel; k0 += kFilters) {
+      const int64_t columns = std::min(kFilters, panel - k0);
+      const int64_t first = index * panel + k0, width = std::clamp<int64_t>(spec.k - first, 0, columns);
+      std::fill(w, w + 9 * kFilters, 0.0f);
+      for (int64_t c = 0; c < spec.c; ++c) {
+        for (int64_t j = 0; j < width; ++j)
+          for (int i = 0; i < 9; ++i) w[i * kFilters + j] = weight[((first + j) * spec.c + c) * 9 + i];
+        winograd_conv2d::transform_filters(w, u);
+        for (int i = 0; i < kPoints; ++i) {
+          float* target = out + ((index * kPoints + i) * spec.c + c) * panel + k0;
+          std::copy(u + i * kFilters, u + i * kFilters + columns, target);
+        }
+      }
+    }
+  });
 }
 
 }  // namespace fb
