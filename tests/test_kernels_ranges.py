@@ -1,7 +1,7 @@
 """What ops say about their tasks, on which the barrier-free runner relies.
 
-It starts a step while the last tasks of the previous one still run, as far as the pixels it reads are done. A range
-that is too small would be a race that hardly ever shows.
+It starts a step while the last tasks of the previous one still run, as far as the pixels it reads are done. A
+range that is too small would be a race that hardly ever shows.
 """
 
 import os
