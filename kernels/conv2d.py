@@ -8,7 +8,10 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _conv, _dispatch
 
-# Winograd needs this many channels on both sides before its transforms pay for themselves.
+# Winograd needs this many channels on both sides before its transforms pay for themselves. With the packing
+# of the weight, which every call repeats: 1.1-1.8x over direct from 10x10 outputs on; at 7x7 0.9x for one
+# image, 1.2x for four. The choice never looks at the batch, so that a sample has the same bits alone and in
+# any batch.
 _WINOGRAD_CHANNELS = 16
 
 
