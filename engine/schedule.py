@@ -4,7 +4,7 @@ Early layers have large maps and small weights: they run a few images at a time,
 cache. Late layers have small maps and large weights: they run on many images, so that a weight is read once
 for all of them. `schedule` makes loops inside loops; for ResNet-50 and 16 images, say,
 
-    16 images: [ 8 at a time: [ 4 at a time: [ one at a time: [stem, layer1], layer2 ], layer3 ], layer4, tail ]
+    16 images: [ 4 at a time: [ 2 at a time: [ one: [stem, layer1, layer2], layer3 ], layer4 ], tail ]
 
 Only kernels that treat images one by one stand inside a loop. The result never depends on the schedule: a
 kernel gives an image the same bits in any batch.
