@@ -35,6 +35,7 @@ struct Tile {
   int64_t columns;        // valid columns, 1..panel
   int64_t relu;
   // Memory wanted soon, by the next tiles and tasks: one cache line of each is fetched into L2 per step of k.
+  // (Half a line per step, spread over the whole task, was 3 % slower on resnext50, batch 1.)
   const float* next_b;
   const float* next_a;
 };
