@@ -164,7 +164,10 @@ void run_op(const OpSpec& spec, const Pointers& pointers, int threads) {
   Pointers own = pointers;
   AlignedFloats shared;
   const int64_t floats = list.steps()[0].op->shared_floats();
-  if (floats > 0) own.shared = shared.reserve(floats);
+  if (floats > 0) {
+    own.shared = shared.reserve(floats);
+    poison(own.shared, floats);
+  }
   const Op& op = *list.steps()[0].op;
   const bool tiny = op.flops() + op.bytes() < kAloneWork;  // waking another thread would take longer
   list.run({own}, tiny ? 1 : threads);

@@ -22,6 +22,7 @@ class Plan::Shared {
     }
     if (!memory_) memory_ = std::make_unique<AlignedFloats>();
     data_ = memory_->reserve(floats);
+    poison(data_, floats);
   }
   ~Shared() {
     if (!memory_) return;

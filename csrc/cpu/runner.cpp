@@ -1,5 +1,6 @@
 #include "runner.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <exception>
 #include <limits>
@@ -121,9 +122,7 @@ struct Run {
             spin_until([&] { return remaining_first_phase[step_index].load(std::memory_order_acquire) == 0; });
           }
           float* scratch = memory.reserve(scratch_floats + 16);
-          if (poison_wanted()) {
-            for (int64_t i = 0; i < scratch_floats; ++i) scratch[i] = std::numeric_limits<float>::quiet_NaN();
-          }
+          poison(scratch, scratch_floats);
           step.op->run(task, pointers[step_index], {scratch, team.load(std::memory_order_relaxed)});
         } catch (...) {
           fail();
@@ -137,6 +136,10 @@ struct Run {
 };
 
 }  // namespace
+
+void poison(float* data, int64_t count) {
+  if (poison_wanted()) std::fill(data, data + count, std::numeric_limits<float>::quiet_NaN());
+}
 
 void set_parallel(ParallelFor parallel_for) { installed.store(parallel_for); }
 

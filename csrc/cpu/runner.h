@@ -28,6 +28,9 @@ struct Step {
   int64_t first_ticket = 0;
 };
 
+// Fills memory that a kernel must write before it reads with NaN, when the environment says FB_POISON=1 (tests).
+void poison(float* data, int64_t count);
+
 class TaskList {
  public:
   int add(std::shared_ptr<const Op> op, std::vector<Dependency> dependencies);
