@@ -5,27 +5,20 @@ namespace {
 
 using V = __m256;
 constexpr int kLanes = 8;
-using DoubleWord = double __attribute__((may_alias, aligned(4)));
 
-struct LaneIndex {
-  int lane[kLanes];
-};
-template <int kRows>
-constexpr LaneIndex transposed_lanes() {
-  LaneIndex index{};
-  for (int i = 0; i < kLanes; ++i) index.lane[i] = i % kRows * (kLanes / kRows) + i / kRows;
-  return index;
-}
+}  // namespace
+
+#include "lanes.h"
+
+namespace {
 
 FB_INLINE V vzero() { return _mm256_setzero_ps(); }
 FB_INLINE V vload(const float* p) { return _mm256_loadu_ps(p); }
 FB_INLINE void vstore(float* p, V v) { _mm256_storeu_ps(p, v); }
 FB_INLINE V vbroadcast(float x) { return _mm256_set1_ps(x); }
-FB_INLINE V vfma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 FB_INLINE void vfma_into(V& acc, V a, V b) { asm("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b)); }
 FB_INLINE V vadd(V a, V b) { return _mm256_add_ps(a, b); }
 FB_INLINE V vsub(V a, V b) { return _mm256_sub_ps(a, b); }
-FB_INLINE V vmul(V a, V b) { return _mm256_mul_ps(a, b); }
 FB_INLINE V vdiv(V a, V b) { return _mm256_div_ps(a, b); }
 FB_INLINE V vrelu(V x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
 FB_INLINE V vmax_nan(V acc, V x) {

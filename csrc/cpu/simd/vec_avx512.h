@@ -8,29 +8,22 @@ namespace {
 
 using V = __m512;
 constexpr int kLanes = 16;
-using DoubleWord = double __attribute__((may_alias, aligned(4)));
 
-struct LaneIndex {
-  int lane[kLanes];
-};
-template <int kRows>
-constexpr LaneIndex transposed_lanes() {
-  LaneIndex index{};
-  for (int i = 0; i < kLanes; ++i) index.lane[i] = i % kRows * (kLanes / kRows) + i / kRows;
-  return index;
-}
+}  // namespace
+
+#include "lanes.h"
+
+namespace {
 
 FB_INLINE V vzero() { return _mm512_setzero_ps(); }
 FB_INLINE V vload(const float* p) { return _mm512_loadu_ps(p); }
 FB_INLINE void vstore(float* p, V v) { _mm512_storeu_ps(p, v); }
 FB_INLINE V vbroadcast(float x) { return _mm512_set1_ps(x); }
-FB_INLINE V vfma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 // acc += a * b in place. Written out because GCC otherwise picks the forms that overwrite a or b and spills the accumulators
 // of large register tiles.
 FB_INLINE void vfma_into(V& acc, V a, V b) { asm("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); }
 FB_INLINE V vadd(V a, V b) { return _mm512_add_ps(a, b); }
 FB_INLINE V vsub(V a, V b) { return _mm512_sub_ps(a, b); }
-FB_INLINE V vmul(V a, V b) { return _mm512_mul_ps(a, b); }
 FB_INLINE V vdiv(V a, V b) { return _mm512_div_ps(a, b); }
 // max(0, x) that keeps NaN and -0.0, as torch.relu does: the second operand wins when unordered or equal.
 FB_INLINE V vrelu(V x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }

@@ -12,11 +12,9 @@ FB_INLINE V vzero() { return V{0.0f, 0.0f, 0.0f, 0.0f}; }
 FB_INLINE V vload(const float* p) { return *reinterpret_cast<const UnalignedV*>(p); }
 FB_INLINE void vstore(float* p, V v) { *reinterpret_cast<UnalignedV*>(p) = v; }
 FB_INLINE V vbroadcast(float x) { return V{x, x, x, x}; }
-FB_INLINE V vfma(V a, V b, V c) { return a * b + c; }
 FB_INLINE void vfma_into(V& acc, V a, V b) { acc = a * b + acc; }
 FB_INLINE V vadd(V a, V b) { return a + b; }
 FB_INLINE V vsub(V a, V b) { return a - b; }
-FB_INLINE V vmul(V a, V b) { return a * b; }
 FB_INLINE V vdiv(V a, V b) { return a / b; }
 FB_INLINE V vrelu(V x) { return x < vzero() ? vzero() : x; }
 FB_INLINE V vmax_nan(V acc, V x) { return (x > acc) | (x != x) ? x : acc; }
