@@ -39,12 +39,38 @@ std::string check_sizes(const OpSpec& spec) {
     if (value < 1 || value > kLargest) return std::string(name) + " is " + std::to_string(value) + ", expected 1 or more";
   if (spec.n < 0 || spec.n > kLargest) return "n is " + std::to_string(spec.n) + ", expected 0 or more";
   if (spec.pad_h < 0 || spec.pad_w < 0 || spec.pad_h > kLargest || spec.pad_w > kLargest) return "padding is negative or too large";
-  if (spec.activation != 0 && spec.activation != 1) return "activation is " + std::to_string(spec.activation) + ", expected 0 (none) or 1 (relu)";
+  return "";
+}
+
+std::string activation_name(int64_t activation) {
+  static const char* const names[] = {"none", "relu", "relu6", "sigmoid", "tanh"};
+  return activation >= 0 && activation <= kTanh ? names[activation] : "number " + std::to_string(activation);
+}
+
+// What a kind can do besides its own arithmetic. Anything that is asked for and not listed is refused in words.
+struct Features {
+  int64_t last_activation = kNone;  // every activation up to this one
+  bool gate = false, act_from = false, pre = false, pre_activation = false;
+};
+
+Features features(const OpSpec& spec) {
+  if (is_convolution(spec)) return {kRelu};
+  return {};
+}
+
+std::string check_features(const OpSpec& spec) {
+  const Features can = features(spec);
+  if (spec.activation < 0 || spec.activation > can.last_activation) return "activation " + activation_name(spec.activation) + " is not one of " + spec.kind + "'s";
+  if (spec.act_from != 0 && !can.act_from) return "applies its activation to all channels or to none";
+  if (spec.gated != 0 && !can.gate) return "has no gate";
+  if (spec.pre != 0 && !can.pre) return "does not scale and shift its input";
+  if (spec.pre_activation != kNone && !can.pre_activation) return "has no activation on its input";
   return "";
 }
 
 std::string check(const OpSpec& spec) {
   if (std::string text = check_sizes(spec); !text.empty()) return text;
+  if (std::string text = check_features(spec); !text.empty()) return text;
   if (spec.c % spec.groups != 0 || spec.k % spec.groups != 0)
     return "groups " + std::to_string(spec.groups) + " does not divide " + std::to_string(spec.c) + " input and " + std::to_string(spec.k) + " output channels";
   if (is_convolution(spec) || spec.kind == "max_pool2d") {
@@ -72,6 +98,7 @@ OpSpec completed(OpSpec spec) {
   const int64_t out = is_convolution(spec) ? spec.k : spec.c;
   if (spec.ldy == 0) spec.ldy = out;
   if (spec.ldr == 0) spec.ldr = out;
+  if (spec.ldg == 0) spec.ldg = out;
   return spec;
 }
 

@@ -13,14 +13,27 @@
 
 namespace fb {
 
+// Values of OpSpec::activation and its like.
+enum Activation : int64_t { kNone = 0, kRelu = 1, kRelu6 = 2, kSigmoid = 3, kTanh = 4 };
+
 struct OpSpec {
   std::string kind;
   int64_t n = 1, h = 1, w = 1, c = 1, k = 1;
   int64_t r = 1, s = 1, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1, dilation_w = 1, groups = 1;
   int64_t ldx = 0, ldy = 0, ldr = 0;  // pixel strides in floats of x, y, residual; 0 means dense
-  int64_t activation = 0;             // 0 none, 1 ReLU
+  int64_t gated = 0;                  // 1: there is a gate
+  int64_t ldg = 0;                    // floats between the gates of two images; 0 means k
+  int64_t activation = kNone;
+  int64_t act_from = 0;               // output channels below this one get no activation
+  int64_t pre = 0;                    // 1: x is scaled and shifted per channel before it is used; padding stays zero
+  int64_t pre_activation = kNone;     // of what is read, after pre
+  int64_t depth_activation = kNone;   // separable_conv2d: between the depthwise and the 1x1 convolution
   int64_t nchw_in = 0;                // x is planar, [n, c, h, w]
   int64_t ceil_mode = 0;              // pooling output size rounds up
+  int64_t count_include_pad = 1;      // avg_pool2d divides by the whole window, else by its part inside the image
+  int64_t out_h = 0, out_w = 0;       // avg_pool2d, adaptive when not 0: the output size
+  int64_t size = 0;                   // local_response_norm: channels in the window
+  double alpha = 0, beta = 0, offset = 0;
 
   int64_t p() const;
   int64_t q() const;
@@ -31,6 +44,11 @@ struct Pointers {
   const float* weight = nullptr;  // packed by pack_weight
   const float* bias = nullptr;
   const float* residual = nullptr;
+  const float* gate = nullptr;          // [n, k]: multiplies (convolution + bias) before the residual is added
+  const float* pre_scale = nullptr;     // [c]
+  const float* pre_shift = nullptr;     // [c]
+  const float* depth_weight = nullptr;  // separable_conv2d: packed as for depthwise_conv2d
+  const float* depth_bias = nullptr;    // [c]
   float* y = nullptr;
   float* shared = nullptr;  // Op::shared_floats() of memory that phases of one op pass to each other
   // Packed weights of the step that comes next: the last tasks of this one fetch their beginning from memory while they compute.

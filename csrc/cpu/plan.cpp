@@ -44,7 +44,7 @@ int Plan::add(const OpSpec& spec, const Operands& operands, std::vector<Dependen
   for (const Dependency& dependency : dependencies)
     if (dependency.step < 0 || dependency.step >= static_cast<int>(size()))
       throw std::invalid_argument("Plan.add: dependency on step " + std::to_string(dependency.step) + ", which is not an earlier step");
-  for (const Place& place : {operands.x, operands.weight, operands.bias, operands.residual, operands.y}) externals_ = std::max(externals_, place.slot);
+  for (const Place& place : operands.all()) externals_ = std::max(externals_, place.slot);
   std::shared_ptr<const Op> op = make_op(spec);
   int half = -1;
   if (op->shared_floats() > 0) {
@@ -75,8 +75,18 @@ std::vector<Pointers> Plan::bind(void* arena, const std::vector<void*>& external
   std::vector<Pointers> pointers(operands_.size());
   for (size_t i = 0; i < operands_.size(); ++i) {
     const Operands& o = operands_[i];
-    pointers[i] = {address(o.x), address(o.weight), address(o.bias), address(o.residual), address(o.y),
-                   shared_half_[i] < 0 ? nullptr : shared + (shared_half_[i] == 0 ? 0 : shared_[0])};
+    Pointers& p = pointers[i];
+    p.x = address(o.x);
+    p.weight = address(o.weight);
+    p.bias = address(o.bias);
+    p.residual = address(o.residual);
+    p.gate = address(o.gate);
+    p.pre_scale = address(o.pre_scale);
+    p.pre_shift = address(o.pre_shift);
+    p.depth_weight = address(o.depth_weight);
+    p.depth_bias = address(o.depth_bias);
+    p.y = address(o.y);
+    p.shared = shared_half_[i] < 0 ? nullptr : shared + (shared_half_[i] == 0 ? 0 : shared_[0]);
   }
   for (size_t i = pointers.size(); i-- > 1;) {  // a step without weights passes on what it is told
     const int64_t floats = weight_floats_[i];

@@ -21,7 +21,9 @@ struct Place {
 };
 
 struct Operands {
-  Place x, weight, bias, residual, y;
+  Place x, weight, bias, residual, gate, pre_scale, pre_shift, depth_weight, depth_bias, y;
+
+  std::array<Place, 10> all() const { return {x, weight, bias, residual, gate, pre_scale, pre_shift, depth_weight, depth_bias, y}; }
 };
 
 struct StepTime {

@@ -20,13 +20,21 @@ fb::OpSpec spec_from(const std::string& kind, const py::dict& params) {
       {"n", &spec.n}, {"h", &spec.h}, {"w", &spec.w}, {"c", &spec.c}, {"k", &spec.k}, {"r", &spec.r}, {"s", &spec.s},
       {"stride_h", &spec.stride_h}, {"stride_w", &spec.stride_w}, {"pad_h", &spec.pad_h}, {"pad_w", &spec.pad_w},
       {"dilation_h", &spec.dilation_h}, {"dilation_w", &spec.dilation_w}, {"groups", &spec.groups}, {"ldx", &spec.ldx}, {"ldy", &spec.ldy},
-      {"ldr", &spec.ldr}, {"activation", &spec.activation}, {"nchw_in", &spec.nchw_in}, {"ceil_mode", &spec.ceil_mode}};
+      {"ldr", &spec.ldr}, {"gated", &spec.gated}, {"ldg", &spec.ldg}, {"activation", &spec.activation}, {"act_from", &spec.act_from}, {"pre", &spec.pre},
+      {"pre_activation", &spec.pre_activation}, {"depth_activation", &spec.depth_activation}, {"nchw_in", &spec.nchw_in}, {"ceil_mode", &spec.ceil_mode},
+      {"count_include_pad", &spec.count_include_pad}, {"out_h", &spec.out_h}, {"out_w", &spec.out_w}, {"size", &spec.size}};
+  const std::pair<const char*, double*> reals[] = {{"alpha", &spec.alpha}, {"beta", &spec.beta}, {"offset", &spec.offset}};
   for (const auto& item : params) {
     const std::string key = py::cast<std::string>(item.first);
     bool known = false;
     for (const auto& [name, field] : fields) {
       if (key != name) continue;
       *field = py::cast<int64_t>(item.second);
+      known = true;
+    }
+    for (const auto& [name, field] : reals) {
+      if (key != name) continue;
+      *field = py::cast<double>(item.second);
       known = true;
     }
     if (!known) throw py::value_error("unknown parameter '" + key + "' of " + kind);
@@ -89,8 +97,17 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("run_op",
         [](const std::string& kind, const py::dict& params, const py::dict& pointers, int threads) {
           const fb::OpSpec spec = spec_from(kind, params);
-          const fb::Pointers p{address(pointers, "x"), address(pointers, "weight"), address(pointers, "bias"), address(pointers, "residual"),
-                               address(pointers, "y"), nullptr};
+          fb::Pointers p;
+          p.x = address(pointers, "x");
+          p.weight = address(pointers, "weight");
+          p.bias = address(pointers, "bias");
+          p.residual = address(pointers, "residual");
+          p.gate = address(pointers, "gate");
+          p.pre_scale = address(pointers, "pre_scale");
+          p.pre_shift = address(pointers, "pre_shift");
+          p.depth_weight = address(pointers, "depth_weight");
+          p.depth_bias = address(pointers, "depth_bias");
+          p.y = address(pointers, "y");
           const py::gil_scoped_release release;
           fb::run_op(spec, p, threads);
         },
@@ -129,7 +146,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
              std::vector<fb::Dependency> dependencies;
              for (const auto& [step, mode] : deps) dependencies.push_back({step, wait_from(mode)});
              return plan.add(spec_from(kind, params),
-                             {place(operands, "x"), place(operands, "weight"), place(operands, "bias"), place(operands, "residual"), place(operands, "y")},
+                             {place(operands, "x"), place(operands, "weight"), place(operands, "bias"), place(operands, "residual"), place(operands, "gate"),
+                              place(operands, "pre_scale"), place(operands, "pre_shift"), place(operands, "depth_weight"), place(operands, "depth_bias"),
+                              place(operands, "y")},
                              std::move(dependencies), name);
            },
            py::arg("kind"), py::arg("params"), py::arg("operands"), py::arg("deps"), py::arg("name"),
