@@ -15,8 +15,17 @@ FB_INLINE V vbroadcast(float x) { return V{x, x, x, x}; }
 FB_INLINE void vfma_into(V& acc, V a, V b) { acc = a * b + acc; }
 FB_INLINE V vadd(V a, V b) { return a + b; }
 FB_INLINE V vsub(V a, V b) { return a - b; }
+FB_INLINE V vmul(V a, V b) { return a * b; }
 FB_INLINE V vdiv(V a, V b) { return a / b; }
+FB_INLINE V vsqrt(V x) {
+  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+}
 FB_INLINE V vrelu(V x) { return x < vzero() ? vzero() : x; }
+FB_INLINE V vrelu6(V x) {
+  const V most = vbroadcast(6.0f), least = vrelu(x);
+  return least > most ? most : least;
+}
 FB_INLINE V vmax_nan(V acc, V x) { return (x > acc) | (x != x) ? x : acc; }
 FB_INLINE V vload_tail(const float* p, int count) {
   V v = vzero();
