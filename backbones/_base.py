@@ -50,8 +50,9 @@ def classification_cfg(architecture: str, **changes: Any) -> dict[str, Any]:
     """Preprocessing and naming facts of an ImageNet classifier, under the keys timm uses in `default_cfg`.
 
     Resize the shorter side to input/crop_pct with `interpolation` (antialiased), centre crop, scale to
-    [0, 1], subtract `mean`, divide by `std`. `first_conv` and `classifier` name the modules that depend on
-    the data.
+    [0, `value_range`], put the channels in `channel_order` ("rgb" or "bgr"), subtract `mean`, divide by
+    `std`; mean and std are in that order and on that scale. Networks from Caffe take BGR from 0 to 255.
+    `first_conv` and `classifier` name the modules that depend on the data.
     """
     cfg = {
         "architecture": architecture,
@@ -63,6 +64,8 @@ def classification_cfg(architecture: str, **changes: Any) -> dict[str, Any]:
         "interpolation": "bilinear",
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
+        "channel_order": "rgb",
+        "value_range": 1.0,
         "first_conv": "conv1",
         "classifier": "fc",
     }
@@ -76,6 +79,11 @@ class Backbone(nn.Module):
     plain PyTorch: `forward_features(x)`, `forward_taps(x)` (every tap, in order of reduction) and
     `forward_head(x, pre_logits)`. Calling the model goes through `engine.forward`, which runs the fused plan
     where that is allowed and `forward_modules`, the reference, where it is not.
+
+    A family with auxiliary classifiers sets `aux_logits`, fills `auxiliary_classifiers` (name of the last
+    linear layer of each head -> its input features) and writes `forward_auxiliary(x)`, which gives the named
+    tuple that such a network returns in `train()`. In `eval()`, and in TorchScript, it returns the logits
+    alone. `leave_out` names parts of the architecture that this model was built without.
 
     Args:
         num_classes: outputs of the classifier; 0 leaves it out and the model returns the pooled features.
@@ -116,6 +124,8 @@ class Backbone(nn.Module):
         self._requested_taps = out_indices
         self.num_features = 0
         self.pruned: tuple[str, ...] = ()
+        self.aux_logits = False
+        self.auxiliary_classifiers: dict[str, int] = {}
 
     def finish(self, taps: Sequence[dict[str, Any]], default_cfg: dict[str, Any]) -> None:
         """For families, once the modules exist: set taps and preprocessing facts, remove unused stages."""
@@ -134,11 +144,21 @@ class Backbone(nn.Module):
             self.num_features = taps[indices[-1]]["num_chs"]
             self._prune_after(taps[indices[-1]]["module"])
 
+    def leave_out(self, *parts: str) -> None:
+        """Note modules that checkpoints of this architecture may hold and this model was built without."""
+        self.pruned += parts
+
     def _prune_after(self, last: str) -> None:
-        children = [name for name, _ in self.named_children()]
-        self.pruned = tuple(children[children.index(last) + 1 :])
-        for name in self.pruned:
-            setattr(self, name, nn.Identity())
+        """Put identities in place of what was registered behind the module `last`, along its whole path."""
+        path = last.split(".")
+        later: list[str] = []
+        for depth, name in enumerate(path):
+            parent = ".".join(path[:depth])
+            children = [child for child, _ in self.get_submodule(parent).named_children()]
+            later += [".".join([*path[:depth], child]) for child in children[children.index(name) + 1 :]]
+        for name in later:
+            self.set_submodule(name, nn.Identity())
+        self.leave_out(*later)
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -164,7 +184,17 @@ class Backbone(nn.Module):
             taps = self.forward_taps(x)
             return [taps[i] for i in self.out_indices]
         else:
-            return self.forward_head(self.forward_features(x))
+            if torch.jit.is_scripting():
+                return self.forward_head(self.forward_features(x))
+            else:
+                if self.training and self.aux_logits and self.num_classes > 0:
+                    return self.forward_auxiliary(x)
+                return self.forward_head(self.forward_features(x))
+
+    @torch.jit.unused
+    def forward_auxiliary(self, x: Tensor) -> Any:
+        """What the model returns in `train()` when it has auxiliary heads: a named tuple, `logits` first."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward_auxiliary")
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, [N, num_features, H/32, W/32] by default; what `forward_head` takes."""
@@ -185,15 +215,18 @@ class Backbone(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a freshly initialised one with `num_classes` outputs, or by none (0).
 
-        The new layer has the dtype, device and train/eval mode of the model.
+        Those of auxiliary heads go the same way. The new layers have the dtype, device and train/eval mode of
+        the model.
         """
         if self.features_only:
             raise RuntimeError("this model was built with features_only=True: it has no classifier to reset")
         if num_classes < 0:
             raise ValueError(f"num_classes must be 0 (no classifier) or more, got {num_classes}")
         like = next(self.parameters())
-        head = make_classifier(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-        self.set_submodule(self.default_cfg["classifier"], head.train(self.training))
+        heads = {self.default_cfg["classifier"]: self.num_features, **self.auxiliary_classifiers}
+        for name, features in heads.items():
+            head = make_classifier(features, num_classes, device=like.device, dtype=like.dtype)
+            self.set_submodule(name, head.train(self.training))
         self.num_classes = self.default_cfg["num_classes"] = num_classes
 
 

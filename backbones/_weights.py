@@ -210,7 +210,7 @@ class _Fit:
         self.dropped: tuple[str, ...] = ()
         state = self._without_absent_parts(state)
         state = self._with_first_conv(state)
-        self.tensors = self._with_head(state, head)
+        self.tensors = self._with_heads(state, head)
 
     def _without_absent_parts(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         absent = list(getattr(self.model, "pruned", ()))
@@ -233,8 +233,12 @@ class _Fit:
         self.warnings.append(f"{key} adapted from {channels} to {ours.shape[1]} input channels")
         return {**state, key: adapt_input_channels(theirs, ours.shape[1])}
 
-    def _with_head(self, state: dict[str, Tensor], head: str) -> dict[str, Tensor]:
-        name = self.cfg.get("classifier")
+    def _with_heads(self, state: dict[str, Tensor], head: str) -> dict[str, Tensor]:
+        for name in (self.cfg.get("classifier"), *getattr(self.model, "auxiliary_classifiers", ())):
+            state = self._with_head(state, head, name)
+        return state
+
+    def _with_head(self, state: dict[str, Tensor], head: str, name: str | None) -> dict[str, Tensor]:
         keys = tuple(f"{name}.{part}" for part in ("weight", "bias"))
         if head == "strict" or not all(k in state and k in self.own for k in keys):
             return state
@@ -249,7 +253,7 @@ class _Fit:
             self.own[keys[1]] = torch.empty(classes, dtype=self.own[keys[1]].dtype, device="meta")
             self.notes.append(f"classifier {name} resized to the checkpoint's {classes} classes")
             return state
-        self.dropped = keys
+        self.dropped += keys
         self.warnings.append(
             f"classifier {name} not loaded: {classes} classes in the checkpoint, {ours.shape[0]} in the model"
         )
