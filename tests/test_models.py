@@ -2,14 +2,13 @@
 
 import copy
 import importlib
-import importlib.util
 import io
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from model_checks import as_accurate, described, image, peer, same, trained
 from torch import nn
 
 import fast_backbones as fb
@@ -42,52 +41,6 @@ TIMM = [*TORCHVISION, "resnext101_32x4d"]
 SWEEP = [(n, int(n.split("_")[1].split("x")[0]), int(n.split("x")[-1][:-1])) for n in NAMES if "_" in n]
 
 
-def peer(name: str):
-    """torchvision or timm, also beside a PyTorch that cannot load torchvision's compiled operators."""
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed")
-    vision = importlib.util.find_spec("torchvision")
-    for library in Path(vision.origin).parent.glob("_C*.so") if vision else ():
-        try:
-            torch.ops.load_library(library)
-        except OSError:
-            if not hasattr(torch.ops.torchvision, "nms"):
-                schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-                peer.stub = torch.library.Library("torchvision", "DEF")  # lives as long as the process
-                peer.stub.define(f"nms{schema}")
-                peer.stub.define(f"qnms{schema}")
-    return importlib.import_module(name)
-
-
-def image(n=2, c=3, h=64, w=64, seed=0) -> torch.Tensor:
-    return torch.randn(n, c, h, w, generator=torch.Generator().manual_seed(seed))
-
-
-def trained(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Batch norms as after training: no statistic and no weight keeps its neutral initial value."""
-    g = torch.Generator().manual_seed(seed)
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            for tensor, low, high in ((m.weight, 0.5, 1.5), (m.bias, -0.3, 0.3),
-                                      (m.running_mean, -0.3, 0.3), (m.running_var, 0.5, 2.0)):  # fmt: skip
-                tensor.data.uniform_(low, high, generator=g)
-    return model
-
-
-def as_accurate(fast: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> None:
-    """rms error at most twice PyTorch's own, plus a few epsilons of the rms of the output."""
-    scale = exact.square().mean().sqrt()
-    error, allowed = ((t.double() - exact).square().mean().sqrt() / scale for t in (fast, plain))
-    allowed = 2 * allowed + 4 * torch.finfo(torch.float32).eps
-    assert error <= allowed, f"{error:.2e}, allowed are {allowed:.2e}"
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b))
-
-
 @pytest.fixture
 def no_engine(monkeypatch):
     """A model that calls the engine in this test fails."""
@@ -112,7 +65,8 @@ def test_sizes_equal_the_published_ones(name, params, gmacs, taps):
 
 
 def test_every_model_of_the_table_is_registered_and_exported():
-    assert sorted(NAMES) == sorted(backbones.list_models())
+    families = [backbones.list_models(family=family) for family in ("ResNet", "ResNeXt")]
+    assert sorted(NAMES) == sorted(sum(families, []))
     for name in (*NAMES, "resnext50", "resnext101"):
         assert callable(getattr(backbones, name)) and name in backbones.__all__
 
@@ -176,10 +130,6 @@ def test_model_info_draws_no_random_numbers_and_keeps_no_memory():
 
 
 # The same network as torchvision's and timm's
-
-
-def described(model: nn.Module) -> list:
-    return [(k, tuple(v.shape), v.dtype) for k, v in model.state_dict().items()]
 
 
 @pytest.mark.peer
