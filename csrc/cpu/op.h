@@ -11,10 +11,9 @@
 #include <memory>
 #include <string>
 
-namespace fb {
+#include "activation.h"
 
-// Values of OpSpec::activation and its like.
-enum Activation : int64_t { kNone = 0, kRelu = 1, kRelu6 = 2, kSigmoid = 3, kTanh = 4 };
+namespace fb {
 
 struct OpSpec {
   std::string kind;
