@@ -31,11 +31,13 @@ from .resnet import (
     resnext101_32x8d,
     resnext101_64x4d,
 )
+from .transforms import Preprocessing, preprocessing_for, transforms_for
 
 __all__ = [
     "Backbone",
     "FeatureInfo",
     "ModelInfo",
+    "Preprocessing",
     "ResNet",
     "WeightsError",
     "WeightsNotFoundError",
@@ -44,6 +46,7 @@ __all__ = [
     "list_models",
     "load_weights",
     "model_info",
+    "preprocessing_for",
     "register_model",
     "resnet18",
     "resnet34",
@@ -64,4 +67,5 @@ __all__ = [
     "resnext101_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "transforms_for",
 ]

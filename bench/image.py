@@ -1,4 +1,4 @@
-"""A photograph as a model wants it: load, resize, crop, normalise (Pillow and numpy).
+"""A photograph from a file or a sample, as a model wants it.
 
 image = load_image("sample:china")                    scikit-learn ships china and flower
 x = preprocess(load_image("cat.jpg"), model.default_cfg)
@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 SAMPLES = ("china", "flower")
@@ -52,26 +51,13 @@ def _sample(name: str) -> Any:
 
 
 def preprocess(image: Any, config: dict[str, Any]) -> Tensor:
-    """The image as [1, C, H, W] float32, by the facts of a model's `default_cfg`.
+    """The image as [1, C, H, W] float32, by `transforms_for` of a model's `default_cfg`.
 
-    The shorter side becomes input size / crop_pct (antialiased), the centre is cropped, values go to 0 .. 1,
-    mean and std are applied. One channel takes the luminance. Raises ImageError for other channel counts.
+    Raises ImageError where that has no way from a photograph to the model's input.
     """
-    import numpy
-    from PIL import Image
+    import fast_backbones as fb
 
-    channels, height, width = config.get("input_size", (3, 224, 224))
-    if channels not in (1, 3):
-        raise ImageError(f"the model wants {channels} channels; a photograph gives 1 or 3")
-    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-    scale = max(height, width) / config.get("crop_pct", 0.875) / min(image.size)
-    size = [max(round(side * scale), least) for side, least in zip(image.size, (width, height), strict=True)]
-    resized = image.resize(size, filters[config.get("interpolation", "bilinear")])
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    cropped = resized.crop((left, top, left + width, top + height)).convert("L" if channels == 1 else "RGB")
-
-    pixels = numpy.asarray(cropped, dtype=numpy.float32).reshape(height, width, channels) / 255
-    mean = numpy.asarray(config.get("mean", (0.485, 0.456, 0.406)), dtype=numpy.float32)
-    std = numpy.asarray(config.get("std", (0.229, 0.224, 0.225)), dtype=numpy.float32)
-    normalised = ((pixels - mean) / std).transpose(2, 0, 1)
-    return torch.from_numpy(numpy.ascontiguousarray(normalised)).unsqueeze(0)
+    try:
+        return fb.transforms_for(config)(image).unsqueeze(0)
+    except ValueError as problem:
+        raise ImageError(str(problem)) from problem
