@@ -7,7 +7,7 @@ pyramid = backbones.resnet50(features_only=True, out_indices=(1, 2, 3, 4)).eval(
 
 from ._base import Backbone, FeatureInfo
 from ._download import WeightsError, WeightsNotFoundError
-from ._registry import ModelInfo, create_model, list_models, model_info, register_model
+from ._registry import ModelInfo, create_model, list_families, list_models, model_info, register_model
 from ._weights import WeightsReport, load_weights
 from .resnet import (
     ResNet,
@@ -43,6 +43,7 @@ __all__ = [
     "WeightsNotFoundError",
     "WeightsReport",
     "create_model",
+    "list_families",
     "list_models",
     "load_weights",
     "model_info",

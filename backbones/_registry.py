@@ -13,6 +13,8 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from .transforms import Preprocessing, preprocessing_for
+
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
 
@@ -34,9 +36,11 @@ _aliases: dict[str, str] = {}
 class ModelInfo:
     """Facts about a registered model as built without options.
 
+    `params` counts all parameters; `aux_params` of them belong to auxiliary heads, which only training uses.
     `macs` counts convolutions and linear layers of one image of `input_size` (channels, height, width), bias
-    excluded. `compatible_with` names the public implementations whose checkpoints load unchanged.
-    `tap_channels` and `tap_reductions` describe what `features_only=True` returns.
+    excluded. `compatible_with` names the public implementations whose checkpoints load unchanged, and
+    `preprocessing` says what such a checkpoint expects of an image. `tap_channels`, `tap_reductions` and
+    `tap_modules` describe what `features_only=True` returns.
     """
 
     name: str
@@ -45,11 +49,14 @@ class ModelInfo:
     paper: str
     compatible_with: tuple[str, ...]
     input_size: tuple[int, int, int]
+    preprocessing: Preprocessing
     params: int
+    aux_params: int
     macs: int
     num_features: int
     tap_channels: tuple[int, ...]
     tap_reductions: tuple[int, ...]
+    tap_modules: tuple[str, ...]
 
     @property
     def gmacs(self) -> float:
@@ -130,6 +137,11 @@ def list_models(filter: str = "*", *, family: str | None = None) -> list[str]:
     return sorted(chosen, key=_natural)
 
 
+def list_families() -> list[str]:
+    """Families of the registered models, in the order of their registration."""
+    return list(dict.fromkeys(entry.family for entry in _entries.values()))
+
+
 def _natural(name: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
@@ -152,12 +164,21 @@ def _measure(name: str) -> ModelInfo:
         paper=entry.paper,
         compatible_with=entry.compatible_with,
         input_size=model.default_cfg["input_size"],
+        preprocessing=preprocessing_for(model),
         params=sum(p.numel() for p in model.parameters()),
+        aux_params=_count_auxiliary(model),
         macs=count_macs(model, image),
         num_features=model.num_features,
         tap_channels=tuple(model.feature_info.channels()),
         tap_reductions=tuple(model.feature_info.reduction()),
+        tap_modules=tuple(model.feature_info.module_name()),
     )
+
+
+def _count_auxiliary(model: Any) -> int:
+    """Parameters of the auxiliary heads, whose last layers `auxiliary_classifiers` names."""
+    heads = {classifier.split(".")[0] for classifier in getattr(model, "auxiliary_classifiers", ())}
+    return sum(p.numel() for head in heads for p in model.get_submodule(head).parameters())
 
 
 def count_macs(model: nn.Module, x: Tensor) -> int:

@@ -1,5 +1,6 @@
 """The command line: a run on a photograph from end to end, and what people see when they ask for nonsense."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -121,7 +122,9 @@ def test_samples_are_photographs(sample):
         (["run", "{photo}", "--model", "resnet18", "--classes", "{text}"], "has 1 names, the model has 1000"),
         (["info", "resnext50_32x5d"], "did you mean resnext50_32x4d"),
         (["explain", "resnet"], "did you mean"),
-        (["list", "*vgg*"], "no model matches '*vgg*'"),
+        (["list", "*vit*"], "no model matches '*vit*'"),
+        (["list", "*vit*", "--family", "resnet"], "no model matches '*vit*' in the family ResNet"),
+        (["list", "--family", "vit"], "no family is called 'vit'; there are"),
         (["bench", "resnet5O"], "fast-backbones bench: no model is called 'resnet5O'"),
     ],
     ids=lambda value: " ".join(value[:4]) if isinstance(value, list) else "",
@@ -142,13 +145,39 @@ def test_truncated_images_are_explained(photo, tmp_path):
     assert result.exit_code == 2 and "cannot read" in result.stderr
 
 
-def test_list_and_info():
+def test_list():
     result = invoke("list", "resnet18")
-    assert result.exit_code == 0 and "resnet18" in result.stdout and "11.7" in result.stdout
-    assert json.loads(invoke("list", "--json").stdout) == fb.list_models()
+    assert result.exit_code == 0 and "resnet18" in result.stdout and "11.69" in result.stdout
+    assert "torchvision, timm" in result.stdout and "3x224x224" in result.stdout
+    result = invoke("list", "*50*", "--family", "resnext")
+    assert "resnext50_32x4d" in result.stdout and "resnet50" not in result.stdout
+    rows = json.loads(invoke("list", "res*18", "--json").stdout)
+    assert [row["name"] for row in rows] == ["resnet18"] and rows[0]["params"] == 11_689_512
+    lines = invoke("list", "resnext50_32x4d", "--markdown").stdout.splitlines()
+    assert len(lines) == 3 and len({line.count("|") for line in lines}) == 1
+    assert "| `resnext50_32x4d` | `resnext50` | 3x224x224 | 25.03 | 4.23 |" in lines[2]
+
+
+def test_info():
     result = invoke("info", "resnext50")
-    assert "resnext50_32x4d" in result.stdout and "25,028,904" in result.stdout
-    assert json.loads(invoke("info", "resnet18", "--json").stdout)["params"] == 11_689_512
+    for part in (
+        "resnext50_32x4d",
+        "25,028,904",
+        "4.23 G",
+        "shorter side to 256 (bilinear)",
+        "layer4",
+        "2048",
+    ):
+        assert part in result.stdout
+    data = json.loads(invoke("info", "resnet18", "--json").stdout)
+    assert data["params"] == 11_689_512 and data["preprocessing"]["interpolation"] == "bilinear"
+    assert data["tap_modules"] == ["relu", "layer1", "layer2", "layer3", "layer4"]
+
+
+def test_parameters_of_auxiliary_heads_are_told_apart():
+    facts = dataclasses.replace(fb.model_info("resnet18"), params=27_161_264, aux_params=3_326_696)
+    assert cli.parameters_text(facts) == "23.83 (27.16 with aux)"
+    assert cli.info_rows(facts)["parameters"] == "23,834,568, and 3,326,696 of auxiliary heads in training"
 
 
 @pytest.mark.skipif(not fb.build_info()["native"], reason="the compiled library is absent")
