@@ -43,7 +43,17 @@ def program(tmp_path_factory):
     return path
 
 
+# Kinds and epilogues that no case of the table reaches.
+MORE = [
+    "depthwise_conv2d n=2 h=30 w=33 c=70 k=70 groups=70 r=3 s=3 pad_h=1 pad_w=1 activation=2",
+    "depthwise_conv2d n=1 h=90 w=61 c=64 k=64 groups=64 r=3 s=3 stride_h=2 stride_w=2 pad_h=1 pad_w=1",
+    "depthwise_conv2d n=2 h=40 w=50 c=130 k=130 groups=130 r=5 s=3 stride_h=3 pad_h=2 dilation_w=2",
+    "depthwise_conv2d n=1 h=2 w=40 c=40 k=40 groups=40 r=7 s=7 pad_h=9 pad_w=9 pre_activation=1",
+]
+
+
 def lines():
+    yield from MORE
     for case in CASES:
         if len(case.x) != 4 or case.x[0] == 0 or case.op == "global_avg_pool":
             continue

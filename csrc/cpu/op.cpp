@@ -25,7 +25,8 @@ int64_t convolved_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, 
 }
 
 bool is_convolution(const OpSpec& spec) {
-  return spec.kind == "conv2d" || spec.kind == "winograd_conv2d" || spec.kind == "grouped_conv2d" || spec.kind == "linear";
+  return spec.kind == "conv2d" || spec.kind == "winograd_conv2d" || spec.kind == "grouped_conv2d" ||
+         spec.kind == "depthwise_conv2d" || spec.kind == "linear";
 }
 
 constexpr double kAloneWork = 1 << 19;       // flops plus bytes: about 5 us
@@ -54,6 +55,7 @@ struct Features {
 };
 
 Features features(const OpSpec& spec) {
+  if (spec.kind == "depthwise_conv2d") return {kRelu6, false, false, true, true};
   if (is_convolution(spec)) return {kRelu};
   return {};
 }
@@ -81,6 +83,7 @@ std::string check(const OpSpec& spec) {
   }
   if (spec.kind == "winograd_conv2d") return winograd_conv2d_refusal(spec);
   if (spec.kind == "grouped_conv2d") return grouped_conv2d_refusal(spec);
+  if (spec.kind == "depthwise_conv2d") return depthwise_conv2d_refusal(spec);
   if (spec.kind == "max_pool2d") {
     if (spec.r * spec.s > 64) return "window " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + ": max_pool2d handles up to 64 taps";
     if (2 * spec.pad_h > spec.r || 2 * spec.pad_w > spec.s) return "padding is more than half of the window";
@@ -163,6 +166,7 @@ std::unique_ptr<Op> make_op(const OpSpec& wanted) {
   if (spec.kind == "conv2d" || spec.kind == "linear") return make_conv2d(spec);
   if (spec.kind == "winograd_conv2d") return make_winograd_conv2d(spec);
   if (spec.kind == "grouped_conv2d") return make_grouped_conv2d(spec);
+  if (spec.kind == "depthwise_conv2d") return make_depthwise_conv2d(spec);
   if (spec.kind == "max_pool2d") return make_max_pool2d(spec);
   if (spec.kind == "global_avg_pool") return make_global_avg_pool(spec);
   if (spec.kind == "to_nchw") return make_to_nchw(spec);
@@ -173,6 +177,7 @@ int64_t packed_floats(const OpSpec& spec) {
   if (const std::string text = check(spec); !text.empty()) throw std::invalid_argument(spec.kind + ": " + text);
   if (spec.kind == "winograd_conv2d") return winograd_conv2d_packed_floats(spec);
   if (spec.kind == "grouped_conv2d") return grouped_conv2d_packed_floats(spec);
+  if (spec.kind == "depthwise_conv2d") return depthwise_conv2d_packed_floats(spec);
   if (is_convolution(spec)) return conv2d_packed_floats(spec);
   throw std::invalid_argument(spec.kind + ": has no weight");
 }
@@ -181,6 +186,7 @@ void pack_weight(const OpSpec& spec, const float* weight, float* out) {
   if (const std::string text = check(spec); !text.empty()) throw std::invalid_argument(spec.kind + ": " + text);
   if (spec.kind == "winograd_conv2d") return winograd_conv2d_pack(spec, weight, out);
   if (spec.kind == "grouped_conv2d") return grouped_conv2d_pack(spec, weight, out);
+  if (spec.kind == "depthwise_conv2d") return depthwise_conv2d_pack(spec, weight, out);
   if (is_convolution(spec)) return conv2d_pack(spec, weight, out);
   throw std::invalid_argument(spec.kind + ": has no weight");
 }

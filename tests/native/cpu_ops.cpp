@@ -88,8 +88,11 @@ float expected(const fb::OpSpec& spec, const std::function<float(int64_t, int64_
 }
 
 bool has_weight(const fb::OpSpec& spec) {
-  return spec.kind == "conv2d" || spec.kind == "winograd_conv2d" || spec.kind == "grouped_conv2d" || spec.kind == "linear";
+  return spec.kind == "conv2d" || spec.kind == "winograd_conv2d" || spec.kind == "grouped_conv2d" ||
+         spec.kind == "depthwise_conv2d" || spec.kind == "linear";
 }
+
+bool has_residual(const fb::OpSpec& spec) { return has_weight(spec) && spec.kind != "linear" && spec.kind != "depthwise_conv2d"; }
 
 std::string text(const fb::OpSpec& spec) {
   std::string out = spec.kind + " n" + std::to_string(spec.n) + " " + std::to_string(spec.h) + "x" + std::to_string(spec.w) + " " +
@@ -173,6 +176,8 @@ std::vector<fb::OpSpec> cases() {
       conv("winograd_conv2d", 1, 14, 14, 64, 64, 3, 1, 0), conv("winograd_conv2d", 3, 3, 1, 5, 3, 3, 1, 1),
       conv("grouped_conv2d", 1, 7, 9, 32, 32, 3, 1, 1, 8), conv("grouped_conv2d", 2, 8, 6, 64, 64, 3, 2, 1, 8),
       conv("grouped_conv2d", 1, 5, 5, 48, 48, 3, 1, 1, 3), conv("grouped_conv2d", 2, 1, 2, 96, 96, 3, 2, 1, 3),
+      conv("depthwise_conv2d", 2, 9, 15, 35, 35, 3, 1, 1, 35), conv("depthwise_conv2d", 1, 8, 13, 48, 48, 3, 2, 1, 48),
+      conv("depthwise_conv2d", 1, 1, 1, 3, 3, 3, 1, 1, 3), conv("depthwise_conv2d", 2, 12, 17, 21, 21, 5, 1, 2, 21),
       conv("max_pool2d", 2, 7, 9, 13, 13, 3, 2, 1), conv("max_pool2d", 1, 6, 6, 64, 64, 2, 2, 0), conv("max_pool2d", 1, 1, 1, 3, 3, 3, 1, 1),
       conv("global_avg_pool", 2, 7, 7, 37, 37, 1, 1, 0), conv("global_avg_pool", 1, 1, 1, 16, 16, 1, 1, 0),
       conv("linear", 3, 1, 1, 70, 33, 1, 1, 0),     conv("linear", 1, 1, 1, 1, 1, 1, 1, 0),
@@ -210,7 +215,7 @@ int main() {
       continue;
     }
     for (const bool residual : {false, true}) {
-      if (residual && (!has_weight(spec) || spec.kind == "linear")) continue;
+      if (residual && !has_residual(spec)) continue;
       fb::OpSpec one = spec;
       one.activation = residual ? 1 : 0;
       failed += !check(one, residual);

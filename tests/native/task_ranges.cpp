@@ -61,7 +61,8 @@ fb::OpSpec parse(const std::string& line) {
                                                   {"dilation_w", &spec.dilation_w},
                                                   {"groups", &spec.groups},
                                                   {"activation", &spec.activation},
-                                                  {"ceil_mode", &spec.ceil_mode}};
+                                                  {"ceil_mode", &spec.ceil_mode},
+                                                  {"pre_activation", &spec.pre_activation}};
   std::istringstream words(line);
   words >> spec.kind;
   for (std::string word; words >> word;) {

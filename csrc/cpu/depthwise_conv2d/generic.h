@@ -1,0 +1,211 @@
+// Depthwise convolution of one row. Vectors run over channels; each channel has its own filter, so nothing is summed across lanes.
+//
+//   for vector of channels
+//     for tile of 7 output pixels
+//       for r of the rows that exist
+//         for input column         loaded (and scaled) once, used by every output pixel that sees it: 3 (7 + 2) loads for 7 * 9 fma
+//
+// 3x3 with stride 1 or 2 keeps its 9 weights in registers. AVX-512: 9 weights + 7 accumulators + 1 input = 17 of 32. AVX2 has 16 and
+// reloads weights, which costs a load for 7 fma. A tile is 7 wide because most networks' maps are multiples of 7; rows end with a
+// tile that overlaps the one before. At the image's border one column of a tile is missing: a branch, not a mask.
+// Other windows: 7 pixels share the loads of weights only, and pixels whose window leaves the image go one by one.
+#pragma once
+
+#include "depthwise_conv2d.h"
+
+namespace {
+
+using fb::depthwise_conv2d::Row;
+
+constexpr int kTile = 7;
+
+enum Pre { kPlain, kRectified, kGeneral };
+
+// Loads and stores of a vector of channels: whole, or the first `left` lanes.
+template <bool kTail>
+struct Lanes {
+  int left;
+  FB_INLINE V load(const float* p) const { return kTail ? vload_tail(p, left) : vload(p); }
+  FB_INLINE void store(float* p, V v) const {
+    if constexpr (kTail) {
+      vstore_tail(p, v, left);
+    } else {
+      vstore(p, v);
+    }
+  }
+};
+
+// One vector of channels of a row.
+template <Pre kPre, bool kTail>
+struct Strip {
+  const Row& row;
+  int64_t c;
+  Lanes<kTail> lanes;
+  V scale, shift;
+
+  FB_INLINE Strip(const Row& row_, int64_t c_, int left) : row(row_), c(c_), lanes{left}, scale(vbroadcast(1.0f)), shift(vzero()) {
+    if (kPre == kGeneral && row.pre_scale != nullptr) {
+      scale = lanes.load(row.pre_scale + c);
+      shift = lanes.load(row.pre_shift + c);
+    }
+  }
+
+  FB_INLINE V input(const float* p) const {
+    V v = lanes.load(p);
+    if constexpr (kPre == kRectified) return vrelu(v);
+    if constexpr (kPre == kGeneral) {
+      if (row.pre_scale != nullptr) {
+        V scaled = shift;
+        vfma_into(scaled, v, scale);
+        v = scaled;
+      }
+      if (row.pre_activation == 1) v = vrelu(v);
+      if (row.pre_activation == 2) v = vrelu6(v);
+    }
+    return v;
+  }
+
+  // Bias, activation and store of kPixels sums.
+  template <int kPixels>
+  FB_INLINE void finish(V (&acc)[kPixels], int64_t q) const {
+    const V bias = row.bias != nullptr ? lanes.load(row.bias + c) : vzero();
+#pragma GCC unroll 8
+    for (int i = 0; i < kPixels; ++i) acc[i] = vadd(acc[i], bias);
+    if (row.activation == 1) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kPixels; ++i) acc[i] = vrelu(acc[i]);
+    } else if (row.activation == 2) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kPixels; ++i) acc[i] = vrelu6(acc[i]);
+    }
+    float* y = row.y + (q - row.first) * row.ldy + c;
+#pragma GCC unroll 8
+    for (int i = 0; i < kPixels; ++i) lanes.store(y + i * row.ldy, acc[i]);
+  }
+};
+
+// kPixels outputs of any window from column `q` on; of the s taps in a row, those of [begin, end) are inside the image.
+template <int kPixels, typename AnyStrip>
+FB_INLINE void window(const AnyStrip& strip, int64_t q, int64_t begin, int64_t end) {
+  const Row& row = strip.row;
+  V acc[kPixels];
+#pragma GCC unroll 8
+  for (int i = 0; i < kPixels; ++i) acc[i] = vzero();
+  for (int64_t r = 0; r < row.r; ++r) {
+    if (row.x[r] == nullptr) continue;
+    for (int64_t s = begin; s < end; ++s) {
+      const V weight = strip.lanes.load(row.weight + (r * row.s + s) * row.ldw + strip.c);
+      const float* x = row.x[r] + (q * row.stride + s * row.dilation - row.pad) * row.ldx + strip.c;
+#pragma GCC unroll 8
+      for (int i = 0; i < kPixels; ++i) vfma_into(acc[i], strip.input(x + i * row.stride * row.ldx), weight);
+    }
+  }
+  strip.finish(acc, q);
+}
+
+template <typename AnyStrip>
+FB_INLINE void any_window(const AnyStrip& strip) {
+  const Row& row = strip.row;
+  const int64_t last = row.first + row.pixels, reach = (row.s - 1) * row.dilation;
+  for (int64_t q = row.first; q < last;) {
+    const int64_t column = q * row.stride - row.pad;
+    const bool inside = column >= 0 && column + reach < row.width;
+    if (inside && q + kTile <= last && column + (kTile - 1) * row.stride + reach < row.width) {
+      window<kTile>(strip, q, 0, row.s);
+      q += kTile;
+      continue;
+    }
+    int64_t begin = 0, end = row.s;
+    while (begin < end && column + begin * row.dilation < 0) ++begin;
+    while (begin < end && column + (end - 1) * row.dilation >= row.width) --end;
+    window<1>(strip, q, begin, end);
+    ++q;
+  }
+}
+
+// kPixels outputs of a 3x3 window; at most one column to each side of the image is touched.
+template <int kStride, int kPixels, typename AnyStrip>
+FB_INLINE void tile3x3(const AnyStrip& strip, const V (&weight)[9], int64_t q) {
+  constexpr int kColumns = (kPixels - 1) * kStride + 3;
+  const Row& row = strip.row;
+  const int64_t column = q * kStride - row.pad;
+  const bool no_first = column < 0, no_last = column + kColumns > row.width;
+  V acc[kPixels];
+#pragma GCC unroll 8
+  for (int i = 0; i < kPixels; ++i) acc[i] = vzero();
+#pragma GCC unroll 3
+  for (int r = 0; r < 3; ++r) {
+    if (row.x[r] == nullptr) continue;
+    const float* x = row.x[r] + column * row.ldx + strip.c;
+#pragma GCC unroll 16
+    for (int j = 0; j < kColumns; ++j) {
+      if ((j == 0 && no_first) || (j == kColumns - 1 && no_last)) continue;
+      const V v = strip.input(x + j * row.ldx);
+      // Column j is tap s of pixel (j - s) / stride. Ascending j keeps the order s = 0, 1, 2 for every pixel.
+#pragma GCC unroll 3
+      for (int s = 0; s < 3; ++s)
+        if (j >= s && (j - s) % kStride == 0 && (j - s) / kStride < kPixels) vfma_into(acc[(j - s) / kStride], v, weight[3 * r + s]);
+    }
+  }
+  strip.finish(acc, q);
+}
+
+template <int kStride, int kPixels, typename AnyStrip>
+FB_INLINE void tiles3x3(const AnyStrip& strip, const V (&weight)[9]) {
+  const int64_t last = strip.row.first + strip.row.pixels;
+  int64_t q = strip.row.first;
+  for (; q + kPixels <= last; q += kPixels) tile3x3<kStride, kPixels>(strip, weight, q);
+  if (q < last) tile3x3<kStride, kPixels>(strip, weight, last - kPixels);
+}
+
+template <int kStride, typename AnyStrip>
+FB_INLINE void row3x3(const AnyStrip& strip) {
+  V weight[9];
+#pragma GCC unroll 9
+  for (int i = 0; i < 9; ++i) weight[i] = strip.lanes.load(strip.row.weight + i * strip.row.ldw + strip.c);
+  if (strip.row.pixels >= kTile) {
+    tiles3x3<kStride, kTile>(strip, weight);
+  } else if (strip.row.pixels >= 3) {
+    tiles3x3<kStride, 3>(strip, weight);
+  } else {
+    tiles3x3<kStride, 1>(strip, weight);
+  }
+}
+
+// Whether tile3x3 can do the row: its pixels stay within one column of the image.
+FB_INLINE bool is_narrow3x3(const Row& row) {
+  const int64_t last = (row.first + row.pixels - 1) * row.stride - row.pad + 2;
+  return row.r == 3 && row.s == 3 && row.dilation == 1 && row.stride <= 2 && row.pad <= 1 && last <= row.width;
+}
+
+template <Pre kPre, bool kTail>
+FB_INLINE void strip(const Row& row, int64_t c, int left, int stride3x3) {
+  const Strip<kPre, kTail> strip(row, c, left);
+  if (stride3x3 == 1) {
+    row3x3<1>(strip);
+  } else if (stride3x3 == 2) {
+    row3x3<2>(strip);
+  } else {
+    any_window(strip);
+  }
+}
+
+template <Pre kPre>
+void strips(const Row& row) {
+  const int stride3x3 = is_narrow3x3(row) ? static_cast<int>(row.stride) : 0;
+  int64_t c = 0;
+  for (; c + kLanes <= row.channels; c += kLanes) strip<kPre, false>(row, c, kLanes, stride3x3);
+  if (c < row.channels) strip<kPre, true>(row, c, static_cast<int>(row.channels - c), stride3x3);
+}
+
+void row(const Row& row) {
+  if (row.pre_scale != nullptr || row.pre_activation > 1) {
+    strips<kGeneral>(row);
+  } else if (row.pre_activation == 1) {
+    strips<kRectified>(row);
+  } else {
+    strips<kPlain>(row);
+  }
+}
+
+}  // namespace
