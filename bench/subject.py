@@ -35,23 +35,45 @@ def make_input(model: nn.Module, batch: int, seed: int = 0) -> Tensor:
 
 
 def calibrate(model: nn.Module, x: Tensor, seed: int = 0) -> nn.Module:
-    """Give an untrained model batch norms as after training: statistics of real activations, scales near one.
+    """Give an untrained model numbers as after training: activations neither grow nor vanish with depth.
 
-    Untouched, the running statistics are 0 and 1 and activations grow from block to block, which no trained
-    network does. The statistics come from one training-mode pass of the plain modules on x; scales are drawn
-    from 0.5 .. 1.5, biases from a normal distribution of width 0.1. Returns the model, in eval mode.
+    Batch norms get the statistics of real activations, from one training-mode pass of the plain modules on x,
+    scales from 0.5 .. 1.5 and biases from a normal distribution of width 0.1. Untouched, the running statistics
+    are 0 and 1, which no trained network has. In a model without batch norm the weights of every layer are
+    scaled so that its output has unit variance on x (layer-sequential unit variance, arXiv 1511.06422).
+    Returns the model, in eval mode.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     draw = torch.Generator().manual_seed(seed)
     momenta = [m.momentum for m in norms]
     with torch.no_grad():
+        if not norms:
+            unit_variance(model.eval(), x)
+            return model
         for norm in norms:
             norm.momentum = 1.0
             if norm.affine:
                 norm.weight.copy_(torch.rand(norm.num_features, generator=draw) + 0.5)
                 norm.bias.copy_(0.1 * torch.randn(norm.num_features, generator=draw))
-        if norms:
-            Plain(model).train()(x)
+        Plain(model).train()(x)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()
+
+
+def unit_variance(model: nn.Module, x: Tensor) -> None:
+    """Scale the weights of each convolution and linear layer, in order of use, to outputs of variance one."""
+
+    def rescale(layer: nn.Module, _inputs: object, y: Tensor) -> Tensor:
+        scale = 1.0 / y.std().clamp(min=1e-12)
+        for parameter in layer.parameters():
+            parameter.mul_(scale)
+        return y * scale
+
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    hooks = [layer.register_forward_hook(rescale) for layer in layers]
+    try:
+        Plain(model)(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
