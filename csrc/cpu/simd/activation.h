@@ -76,7 +76,9 @@ FB_INLINE V vtanh(V x) {
   return vwith_sign(a < vbroadcast(0.55f) ? small : large, x);
 }
 
-FB_INLINE V vcap6(V x) { return x > vbroadcast(6.0f) ? vbroadcast(6.0f) : x; }  // vrelu6 after vrelu
+// min(max(0, x), 6); NaN and -0.0 stay.
+FB_INLINE V vcap6(V x) { return x > vbroadcast(6.0f) ? vbroadcast(6.0f) : x; }
+FB_INLINE V vrelu6(V x) { return vcap6(vrelu(x)); }
 
 // One of none, relu, relu6: what an inner loop can afford.
 FB_INLINE V vclip(V v, int64_t activation) {
