@@ -6,12 +6,12 @@ its default size, at an odd size and with three images.
 
 import pytest
 import torch
+from fast_backbones.bench.subject import calibrate, input_size
 from helpers import assert_as_accurate, assert_bit_equal, assert_equal, needs_native
 from integer_nets import assert_exactly_representable, integer_image, integers_in
 
 import fast_backbones as fb
 from fast_backbones import engine
-from fast_backbones.bench.subject import calibrate, input_size
 
 pytestmark = needs_native
 
