@@ -36,6 +36,11 @@ def is_url(source: str) -> bool:
     return re.match(r"https?://", source, re.IGNORECASE) is not None
 
 
+def offline_switch() -> str | None:
+    """The environment variable that forbids downloads now, if one does."""
+    return next((name for name in _OFFLINE if os.environ.get(name, "0") not in ("", "0")), None)
+
+
 def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -95,8 +100,8 @@ def fetch(url: str, sha256: str | None = None, *, progress: bool = True) -> tupl
         if digest.startswith(expected):
             return path, digest
         log.warning("cached %s has SHA-256 %s, expected %s: downloading it again", path, digest, expected)
-    if any(os.environ.get(switch, "0") not in ("", "0") for switch in _OFFLINE):
-        raise WeightsError(f"{shown(url)} is not in {folder}, and {' or '.join(_OFFLINE)} forbids downloads")
+    if switch := offline_switch():
+        raise WeightsError(f"{shown(url)} is not in {folder}, and {switch} forbids downloads")
     return path, _download(url, path, expected, progress)
 
 

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import logging
-import os
-import pickle
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Any, TypeVar
 
+import numpy
 import torch
 from torch import Tensor, nn
 
-from ._download import (
-    WeightsError,
-    WeightsNotFoundError,
-    check_sha256_argument,
-    fetch,
-    file_sha256,
-    is_url,
-    name_hash,
-    shown,
-)
+from ._base import _per_channel
+from ._download import WeightsError
+from ._files import Checkpoint, Weights, read_checkpoint
+from .transforms import preprocessing_for
 
 log = logging.getLogger("fast_backbones.weights")
 
-Weights = Union[str, "os.PathLike[str]", Mapping[str, Tensor]]
 Model = TypeVar("Model", bound=nn.Module)
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict
@@ -58,9 +48,10 @@ def load_weights(
     """Load a checkpoint into `model`, strictly.
 
     Args:
-        source: a path to a .safetensors or PyTorch file (read with `weights_only=True`), an http(s) URL, or
-            a state dict. `{"state_dict": ...}`, `{"model": ...}` and the prefixes of DistributedDataParallel
-            and torch.compile are unwrapped.
+        source: a path to a .safetensors, PyTorch (read with `weights_only=True`), .npz or Keras .h5 file; an
+            http(s) URL; a hub id, "hf-hub:user/repository" or with "@revision"; or a state dict.
+            `{"state_dict": ...}`, `{"model": ...}` and the prefixes of DistributedDataParallel and
+            torch.compile are unwrapped.
         sha256: expected digest, or at least its first 8 digits. A URL needs one: here, as `#sha256=...`, or
             in a torchvision-style file name (`resnet50-0676ba61.pth`).
         head: what to do when the checkpoint has another number of classes: "drop" keeps the classifier of
@@ -69,7 +60,8 @@ def load_weights(
         progress: report long downloads.
     The first convolution is adapted when the image has another number of channels (summed for one, repeated
     and scaled otherwise, as timm does). Entries of parts a `features_only` or `num_classes=0` model does not
-    have are left out, and an absent `num_batches_tracked` keeps its value. All of this is logged.
+    have are left out, and an absent `num_batches_tracked` keeps its value. Mean, std, size and interpolation
+    of a hub repository's config.json become those of `model.default_cfg`. All of this is logged.
 
     Raises WeightsError (WeightsNotFoundError for a missing file): absent, truncated or damaged file, wrong
     digest, pickled code, not a state dict, missing or unexpected entries, other shapes, non-finite values,
@@ -77,16 +69,15 @@ def load_weights(
     """
     if head not in ("drop", "adopt", "strict"):
         raise ValueError(f"head must be 'drop', 'adopt' or 'strict', got {head!r}")
-    label, checkpoint, digest = _read(source, sha256, progress)
-    state = _state_dict(checkpoint, label)
-    fit = _Fit(model, state, label, head, cast)
+    checkpoint = read_checkpoint(source, sha256, progress)
+    fit = _Fit(model, checkpoint, head, cast)
     fit.check()
     fit.apply()
     for note in fit.notes:
-        log.info("%s: %s", label, note)
+        log.info("%s: %s", checkpoint.label, note)
     for note in fit.warnings:
-        log.warning("%s: %s", label, note)
-    return WeightsReport(label, digest, len(fit.tensors), (*fit.warnings, *fit.notes))
+        log.warning("%s: %s", checkpoint.label, note)
+    return WeightsReport(checkpoint.label, checkpoint.sha256, len(fit.tensors), (*fit.warnings, *fit.notes))
 
 
 def build_with_weights(
@@ -99,85 +90,6 @@ def build_with_weights(
     return model
 
 
-def _read(source: Weights, sha256: str | None, progress: bool) -> tuple[str, Any, str | None]:
-    """Label for messages, the object in the file, and the digest where it was computed."""
-    if isinstance(source, Mapping):
-        if sha256 is not None:
-            raise TypeError("sha256 belongs to a file or a URL, the weights given are a state dict")
-        return "state dict", source, None
-    if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"weights must be a path, a URL or a state dict, got {type(source).__name__}")
-    text = os.fspath(source)
-    if is_url(text):
-        path, digest = fetch(text, sha256, progress=progress)
-        return shown(text), _read_file(path, shown(text)), digest
-    path = Path(text).expanduser()
-    if not path.exists():
-        raise WeightsNotFoundError(f"there is no weights file {text}")
-    if not path.is_file():
-        raise WeightsError(f"{text} is not a file")
-    verified = _verify_local(path, text, sha256)  # before anything in the file is interpreted
-    return text, _read_file(path, text), verified
-
-
-def _verify_local(path: Path, label: str, sha256: str | None) -> str | None:
-    """Digest of a local file where one is expected, by argument or by its name; raises if wrong."""
-    expected = check_sha256_argument(sha256) if sha256 is not None else name_hash(path.name)
-    if expected is None or (sha256 is None and expected.isdigit()):  # digits alone are more likely a date
-        return None
-    digest = file_sha256(path)
-    if digest.startswith(expected):
-        return digest
-    if sha256 is not None:
-        raise WeightsError(f"{label} has SHA-256 {digest}, expected {expected}")
-    raise WeightsError(
-        f"{label} has SHA-256 {digest}, its name promises {expected}: it is damaged; "
-        "if it was changed on purpose, rename it"
-    )
-
-
-def _read_file(path: Path, label: str) -> Any:
-    with path.open("rb") as file:
-        start = file.read(16)
-    if not start:
-        raise WeightsError(f"{label} is empty")
-    if path.suffix == ".safetensors" or start[8:9] == b"{":
-        return _read_safetensors(path, label)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # the unpickler of a damaged file can raise anything
-        raise WeightsError(f"{label} {_why_unreadable(path, start, error)}") from error
-
-
-def _read_safetensors(path: Path, label: str) -> Any:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise WeightsError(f"{label}: reading .safetensors needs `pip install safetensors`") from error
-    try:
-        return load_file(path, device="cpu")
-    except SafetensorError as error:
-        raise WeightsError(f"{label} is not a complete .safetensors file ({error})") from error
-
-
-def _why_unreadable(path: Path, start: bytes, error: Exception) -> str:
-    text = str(error)
-    if "TorchScript" in text:
-        return "is a TorchScript archive, not a state dict: save `module.state_dict()` from it"
-    if isinstance(error, pickle.UnpicklingError):
-        names = re.findall(r"unsupported GLOBAL (\S+)|Unsupported global: GLOBAL (\S+)", text)
-        found = ", ".join(a or b for a, b in names)
-        if found or (start[:1] == b"\x80" and start[:2] != b"\x80\x02"):
-            what = f"pickled code ({found})" if found else "a general pickle"
-            return f"holds {what} and was refused: only tensors in plain containers load; save a state_dict()"
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        return "is truncated or damaged"
-    return "is not a checkpoint (neither a PyTorch file nor safetensors)"
-
-
 def _state_dict(checkpoint: Any, label: str) -> dict[str, Tensor]:
     """Names and tensors, out of the wrappers and without the prefixes that training scripts add."""
     for _ in range(2):
@@ -188,29 +100,47 @@ def _state_dict(checkpoint: Any, label: str) -> dict[str, Tensor]:
         raise WeightsError(f"{label} holds a {type(checkpoint).__name__}, not a state dict")
     if not checkpoint:
         raise WeightsError(f"{label} holds an empty state dict")
-    others = [str(k) for k, v in checkpoint.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
+    flat = {name: value for key, entry in checkpoint.items() for name, value in _flat(key, entry)}
+    others = [str(k) for k, v in flat.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
     if others:
         raise WeightsError(f"{label} is not a state dict: entries that are no tensors: {_some(others)}")
-    state = dict(checkpoint)
+    state = flat
     while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None):
         state = {k[len(prefix) :]: v for k, v in state.items()}
     return state
 
 
+def _flat(key: Any, entry: Any) -> Iterator[tuple[Any, Any]]:
+    """The tensors of one entry: a numpy array becomes one, Caffe's list of blobs becomes key/0, key/1 ..."""
+    if isinstance(entry, (list, tuple)) and entry and all(hasattr(blob, "__array__") for blob in entry):
+        for i, blob in enumerate(entry):
+            yield from _flat(f"{key}/{i}", blob)
+    elif isinstance(entry, Tensor) or not isinstance(entry, numpy.ndarray):
+        yield key, entry
+    elif entry.dtype.kind in "fiub":
+        native = entry.astype(entry.dtype.newbyteorder("="), order="C", copy=False)
+        yield key, torch.from_numpy(native if native.flags.writeable else native.copy())
+    else:
+        yield key, entry
+
+
 class _Fit:
     """A checkpoint against a model: what can be copied, what was adapted or left out, what is wrong."""
 
-    def __init__(self, model: nn.Module, state: dict[str, Tensor], label: str, head: str, cast: bool):
-        self.model, self.label, self.cast = model, label, cast
+    def __init__(self, model: nn.Module, checkpoint: Checkpoint, head: str, cast: bool):
+        self.model, self.label, self.cast = model, checkpoint.label, cast
+        self.config = checkpoint.config
         self.own: dict[str, Tensor] = model.state_dict()
         self.cfg: dict[str, Any] = getattr(model, "default_cfg", {})
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self.adopt: int | None = None
         self.dropped: tuple[str, ...] = ()
+        state = _state_dict(checkpoint.content, self.label)
         state = self._without_absent_parts(state)
         state = self._with_first_conv(state)
         self.tensors = self._with_heads(state, head)
+        self.preprocessing = self._with_preprocessing()
 
     def _without_absent_parts(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         absent = list(getattr(self.model, "pruned", ()))
@@ -234,8 +164,13 @@ class _Fit:
         return {**state, key: adapt_input_channels(theirs, ours.shape[1])}
 
     def _with_heads(self, state: dict[str, Tensor], head: str) -> dict[str, Tensor]:
-        for name in (self.cfg.get("classifier"), *getattr(self.model, "auxiliary_classifiers", ())):
-            state = self._with_head(state, head, name)
+        """Classifiers: the main one may decide the number of classes, auxiliary ones must then agree."""
+        main = self.cfg.get("classifier")
+        state = self._with_head(state, head, main)
+        if self.config.num_classes is not None:
+            self._follow_config(state, head, main)
+        for name in getattr(self.model, "auxiliary_classifiers", ()):
+            state = self._with_head(state, "follow" if head == "adopt" else head, name)
         return state
 
     def _with_head(self, state: dict[str, Tensor], head: str, name: str | None) -> dict[str, Tensor]:
@@ -244,20 +179,61 @@ class _Fit:
             return state
         theirs, ours = state[keys[0]], self.own[keys[0]]
         classes = theirs.shape[0] if theirs.dim() == 2 else 0
-        fits = theirs.shape[1:] == ours.shape[1:] and state[keys[1]].shape == (classes,)
-        if classes in (0, ours.shape[0]) or not fits:
+        wanted = ours.shape[0] if self.adopt is None else self.adopt
+        if classes == 0 or theirs.shape[1:] != ours.shape[1:] or state[keys[1]].shape != (classes,):
             return state
-        if head == "adopt":
-            self.adopt = classes
-            self.own = {**self.own, keys[0]: torch.empty_like(theirs, dtype=ours.dtype, device="meta")}
-            self.own[keys[1]] = torch.empty(classes, dtype=self.own[keys[1]].dtype, device="meta")
+        if head == "adopt" and classes != wanted:
+            self.adopt = wanted = classes
             self.notes.append(f"classifier {name} resized to the checkpoint's {classes} classes")
+        if classes == wanted:
+            like = {k: torch.empty(state[k].shape, dtype=self.own[k].dtype, device="meta") for k in keys}
+            self.own = {**self.own, **(like if self.adopt is not None else {})}
             return state
         self.dropped += keys
         self.warnings.append(
-            f"classifier {name} not loaded: {classes} classes in the checkpoint, {ours.shape[0]} in the model"
+            f"classifier {name} not loaded: {classes} classes in the checkpoint, {wanted} in the model"
         )
         return {k: v for k, v in state.items() if k not in keys}
+
+    def _follow_config(self, state: dict[str, Tensor], head: str, name: str | None) -> None:
+        """Hold config.json's number of classes against the classifier; 0 says that the file has none."""
+        declared, key = self.config.num_classes, f"{name}.weight"
+        if key in state and state[key].shape[:1] != (declared,):
+            raise WeightsError(
+                f"{self.label}: config.json says {declared} classes, {key} is {list(state[key].shape)}"
+            )
+        heads = (name, *getattr(self.model, "auxiliary_classifiers", ()))
+        ours = tuple(k for k in self.own if k.startswith(tuple(f"{part}." for part in heads)))
+        if declared != 0 or not ours or head == "strict":
+            return
+        if head == "adopt":
+            self.adopt = 0
+            self.own = {k: v for k, v in self.own.items() if k not in ours}
+            self.notes.append(f"classifier {name} removed: config.json says 0 classes")
+        else:
+            self.dropped += ours
+            self.warnings.append(f"classifier {name} not loaded: the checkpoint has none")
+
+    def _with_preprocessing(self) -> dict[str, Any]:
+        """What config.json says about images, as entries of `default_cfg`."""
+        said = {k: tuple(v) if isinstance(v, list) else v for k, v in self.config.preprocessing.items()}
+        if not said or not self.cfg:
+            return {}
+        try:
+            channels = self.cfg["input_size"][0]
+            for key in ("mean", "std"):
+                if key in said:
+                    said[key] = _per_channel(said[key], channels, len(said[key]))
+            if "input_size" in said:
+                said["input_size"] = (channels, *map(int, said["input_size"][1:]))
+            preprocessing_for({**self.cfg, **said})
+        except (TypeError, ValueError) as error:
+            self.warnings.append(f"preprocessing of config.json not taken over: {error}")
+            return {}
+        changed = {k: v for k, v in said.items() if self.cfg.get(k) != v}
+        if changed:
+            self.notes.append(f"preprocessing of config.json: {changed}")
+        return changed
 
     def check(self) -> None:
         """Raise one WeightsError with everything wrong about names and shapes, then about values."""
@@ -282,6 +258,8 @@ class _Fit:
             hint = ""
             if missing and all(k.startswith(f"{self.cfg.get('classifier')}.") for k in missing):
                 hint = "; it has no classifier: build the model with num_classes=0 or features_only=True"
+            if self.config.architecture not in (None, name):
+                hint += f"; config.json says that it is a {self.config.architecture}"
             raise WeightsError(f"{self.label} does not fit {name}: {'; '.join(problems)}{hint}")
         if any(self.own[k].is_meta for k in self.dropped):
             raise WeightsError(f"{self.label}: a meta model has no classifier to keep: use head='adopt'")
@@ -324,6 +302,8 @@ class _Fit:
             tensors = {k: v.to(current[k].dtype, copy=True) for k, v in tensors.items()}
             kept = {k: torch.zeros_like(v, device="cpu") if v.is_meta else v for k, v in kept.items()}
         self.model.load_state_dict({**kept, **tensors}, strict=True, assign=meta)
+        if self.preprocessing:
+            self.cfg.update(self.preprocessing)
 
 
 def adapt_input_channels(weight: Tensor, in_chans: int) -> Tensor:

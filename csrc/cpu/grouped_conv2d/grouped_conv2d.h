@@ -3,7 +3,6 @@
 
 #include <cstdint>
 
-#include "../activation.h"
 #include "../isa.h"
 
 namespace fb::grouped_conv2d {
@@ -19,7 +18,7 @@ struct Row {
   float* y;
   int64_t y_stride;
   int64_t pixels;
-  int64_t activation;  // none, relu or relu6
+  int64_t relu;
 };
 
 struct Kernels {
