@@ -34,7 +34,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-ROOMS = ("kernels", "engine", "backbones", "bench")
+ROOMS = ("kernels", "engine", "backbones", "training", "bench")
 EXTENSION = "fast_backbones.kernels._C"
 FACTS = "_build.json"  # written beside _C: what was built with which tools, or why it was not
 CUDA_LIBRARY = "_C_cuda.so"

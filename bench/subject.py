@@ -37,11 +37,11 @@ def make_input(model: nn.Module, batch: int, seed: int = 0) -> Tensor:
 def calibrate(model: nn.Module, x: Tensor, seed: int = 0) -> nn.Module:
     """Give an untrained model numbers as after training: activations neither grow nor vanish with depth.
 
-    Batch norms get the statistics of real activations, from one training-mode pass of the plain modules on x,
-    scales from 0.5 .. 1.5 and biases from a normal distribution of width 0.1. Untouched, the running statistics
-    are 0 and 1, which no trained network has. In a model without batch norm the weights of every layer are
-    scaled so that its output has unit variance on x (layer-sequential unit variance, arXiv 1511.06422).
-    Returns the model, in eval mode.
+    Batch norms get the statistics of real activations, from one training-mode pass of the plain modules on
+    x, scales from 0.5 .. 1.5 and biases from a normal distribution of width 0.1. Untouched, the running
+    statistics are 0 and 1, which no trained network has. In a model without batch norm the weights of every
+    layer are scaled so that its output has unit variance on x (layer-sequential unit variance, arXiv
+    1511.06422). Returns the model, in eval mode.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     draw = torch.Generator().manual_seed(seed)

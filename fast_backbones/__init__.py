@@ -6,11 +6,12 @@
         logits = model(image)                 # one fused call on the CPU
     print(fb.explain(model, image))           # each step: kernel, time, share of the machine's peak
 
-This package is a facade. The code lives in four rooms, each importable on its own:
+This package is a facade. The code lives in five rooms, each importable on its own:
 
     fast_backbones.kernels     fused operations on tensors
     fast_backbones.engine      a whole eval-mode network becomes one plan
     fast_backbones.backbones   the models, as plain PyTorch
+    fast_backbones.training    losses, optimiser, schedules and recipes of the papers
     fast_backbones.bench       measurements
 """
 
@@ -25,10 +26,20 @@ if not (_here / "kernels").is_dir():
 del _here, _Path
 
 
-from . import backbones, engine, kernels  # noqa: E402
+from . import backbones, engine, kernels, training  # noqa: E402
 from .backbones import *  # noqa: E402, F403
 from .backbones import __all__ as _models  # noqa: E402
 from .engine import explain  # noqa: E402
 from .kernels import backend, build_info  # noqa: E402
 
-__all__ = ["__version__", "backbones", "backend", "build_info", "engine", "explain", "kernels", *_models]
+__all__ = [
+    "__version__",
+    "backbones",
+    "backend",
+    "build_info",
+    "engine",
+    "explain",
+    "kernels",
+    "training",
+    *_models,
+]

@@ -13,7 +13,7 @@ import pytest
 import fast_backbones as fb
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("kernels", "engine", "backbones")
+ROOMS = ("kernels", "engine", "backbones", "training")
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 # Measured in modules, not in seconds: a busy machine cannot make this fail, and a failure names the culprit.

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, isas, needs_native
 from kernel_cases import CASES, KINDS, native_candidates, parameters, prepared
+from test_kernels_conv_epilogues import LAYERS
 
 from fast_backbones.kernels import _ext
 
@@ -52,8 +53,13 @@ MORE = [
 ]
 
 
+def line(kind: str, params: dict) -> str:
+    return " ".join([kind, *(f"{name}={value}" for name, value in params.items())])
+
+
 def lines():
     yield from MORE
+    yield from (line(one.kind, one.params(one.x[0])) for one in LAYERS if not one.option("nchw_in"))
     for case in CASES:
         if len(case.x) != 4 or case.x[0] == 0 or case.op == "global_avg_pool":
             continue
@@ -61,7 +67,7 @@ def lines():
         for backend in native_candidates(case.op):
             kind = KINDS.get(backend, case.op)
             if not _ext.native().refusal(kind, params):
-                yield " ".join([kind, *(f"{name}={value}" for name, value in params.items())])
+                yield line(kind, params)
 
 
 @needs_native

@@ -1,21 +1,22 @@
-"""Every registered model through the engine: exact, as accurate as PyTorch, nothing left to PyTorch's own steps.
+"""Every registered model through the engine: exact, as accurate as PyTorch, every step by a kernel.
 
-The quick tests take one variant of each family on small images; the slow ones take every name of the registry at
-its default size, at an odd size and with three images.
+The quick tests take one variant of each family on small images; the slow ones take every name of the
+registry at its default size, at an odd size and with three images.
 """
 
 import pytest
 import torch
+from fast_backbones.bench.subject import calibrate, input_size
 from helpers import assert_as_accurate, assert_bit_equal, assert_equal, needs_native
 from integer_nets import assert_exactly_representable, integer_image, integers_in
 
 import fast_backbones as fb
 from fast_backbones import engine
-from fast_backbones.bench.subject import calibrate, input_size
 
 pytestmark = needs_native
 
-# One variant of each family; an image small enough for a quick test, whose last map has 1, 2, 4 ... pixels (an exact mean).
+# One variant of each family; an image small enough for a quick test, whose last map has 1, 2, 4 ... pixels:
+# an exact mean.
 QUICK = {
     "resnet18": 64, "resnet50": 64, "resnext50_32x4d": 64, "resnext50_8x14d": 64,
 }  # fmt: skip

@@ -50,13 +50,15 @@ std::string activation_name(int64_t activation) {
 
 // What a kind can do besides its own arithmetic. Anything that is asked for and not listed is refused in words.
 struct Features {
-  int64_t last_activation = kNone;  // every activation up to this one
-  bool gate = false, act_from = false, pre = false, pre_activation = false;
+  int64_t last_activation = kNone, last_pre_activation = kNone;  // every activation up to this one
+  bool gate = false, act_from = false, pre = false;
 };
 
 Features features(const OpSpec& spec) {
-  if (spec.kind == "depthwise_conv2d") return {kRelu6, false, false, true, true};
-  if (is_convolution(spec)) return {kRelu};
+  if (spec.kind == "conv2d") return {kTanh, kTanh, true, true, true};
+  if (spec.kind == "linear") return {kTanh, kNone, false, true, false};
+  if (spec.kind == "depthwise_conv2d") return {kRelu6, kRelu6, false, false, true};
+  if (is_convolution(spec)) return {kRelu6};
   return {};
 }
 
@@ -66,7 +68,9 @@ std::string check_features(const OpSpec& spec) {
   if (spec.act_from != 0 && !can.act_from) return "applies its activation to all channels or to none";
   if (spec.gated != 0 && !can.gate) return "has no gate";
   if (spec.pre != 0 && !can.pre) return "does not scale and shift its input";
-  if (spec.pre_activation != kNone && !can.pre_activation) return "has no activation on its input";
+  if (spec.pre_activation != kNone && can.last_pre_activation == kNone) return "has no activation on its input";
+  if (spec.pre_activation < 0 || spec.pre_activation > can.last_pre_activation)
+    return "pre_activation " + activation_name(spec.pre_activation) + " is not one of " + spec.kind + "'s";
   return "";
 }
 
@@ -92,6 +96,7 @@ std::string check(const OpSpec& spec) {
     return "";
   }
   if (spec.kind == "linear" && (spec.h != 1 || spec.w != 1 || spec.r != 1 || spec.s != 1)) return "linear has no spatial sizes";
+  if (spec.kind == "conv2d" || spec.kind == "linear") return conv2d_refusal(spec);
   if (is_convolution(spec) || spec.kind == "global_avg_pool" || spec.kind == "to_nchw" || spec.kind == "to_nhwc") return "";
   return "unknown kind '" + spec.kind + "'";
 }

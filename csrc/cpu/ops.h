@@ -15,6 +15,7 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 void parallel_for(int64_t count, int64_t work, const std::function<void(int64_t)>& body);
 
 std::unique_ptr<Op> make_conv2d(const OpSpec& spec);
+std::string conv2d_refusal(const OpSpec& spec);
 int64_t conv2d_packed_floats(const OpSpec& spec);
 void conv2d_pack(const OpSpec& spec, const float* weight, float* out);
 

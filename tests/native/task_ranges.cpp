@@ -62,6 +62,9 @@ fb::OpSpec parse(const std::string& line) {
                                                   {"groups", &spec.groups},
                                                   {"activation", &spec.activation},
                                                   {"ceil_mode", &spec.ceil_mode},
+                                                  {"gated", &spec.gated},
+                                                  {"act_from", &spec.act_from},
+                                                  {"pre", &spec.pre},
                                                   {"pre_activation", &spec.pre_activation}};
   std::istringstream words(line);
   words >> spec.kind;
@@ -79,6 +82,7 @@ void check(const std::string& line) {
   const int64_t outputs = pooling ? spec.c : spec.k, y_pixels = spec.n * spec.p() * spec.q();
   const Floats x = random_floats(spec.n * spec.h * spec.w * spec.c, 1);
   const Floats residual = random_floats(y_pixels * outputs, 2);
+  const Floats gate = random_floats(spec.n * outputs, 4), scale = random_floats(spec.c, 5), shift = random_floats(spec.c, 6);
   Floats packed;
   if (!pooling) {
     packed.resize(static_cast<size_t>(fb::packed_floats(spec)));
@@ -89,6 +93,9 @@ void check(const std::string& line) {
     pointers.x = input.data();
     pointers.weight = pooling ? nullptr : packed.data();
     pointers.residual = pooling ? nullptr : added.data();
+    pointers.gate = spec.gated ? gate.data() : nullptr;
+    pointers.pre_scale = spec.pre ? scale.data() : nullptr;
+    pointers.pre_shift = spec.pre ? shift.data() : nullptr;
     pointers.y = y.data();
     pointers.shared = shared.data();
     Floats scratch(static_cast<size_t>(op->scratch_floats()) + 16, NAN);

@@ -12,5 +12,5 @@ namespace {
 void (*const tiles[])(const fb::conv2d::Tile&) = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
 }
 FB_END_TARGET
-const fb::conv2d::Kernels fb::conv2d::kAvx2 = {kPanel, 6, tiles};
+const fb::conv2d::Kernels fb::conv2d::kAvx2 = {kPanel, 6, tiles, activate_rows, change};
 #endif

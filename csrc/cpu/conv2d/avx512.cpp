@@ -13,5 +13,5 @@ void (*const tiles[])(const fb::conv2d::Tile&) = {nullptr,  tile<1>, tile<2>,  t
                                                   tile<8>, tile<9>, tile<10>, tile<11>, tile<12>, tile<13>, tile<14>};
 }
 FB_END_TARGET
-const fb::conv2d::Kernels fb::conv2d::kAvx512 = {kPanel, 14, tiles};
+const fb::conv2d::Kernels fb::conv2d::kAvx512 = {kPanel, 14, tiles, activate_rows, change};
 #endif

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../activation.h"
 #include "../isa.h"
 
 namespace fb::conv2d {
@@ -28,12 +29,13 @@ struct Tile {
   int64_t segment_count;
   const float* b;         // packed panel: [sum of segment lengths][panel]
   const float* bias;      // `columns` floats or null
+  const float* gate;      // `columns` floats or null
   const float* residual;  // row m at residual + m * residual_stride, or null
   int64_t residual_stride;
   float* y;               // row m at y + m * y_stride
   int64_t y_stride;
   int64_t columns;        // valid columns, 1..panel
-  int64_t relu;
+  int64_t activation;     // none, relu or relu6
   // Memory wanted soon, by the next tiles and tasks: one cache line of each is fetched into L2 per step of k.
   // (Half a line per step, spread over the whole task, was 3 % slower on resnext50, batch 1.)
   const float* next_b;
@@ -44,6 +46,10 @@ struct Kernels {
   int panel;                         // output channels per packed panel
   int max_rows;                      // tallest tile
   void (*const* tile)(const Tile&);  // tile[rows], rows 1..max_rows
+  // In place: `rows` rows of `columns` floats, `stride` floats apart.
+  void (*activate)(float* y, int64_t stride, int64_t rows, int64_t columns, int64_t activation);
+  // out = activation(x * scale + shift), pixels `step` floats apart in x, next to each other in out; scale and shift may be null. x may be out.
+  void (*change)(const float* x, int64_t step, int64_t pixels, int64_t channels, const float* scale, const float* shift, int64_t activation, float* out);
 };
 
 extern const Kernels kPortable, kAvx2, kAvx512;
@@ -59,13 +65,15 @@ struct Ahead {
   const float *input = nullptr, *input_end = nullptr;
 };
 
-// A row of pixels times a few panels of output channels. `tile` describes the first tile of the first panel.
+// A row of pixels times a few panels of output channels. `tile` describes the first tile of the first panel, but for its activation.
 struct Block {
   Tile tile;
   int64_t pixels;
   int64_t panels;
   int64_t channels;  // valid output channels from the first panel on; tile.columns is derived
   int64_t depth;     // products per output
+  int64_t activation;      // any
+  int64_t plain_channels;  // a multiple of the panel, 0 or less: so many channels, from the first panel on, get no activation
   Ahead ahead;       // moves on by what was fetched
 };
 

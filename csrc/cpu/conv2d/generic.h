@@ -1,6 +1,6 @@
 // One register tile: kRows output pixels x kVectors vectors of output channels.
 //
-//   y[m, :] = act( sum_k a[m, k] b[k, :] + bias + residual[m, :] )
+//   y[m, :] = act( (sum_k a[m, k] b[k, :] + bias) * gate + residual[m, :] )
 //
 //   for segment                    a run of k; the runs of one pixel: C floats (1x1), S*C floats per filter row (k x k)
 //     for k in segment             one row of b from the packed panel, kRows broadcasts, kRows * kVectors fma
@@ -10,6 +10,7 @@
 // Rows are addressed from every third row's pointer (x86 scales an index by 1 and 2): 14 rows need 5 pointers.
 #pragma once
 
+#include "../simd/activation.h"
 #include "conv2d.h"
 
 namespace {
@@ -73,7 +74,12 @@ FB_INLINE void store_columns(float* row, int j, int64_t columns, V v) {
   }
 }
 
-// Bias, residual, activation, store: one pass over the accumulators each, so that a tile decides once and not 28 times.
+FB_INLINE V vscaled(V x, V scale, V shift) {
+  vfma_into(shift, x, scale);
+  return shift;
+}
+
+// Bias, gate, residual, activation, store: one pass over the accumulators each, so that a tile decides once and not 28 times.
 template <bool kFull, int kRows>
 FB_INLINE void finish(const Tile& t, Accumulators<kRows>& acc) {
   const auto each = [&](const auto& body) __attribute__((always_inline)) {
@@ -88,13 +94,20 @@ FB_INLINE void finish(const Tile& t, Accumulators<kRows>& acc) {
     for (int j = 0; j < kVectors; ++j) bias[j] = load_columns<kFull>(t.bias, j, t.columns);
     each([&](int, int j, V& v) __attribute__((always_inline)) { v = vadd(v, bias[j]); });
   }
+  if (t.gate != nullptr) {
+    V gate[kVectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) gate[j] = load_columns<kFull>(t.gate, j, t.columns);
+    each([&](int, int j, V& v) __attribute__((always_inline)) { v = vmul(v, gate[j]); });
+  }
   if (t.residual != nullptr) {
     each([&](int m, int j, V& v) __attribute__((always_inline)) {
       v = vadd(v, load_columns<kFull>(t.residual + m * t.residual_stride, j, t.columns));
     });
   }
-  if (t.relu) {
+  if (t.activation != fb::kNone) {
     each([&](int, int, V& v) __attribute__((always_inline)) { v = vrelu(v); });
+    if (t.activation == fb::kRelu6) each([&](int, int, V& v) __attribute__((always_inline)) { v = vcap6(v); });
   }
   each([&](int m, int j, V& v) __attribute__((always_inline)) { store_columns<kFull>(t.y + m * t.y_stride, j, t.columns, v); });
 }
@@ -136,6 +149,32 @@ void tile(const Tile& t) {
     finish<true>(t, acc);
   } else {
     finish<false>(t, acc);
+  }
+}
+
+// out = activation(x * scale + shift), see Kernels::change.
+void change(const float* x, int64_t step, int64_t pixels, int64_t channels, const float* scale, const float* shift, int64_t activation, float* out) {
+  const auto each = [&](const auto& activate) __attribute__((always_inline)) {
+    for (int64_t i = 0; i < pixels; ++i, x += step, out += channels) {
+      int64_t c = 0;
+      for (; c + kLanes <= channels; c += kLanes) {
+        V v = vload(x + c);
+        if (scale != nullptr) v = vscaled(v, vload(scale + c), vload(shift + c));
+        activate(v);
+        vstore(out + c, v);
+      }
+      if (c == channels) continue;
+      const int left = static_cast<int>(channels - c);
+      V v = vload_tail(x + c, left);
+      if (scale != nullptr) v = vscaled(v, vload_tail(scale + c, left), vload_tail(shift + c, left));
+      activate(v);
+      vstore_tail(out + c, v, left);
+    }
+  };
+  if (activation == fb::kRelu) {
+    each([](V& v) __attribute__((always_inline)) { v = vrelu(v); });
+  } else {
+    each([&](V& v) __attribute__((always_inline)) { v = vactivate(v, activation); });
   }
 }
 

@@ -7,4 +7,4 @@ constexpr int kVectors = 2;
 namespace {
 void (*const tiles[])(const fb::conv2d::Tile&) = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>};
 }
-const fb::conv2d::Kernels fb::conv2d::kPortable = {kPanel, 4, tiles};
+const fb::conv2d::Kernels fb::conv2d::kPortable = {kPanel, 4, tiles, activate_rows, change};

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../activation.h"
 #include "../isa.h"
 
 namespace fb::depthwise_conv2d {
@@ -30,7 +31,7 @@ struct Row {
   int64_t first, pixels;
   int64_t channels;
   int64_t r, s, stride, dilation, pad;  // s, stride, dilation and pad of the columns; rows were chosen by the caller
-  int64_t pre_activation, activation;   // values of fb::Activation
+  int64_t pre_activation, activation;   // values of Activation
 };
 
 struct Kernels {

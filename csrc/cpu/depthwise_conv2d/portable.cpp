@@ -1,4 +1,6 @@
 #include "../simd/region.h"
+#include "depthwise_conv2d.h"
 #include "../simd/vec_portable.h"
+#include "../simd/activation.h"
 #include "generic.h"
 const fb::depthwise_conv2d::Kernels fb::depthwise_conv2d::kPortable = {row};

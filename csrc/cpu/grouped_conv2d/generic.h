@@ -16,6 +16,7 @@
 // Rows end with a full tile that overlaps the one before: the same values are computed twice, nothing is masked.
 #pragma once
 
+#include "../simd/activation.h"
 #include "grouped_conv2d.h"
 
 namespace {
@@ -60,6 +61,7 @@ FB_INLINE void pixels(const Row& row, int64_t q0, int vector) {
 #pragma GCC unroll 1
     for (int c = 0; c < kGroup; ++c) channel(c);
   }
+  const int64_t activation = row.activation;
 #pragma GCC unroll 2
   for (int i = 0; i < kVectors; ++i) {
     const int64_t offset = (vector + i) * kLanes;
@@ -68,7 +70,7 @@ FB_INLINE void pixels(const Row& row, int64_t q0, int vector) {
     for (int q = 0; q < kPixels; ++q) {
       V v = vadd(vtranspose<kLanes / kUnit>(acc[i][q]), bias);
       if (row.residual != nullptr) v = vadd(v, vload(row.residual + (q0 + q) * row.residual_stride + offset));
-      if (row.relu) v = vrelu(v);
+      v = vclip(v, activation);
       vstore(row.y + (q0 + q) * row.y_stride + offset, v);
     }
   }

@@ -63,7 +63,7 @@ class GroupedConv2d final : public Op {
     row.residual_stride = spec_.ldr;
     row.y_stride = spec_.ldy;
     row.pixels = q_;
-    row.relu = spec_.activation == 1;
+    row.activation = spec_.activation;
     const int64_t end = (part + 1) * channel_blocks_ / channel_split_;
     for (int64_t b = part * channel_blocks_ / channel_split_; b < end; ++b) {
       copy_rows(x.x + b * block_, image, first_row * spec_.stride_h - 1, input_rows(rows), b + 1 < end, scratch);

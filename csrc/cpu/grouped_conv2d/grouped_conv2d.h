@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../activation.h"
 #include "../isa.h"
 
 namespace fb::grouped_conv2d {
@@ -18,7 +19,7 @@ struct Row {
   float* y;
   int64_t y_stride;
   int64_t pixels;
-  int64_t relu;
+  int64_t activation;  // none, relu or relu6
 };
 
 struct Kernels {

@@ -1,5 +1,4 @@
-// Activations on vectors and on rows. Included after a vector header, inside its target region; the file includes "../activation.h"
-// before the region starts.
+// Activations on vectors and on rows. Included after a vector header, inside its target region.
 //
 //   exp(x)     = 2^n (1 + r + r^2 q(r)),  n = round(x / ln 2),  r = x - n ln 2,  q of degree 4: 2^-28 from exp
 //   sigmoid(x) = 1 / (1 + e) where x >= 0, else e / (1 + e),  e = exp(-|x|): no overflow, sigmoid(0) = 0.5; the rounding of 1 + e
@@ -10,6 +9,8 @@
 // units in the last place, subnormal results included (portable: sigmoid 2.4, its correction is itself rounded); NaN stays NaN. The
 // coefficients are minimax fits by Remez exchange.
 #pragma once
+
+#include "../activation.h"
 
 namespace {
 
@@ -76,9 +77,16 @@ FB_INLINE V vtanh(V x) {
 }
 
 // min(max(0, x), 6); NaN and -0.0 stay.
-FB_INLINE V vrelu6(V x) {
-  const V v = vrelu(x), six = vbroadcast(6.0f);
-  return v > six ? six : v;
+FB_INLINE V vcap6(V x) { return x > vbroadcast(6.0f) ? vbroadcast(6.0f) : x; }
+FB_INLINE V vrelu6(V x) { return vcap6(vrelu(x)); }
+
+// One of none, relu, relu6: what an inner loop can afford.
+FB_INLINE V vclip(V v, int64_t activation) {
+  if (activation != fb::kNone) {
+    v = vrelu(v);
+    if (activation == fb::kRelu6) v = vcap6(v);
+  }
+  return v;
 }
 
 FB_INLINE V vactivate(V v, int64_t activation) {

@@ -23,7 +23,6 @@ FB_INLINE V vmul(V a, V b) { return _mm256_mul_ps(a, b); }
 FB_INLINE V vdiv(V a, V b) { return _mm256_div_ps(a, b); }
 FB_INLINE V vsqrt(V x) { return _mm256_sqrt_ps(x); }
 FB_INLINE V vrelu(V x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
-FB_INLINE V vrelu6(V x) { return _mm256_min_ps(_mm256_set1_ps(6.0f), vrelu(x)); }
 FB_INLINE V vmax_nan(V acc, V x) {
   return _mm256_blendv_ps(_mm256_max_ps(x, acc), x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
 }

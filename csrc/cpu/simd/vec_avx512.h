@@ -29,8 +29,6 @@ FB_INLINE V vdiv(V a, V b) { return _mm512_div_ps(a, b); }
 FB_INLINE V vsqrt(V x) { return _mm512_sqrt_ps(x); }
 // max(0, x) that keeps NaN and -0.0, as torch.relu does: the second operand wins when unordered or equal.
 FB_INLINE V vrelu(V x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }
-// min(6, max(0, x)) that keeps NaN.
-FB_INLINE V vrelu6(V x) { return _mm512_min_ps(_mm512_set1_ps(6.0f), vrelu(x)); }
 // Running maximum as torch.max_pool2d does: a NaN stays, of two equal values (+0, -0) the first stays.
 FB_INLINE V vmax_nan(V acc, V x) {
   const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);

@@ -22,10 +22,6 @@ FB_INLINE V vsqrt(V x) {
   return x;
 }
 FB_INLINE V vrelu(V x) { return x < vzero() ? vzero() : x; }
-FB_INLINE V vrelu6(V x) {
-  const V most = vbroadcast(6.0f), least = vrelu(x);
-  return least > most ? most : least;
-}
 FB_INLINE V vmax_nan(V acc, V x) { return (x > acc) | (x != x) ? x : acc; }
 FB_INLINE V vload_tail(const float* p, int count) {
   V v = vzero();

@@ -6,6 +6,7 @@
 //        0  1  0 -1
 #pragma once
 
+#include "../simd/activation.h"
 #include "winograd_conv2d.h"
 
 namespace {
@@ -52,6 +53,7 @@ void input_transform(const InputTile& tile) {
 }
 
 void output_transform(const OutputTile& tile) {
+  const int64_t activation = tile.activation;
   for (int64_t j = 0; j < tile.columns; j += kLanes) {
     const int count = static_cast<int>(tile.columns - j < kLanes ? tile.columns - j : kLanes);
     V t[8], out[4];
@@ -75,7 +77,7 @@ void output_transform(const OutputTile& tile) {
       if (tile.y[i] == nullptr) continue;
       V v = vadd(out[i], bias);
       if (tile.residual[i] != nullptr) v = vadd(v, full ? vload(tile.residual[i] + j) : vload_tail(tile.residual[i] + j, count));
-      if (tile.relu) v = vrelu(v);
+      v = vclip(v, activation);
       if (full) {
         vstore(tile.y[i] + j, v);
       } else {

@@ -216,7 +216,7 @@ class WinogradConv2d final : public Op {
     tile.m_stride = m_stride;
     tile.bias = x.bias != nullptr ? x.bias + channel : nullptr;
     tile.columns = std::min<int64_t>(kernels_.panel, spec_.k - channel);
-    tile.relu = spec_.activation == 1;
+    tile.activation = spec_.activation;
     int64_t tile_row = begin / tile_columns_, tile_column = begin % tile_columns_;
     for (int64_t t = begin; t < end; ++t) {
       const int64_t p0 = tile_row % tile_rows_ * 2, q0 = tile_column * 2;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../activation.h"
 #include "../isa.h"
 
 namespace fb::winograd_conv2d {
@@ -23,7 +24,7 @@ struct OutputTile {
   const float* residual[4];  // of the 2 x 2 output pixels; null where there is none
   float* y[4];               // null where the pixel lies outside the image
   int64_t columns;
-  int64_t relu;
+  int64_t activation;  // none, relu or relu6
 };
 
 struct Transforms {

@@ -1,0 +1,460 @@
+"""What convolutions do around their products: gates, activations, scaled and activated inputs.
+
+The torch-free interface offers more than the public ops ask of it; a plan uses all of it. Run as a program,
+
+    python tests/test_kernels_conv_epilogues.py OUT.pt
+
+it checks every layer exactly and saves results of real data; the tests start it once per instruction set.
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import (
+    assert_as_accurate,
+    assert_bit_equal,
+    assert_equal,
+    integers,
+    isas,
+    needs_native,
+    reals,
+    run_python,
+    threads,
+)
+from helpers import one_thread as one_thread
+
+from fast_backbones.kernels import _ext
+
+MARK = 12345.0  # what the memory around y holds
+ACTIVATIONS = {
+    0: lambda t: t,
+    1: F.relu,
+    2: F.relu6,
+    3: torch.sigmoid,
+    4: torch.tanh,
+}
+NONE, RELU, RELU6, SIGMOID, TANH = ACTIVATIONS
+
+
+def _pair(value) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of the torch-free interface: sizes, and which of its operands there are."""
+
+    why: str
+    x: tuple[int, int, int, int]  # n, c, h, w
+    filters: int
+    kernel: int | tuple[int, int] = 1
+    stride: int | tuple[int, int] = 1
+    padding: int | tuple[int, int] = 0
+    dilation: int = 1
+    groups: int = 1
+    kind: str = "conv2d"
+    bias: bool = True
+    residual: bool = False
+    options: dict = field(default_factory=dict)  # gated, activation, act_from, pre, pre_activation, nchw_in
+
+    def option(self, name: str) -> int:
+        return self.options.get(name, 0)
+
+    def params(self, n: int) -> dict:
+        _, c, h, w = self.x
+        names = {"r": _pair(self.kernel)[0], "s": _pair(self.kernel)[1], "groups": self.groups}
+        pairs = {"stride": self.stride, "pad": self.padding, "dilation": self.dilation}
+        for name, value in pairs.items():
+            names |= {f"{name}_h": _pair(value)[0], f"{name}_w": _pair(value)[1]}
+        return {"n": n, "c": c, "h": h, "w": w, "k": self.filters} | names | self.options
+
+    def inputs(self, data: str = "integers", seed: int = 0) -> dict:
+        def make(shape, offset, limit=4, multiple=1):
+            if data == "integers":
+                return integers(shape, 20 * seed + offset, limit=limit, multiple=multiple)
+            return reals(shape, 20 * seed + offset, positive=data == "positive")
+
+        n, c, _, _ = self.x
+        shape = (self.filters, c // self.groups, *_pair(self.kernel))
+        tensors = {"x": make(self.x, 0), "weight": make(shape, 1, limit=2, multiple=4)}
+        if data != "integers":
+            tensors["weight"] = tensors["weight"] / (tensors["weight"][0].numel() ** 0.5)
+        if self.bias:
+            tensors["bias"] = make((self.filters,), 2, limit=64)
+        if self.option("gated"):
+            tensors["gate"] = make((n, self.filters), 3, limit=3)
+        if self.option("pre"):
+            tensors["pre_scale"] = make((c,), 4, limit=2)
+            tensors["pre_shift"] = make((c,), 5, limit=3)
+        if self.residual:
+            tensors["residual"] = make(self.exact(tensors).shape, 6, limit=64)
+        return tensors
+
+    def reference(self, tensors: dict) -> torch.Tensor:
+        """The formula of csrc/cpu/op.h in plain PyTorch, in the precision of the tensors."""
+        x = tensors["x"]
+        if self.option("pre"):
+            x = x * tensors["pre_scale"][:, None, None] + tensors["pre_shift"][:, None, None]
+        x = ACTIVATIONS[self.option("pre_activation")](x)
+        y = F.conv2d(
+            x,
+            tensors["weight"],
+            tensors.get("bias"),
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+        )
+        if "gate" in tensors:
+            y = y * tensors["gate"][:, :, None, None]
+        if "residual" in tensors:
+            y = y + tensors["residual"]
+        first = self.option("act_from")
+        return torch.cat([y[:, :first], ACTIVATIONS[self.option("activation")](y[:, first:])], 1)
+
+    def exact(self, tensors: dict) -> torch.Tensor:
+        return self.reference({name: t.double() for name, t in tensors.items()})
+
+    def is_exact(self) -> bool:
+        return max(self.option("activation"), self.option("pre_activation")) <= RELU6
+
+    def run(self, tensors: dict, count: int = 1, wide: bool = False) -> torch.Tensor:
+        """The native result; `wide` puts x, residual, gate and y into slices of wider memory."""
+        module = _ext.native()
+        n = tensors["x"].shape[0]
+        params = self.params(n)
+        y = Place(self.exact(tensors), wide, MARK)
+        sources = {"x": Place(tensors["x"], wide and not self.option("nchw_in"), float("nan"))}
+        params |= {"ldy": y.ld}
+        if self.option("nchw_in"):
+            sources["x"].address = tensors["x"].contiguous().data_ptr()
+        else:
+            params |= {"ldx": sources["x"].ld}
+        if self.residual:
+            sources["residual"] = Place(tensors["residual"], wide, float("nan"))
+            params |= {"ldr": sources["residual"].ld}
+        if "gate" in tensors:
+            sources["gate"] = Place(tensors["gate"][:, :, None, None], wide, float("nan"))
+            params |= {"ldg": sources["gate"].ld}
+        packed = torch.full((module.packed_floats(self.kind, params),), float("nan"))
+        weight = tensors["weight"].contiguous()
+        module.pack_weight(self.kind, params, weight.data_ptr(), packed.data_ptr())
+        pointers = {name: place.address for name, place in sources.items()}
+        pointers |= {"weight": packed.data_ptr(), "y": y.address}
+        for name in ("bias", "pre_scale", "pre_shift"):
+            if name in tensors:
+                pointers[name] = tensors[name].data_ptr()
+        with threads(count):
+            module.run_op(self.kind, params, pointers, threads=count)
+        assert (y.rest() == MARK).all(), "wrote beside its output"
+        return y.values.contiguous()
+
+
+class Place:
+    """An NHWC map of the sizes of a tensor, dense or as a slice of wider pixels."""
+
+    def __init__(self, tensor: torch.Tensor, wide: bool, fill: float):
+        n, c, h, w = tensor.shape
+        before, after = (3, 6) if wide else (0, 0)
+        self.ld = before + c + after
+        spare = 64
+        self.memory = torch.full((n * h * w * self.ld + 2 * spare,), fill)
+        inner = self.memory[spare : spare + n * h * w * self.ld].view(n, h, w, self.ld)
+        self.values = inner[..., before : before + c].permute(0, 3, 1, 2)
+        self.address = self.values.data_ptr()
+        if fill != MARK:
+            self.values.copy_(tensor)
+
+    def rest(self) -> torch.Tensor:
+        mask = torch.ones_like(self.memory, dtype=torch.bool)
+        mask.as_strided(self.values.shape, self.values.stride(), self.values.storage_offset()).fill_(False)
+        return self.memory[mask]
+
+
+def layer(why, x, filters, kernel=1, *, residual=False, bias=True, **rest) -> Layer:
+    geometry = {k: rest.pop(k) for k in ("stride", "padding", "dilation", "groups", "kind") if k in rest}
+    return Layer(why, x, filters, kernel, residual=residual, bias=bias, options=rest, **geometry)
+
+
+LAYERS = [
+    layer("relu6 of a 1x1", (2, 37, 5, 7), 53, activation=RELU6),
+    layer("relu6 of a 3x3, residual", (1, 24, 9, 8), 40, 3, padding=1, residual=True, activation=RELU6),
+    layer("relu6 of winograd", (2, 19, 7, 9), 37, 3, padding=1, kind="winograd_conv2d", activation=RELU6),
+    layer(
+        "relu6 of grouped rows",
+        (1, 32, 6, 9),
+        32,
+        3,
+        padding=1,
+        groups=8,
+        kind="grouped_conv2d",
+        activation=RELU6,
+    ),
+    layer("relu6 of linear", (5, 70, 1, 1), 33, kind="linear", activation=RELU6),
+    layer("sigmoid of a 1x1", (2, 40, 5, 7), 53, activation=SIGMOID),
+    layer("sigmoid of linear: a gate", (3, 64, 1, 1), 256, kind="linear", activation=SIGMOID),
+    layer("tanh of a 5x5", (2, 6, 10, 9), 16, 5, activation=TANH),
+    layer("tanh of linear, residual", (3, 84, 1, 1), 45, kind="linear", residual=True, activation=TANH),
+    layer("sigmoid in two phases", (1, 350, 5, 6), 64, 3, stride=2, padding=1, activation=SIGMOID),
+    layer("gate", (3, 24, 5, 7), 40, gated=1),
+    layer(
+        "gate, residual, relu: a squeeze-excite tail",
+        (2, 64, 7, 7),
+        256,
+        residual=True,
+        gated=1,
+        activation=RELU,
+    ),
+    layer("gate without bias", (2, 16, 4, 5), 33, bias=False, gated=1, activation=RELU6),
+    layer("gates of many small images in one block", (9, 32, 2, 3), 48, gated=1, residual=True),
+    layer("gate with large weights", (2, 512, 7, 7), 456, gated=1, residual=True, activation=RELU),
+    layer("gate of a 3x3", (2, 17, 6, 5), 35, 3, padding=1, gated=1, activation=RELU),
+    layer("gate of a strided 1x1", (3, 40, 7, 5), 24, stride=2, gated=1),
+    layer("gate of groups in two phases", (3, 24, 7, 6), 36, 3, padding=1, groups=3, gated=1, residual=True),
+    layer("gate and sigmoid", (2, 24, 5, 7), 40, gated=1, activation=SIGMOID),
+    layer("activation from channel 32 on", (2, 40, 5, 7), 100, act_from=32, activation=RELU),
+    layer(
+        "activation from channel 64 on, relu6, residual",
+        (1, 16, 6, 6),
+        70,
+        residual=True,
+        act_from=64,
+        activation=RELU6,
+    ),
+    layer("activation beyond the last channel", (1, 16, 6, 6), 50, act_from=64, activation=RELU),
+    layer("sigmoid from channel 32 on", (1, 16, 6, 6), 70, act_from=32, activation=SIGMOID),
+    layer(
+        "activation from a channel of large weights on", (1, 512, 14, 14), 416, act_from=288, activation=RELU
+    ),
+    layer("activation from a channel on, 3x3", (1, 20, 6, 6), 64, 3, padding=1, act_from=32, activation=RELU),
+    layer("relu on the input of a 1x1", (2, 37, 5, 7), 33, pre_activation=RELU),
+    layer("scaled input of a 1x1", (2, 37, 5, 7), 33, pre=1),
+    layer(
+        "batch norm and relu on the input: DenseNet",
+        (2, 100, 7, 6),
+        128,
+        pre=1,
+        pre_activation=RELU,
+        activation=RELU,
+    ),
+    layer(
+        "DenseNet with weights larger than the cache",
+        (2, 1000, 5, 4),
+        128,
+        pre=1,
+        pre_activation=RELU,
+        activation=RELU,
+    ),
+    layer("DenseNet transition", (1, 96, 14, 14), 48, pre=1, pre_activation=RELU),
+    layer(
+        "scaled input of a 3x3: padding stays zero",
+        (2, 18, 6, 5),
+        20,
+        3,
+        padding=1,
+        pre=1,
+        pre_activation=RELU,
+    ),
+    layer(
+        "scaled input in two phases", (2, 350, 5, 6), 64, 3, stride=2, padding=1, pre=1, pre_activation=RELU
+    ),
+    layer("scaled input of groups", (2, 24, 5, 6), 36, 3, padding=1, groups=3, pre=1, pre_activation=RELU),
+    layer("scaled input of 1x1 groups", (2, 24, 5, 6), 36, groups=3, pre=1, pre_activation=RELU6),
+    layer("scaled input of a strided 1x1", (2, 40, 7, 5), 24, stride=2, pre=1, pre_activation=RELU),
+    layer("scaled planar input", (2, 3, 17, 15), 24, 3, stride=2, padding=1, pre=1, nchw_in=1),
+    layer("scaled planar input of a 1x1", (2, 2, 7, 5), 24, stride=2, pre=1, nchw_in=1, pre_activation=RELU),
+    layer("sigmoid on the input", (1, 20, 6, 6), 24, pre_activation=SIGMOID),
+    layer(
+        "everything at once",
+        (2, 33, 6, 5),
+        70,
+        3,
+        padding=(1, 0),
+        stride=(1, 2),
+        residual=True,
+        gated=1,
+        pre=1,
+        pre_activation=RELU6,
+        act_from=32,
+        activation=RELU,
+    ),
+    # Geometry of the networks that Winograd and the grouped rows decline.
+    layer("1x7", (2, 24, 9, 8), 40, (1, 7), padding=(0, 3), activation=RELU),
+    layer("7x1", (2, 24, 9, 8), 40, (7, 1), padding=(3, 0), activation=RELU),
+    layer("1x3", (1, 48, 5, 8), 33, (1, 3), padding=(0, 1), activation=RELU),
+    layer("3x1", (1, 48, 8, 5), 33, (3, 1), padding=(1, 0), activation=RELU),
+    layer("7x1 on fewer rows than taps", (1, 16, 2, 5), 33, (7, 1), padding=(3, 0)),
+    layer("11x11 of stride 4", (1, 3, 35, 39), 64, 11, stride=4, padding=2, activation=RELU, nchw_in=1),
+    layer("5x5 in two groups", (2, 32, 7, 9), 64, 5, padding=2, groups=2, activation=RELU),
+    layer("groups of 14", (1, 56, 7, 7), 56, 3, padding=1, groups=4, activation=RELU),
+    layer("groups of 24, stride 2", (2, 96, 7, 7), 96, 3, stride=2, padding=1, groups=4, activation=RELU),
+    layer("groups of 40", (1, 120, 6, 5), 120, 3, padding=1, groups=3),
+    layer("groups of 48", (1, 96, 6, 5), 96, 3, padding=1, groups=2),
+    layer("groups of 64", (1, 128, 5, 6), 128, 3, padding=1, groups=2, activation=RELU),
+    layer("groups of 96, stride 2", (1, 192, 5, 6), 192, 3, stride=2, padding=1, groups=2),
+    layer("groups of 192", (1, 384, 5, 6), 384, 3, padding=1, groups=2),
+    layer("grey planar image", (2, 1, 12, 11), 6, 5, padding=2, activation=TANH, nchw_in=1),
+    layer("grey planar image without padding", (1, 1, 12, 11), 6, 5, nchw_in=1),
+    layer("image smaller than the kernel", (2, 16, 2, 1), 20, 5, padding=2),
+    layer("kernel as large as the padded image", (1, 16, 3, 4), 20, (5, 6), padding=1),
+    layer("3x3 of stride 2 without padding", (1, 32, 11, 9), 40, 3, stride=2, activation=RELU),
+]
+EXACT = [one for one in LAYERS if one.is_exact()]
+
+
+def by_why(one: Layer) -> str:
+    return one.why
+
+
+@needs_native
+@pytest.mark.parametrize("one", EXACT, ids=by_why)
+def test_integer_data_is_exact(one):
+    tensors = one.inputs()
+    expected = one.exact(tensors).float()
+    assert_equal(one.run(tensors), expected)
+    assert_equal(one.run(tensors, wide=True), expected, "slices of wider maps")
+
+
+@needs_native
+@pytest.mark.parametrize("data", ["reals", "positive"])
+@pytest.mark.parametrize("one", LAYERS, ids=by_why)
+def test_at_most_twice_pytorchs_error(one, data):
+    runs = [one.inputs(data, seed) for seed in range(4)]
+    fast, plain, exact = (
+        torch.cat([f(tensors).flatten() for tensors in runs]) for f in (one.run, one.reference, one.exact)
+    )
+    assert_as_accurate(fast, plain, exact)
+
+
+@needs_native
+@pytest.mark.parametrize("one", LAYERS, ids=by_why)
+def test_bits_depend_on_neither_threads_nor_batch_nor_strides(one):
+    tensors = one.inputs("reals")
+    first = one.run(tensors)
+    assert_bit_equal(one.run(tensors, count=3), first, "3 threads")
+    assert_bit_equal(one.run(tensors, count=2, wide=True), first, "slices of wider maps")
+    batched = ("x", "gate", "residual")
+    many = {
+        name: t.repeat(3, *(1 for _ in t.shape[1:])) if name in batched else t for name, t in tensors.items()
+    }
+    assert_bit_equal(one.run(many, count=2), first.repeat(3, 1, 1, 1), "a batch three times as large")
+    for image in range(one.x[0]):
+        alone = {name: t[image : image + 1] if name in batched else t for name, t in tensors.items()}
+        assert_bit_equal(one.run(alone), first[image : image + 1], f"image {image} alone")
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["conv2d", "linear"])
+def test_sigmoid_and_tanh_are_as_good_as_float32_allows(kind):
+    """At most 2 units in the last place, on 200 000 values; sigmoid(0) is one half exactly."""
+    x = torch.cat([reals((99_999,), 1) * 4, reals((99_999,), 2) * 0.3, torch.tensor([0.0, 104.0])])
+    x = x.reshape(-1, 1, 1, 1)
+    for activation in (SIGMOID, TANH):
+        one = layer("identity", tuple(x.shape), 1, kind=kind, bias=False, activation=activation)
+        y = one.run({"x": x, "weight": torch.ones(1, 1, 1, 1)}).flatten()
+        exact = ACTIVATIONS[activation](x.double().flatten())
+        unit = torch.exp2(torch.frexp(exact.abs().clamp(min=2.0**-126)).exponent.double() - 24)
+        assert ((y - exact).abs() / unit).max() <= 2
+        assert y[-2] == (0.5 if activation == SIGMOID else 0.0)
+        assert y[-1] == 1.0
+
+
+@needs_native
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_and_infinity_pass_as_in_pytorch(activation):
+    x = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 0.5]).reshape(1, 1, 1, 6)
+    identity = {"x": x, "weight": torch.ones(33, 1, 1, 1)}
+    after = layer("after", tuple(x.shape), 33, bias=False, activation=activation)
+    before = layer("before", tuple(x.shape), 33, bias=False, pre_activation=activation)
+    expected = ACTIVATIONS[activation](x).repeat(1, 33, 1, 1)
+    for one in (after, before):
+        actual = one.run(identity)
+        if activation <= RELU6:
+            assert_equal(actual, expected, one.why)
+        else:
+            assert torch.allclose(actual, expected, rtol=1e-6, atol=0, equal_nan=True), one.why
+
+
+REFUSED = [
+    (layer("", (4, 40, 1, 1), 70, kind="linear", gated=1), "no gate"),
+    (layer("", (1, 16, 4, 4), 16, activation=5), "activation number 5"),
+    (layer("", (1, 16, 4, 4), 16, activation=-1), "activation number -1"),
+    (layer("", (1, 16, 4, 4), 16, pre_activation=7), "pre_activation number 7"),
+    (layer("", (1, 16, 4, 4), 64, act_from=24, activation=1), "act_from is 24"),
+    (layer("", (1, 64, 4, 4), 64, groups=2, act_from=32, activation=1), "act_from with 2 groups"),
+    (layer("", (1, 16, 4, 4), 16, 3, padding=1, kind="winograd_conv2d", activation=3), "sigmoid"),
+    (layer("", (1, 16, 4, 4), 16, 3, padding=1, kind="winograd_conv2d", gated=1), "no gate"),
+    (layer("", (1, 16, 4, 4), 16, 3, padding=1, kind="winograd_conv2d", pre=1), "scale"),
+    (layer("", (1, 16, 4, 4), 16, 3, padding=1, kind="winograd_conv2d", pre_activation=1), "input"),
+    (
+        layer("", (1, 64, 4, 4), 64, 3, padding=1, kind="winograd_conv2d", act_from=32, activation=1),
+        "all channels",
+    ),
+    (layer("", (1, 32, 4, 4), 32, 3, padding=1, groups=4, kind="grouped_conv2d", activation=4), "tanh"),
+    (layer("", (1, 32, 4, 4), 32, 3, padding=1, groups=4, kind="grouped_conv2d", gated=1), "no gate"),
+]
+
+
+@needs_native
+@pytest.mark.parametrize("one, words", REFUSED, ids=[f"{one.kind}: {words}" for one, words in REFUSED])
+def test_refusals_say_why(one, words):
+    assert words in _ext.native().refusal(one.kind, one.params(1))
+
+
+@needs_native
+def test_layers_of_the_table_are_accepted_and_reach_every_form():
+    forms = set()
+    for one in LAYERS:
+        params = one.params(one.x[0])
+        assert _ext.native().refusal(one.kind, params) == "", one.why
+        forms |= {word for word in detail(one, params).split() if word in ("copied", "strided", "direct")}
+        forms.add("two phases" if "+" in detail(one, params) else "one phase")
+    assert forms == {"copied", "strided", "direct", "two phases", "one phase"}
+
+
+def detail(one: Layer, params: dict) -> str:
+    module = _ext.native()
+    tensors = one.inputs()
+    y = torch.zeros(one.exact(tensors).numel() + 16)
+    packed = torch.zeros(module.packed_floats(one.kind, params))
+    places = {name: (-1, t.data_ptr()) for name, t in tensors.items()}
+    places |= {"weight": (-1, packed.data_ptr()), "y": (-1, y.data_ptr())}
+    plan = module.Plan()
+    plan.add(one.kind, params, places, deps=[], name=one.why)
+    plan.finish()
+    (step,) = plan.profile(0, [], repeats=1, threads=1)
+    return step["detail"]
+
+
+# ---- every instruction set ----
+
+
+def main(path: str) -> None:
+    results = {}
+    for one in LAYERS:
+        if one.is_exact():
+            tensors = one.inputs()
+            assert_equal(one.run(tensors), one.exact(tensors).float(), one.why)
+        results[one.why] = one.run(one.inputs("reals"))
+    torch.save({"isa": _ext.native().isa(), "results": results}, path)
+
+
+@needs_native
+def test_every_instruction_set_is_exact_and_avx2_equals_avx512(tmp_path):
+    saved = {}
+    for isa in isas():
+        path = tmp_path / f"{isa}.pt"
+        run_python(__file__, str(path), FB_MAX_ISA=isa, FB_POISON="1")
+        saved[isa] = torch.load(path)
+        assert saved[isa]["isa"] == isa
+    if not {"avx2", "avx512"} <= set(saved):
+        pytest.skip(f"this machine runs {', '.join(saved)}")
+    for why, result in saved["avx512"]["results"].items():
+        assert_bit_equal(result, saved["avx2"]["results"][why], why)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
