@@ -9,6 +9,19 @@ from ._base import Backbone, FeatureInfo
 from ._download import WeightsError, WeightsNotFoundError
 from ._registry import ModelInfo, create_model, list_families, list_models, model_info, register_model
 from ._weights import WeightsReport, load_weights
+from .alexnet import AlexNet, AlexNet2012, alexnet, alexnet_2012, caffe_alexnet
+from .densenet import DenseNet, densenet, densenet121, densenet161, densenet169, densenet201, densenet264
+from .lenet import LeNet5, lenet5, lenet5_1998
+from .mobilenet import (
+    MobileNetV1,
+    mobilenet_v1,
+    mobilenetv1,
+    mobilenetv1_025,
+    mobilenetv1_050,
+    mobilenetv1_075,
+    mobilenetv1_100,
+    se_mobilenetv1_100,
+)
 from .resnet import (
     ResNet,
     resnet18,
@@ -32,20 +45,47 @@ from .resnet import (
     resnext101_64x4d,
 )
 from .transforms import Preprocessing, preprocessing_for, transforms_for
+from .vgg import VGG, vgg11, vgg11_bn, vgg11_lrn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg16_c, vgg19, vgg19_bn
+from .xception import Xception, legacy_xception, xception
 
 __all__ = [
+    "AlexNet",
+    "AlexNet2012",
     "Backbone",
+    "DenseNet",
     "FeatureInfo",
+    "LeNet5",
+    "MobileNetV1",
     "ModelInfo",
     "Preprocessing",
     "ResNet",
+    "VGG",
     "WeightsError",
     "WeightsNotFoundError",
     "WeightsReport",
+    "Xception",
+    "alexnet",
+    "alexnet_2012",
+    "caffe_alexnet",
     "create_model",
+    "densenet",
+    "densenet121",
+    "densenet161",
+    "densenet169",
+    "densenet201",
+    "densenet264",
+    "legacy_xception",
+    "lenet5",
+    "lenet5_1998",
     "list_families",
     "list_models",
     "load_weights",
+    "mobilenet_v1",
+    "mobilenetv1",
+    "mobilenetv1_025",
+    "mobilenetv1_050",
+    "mobilenetv1_075",
+    "mobilenetv1_100",
     "model_info",
     "preprocessing_for",
     "register_model",
@@ -68,5 +108,17 @@ __all__ = [
     "resnext101_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "se_mobilenetv1_100",
     "transforms_for",
+    "vgg11",
+    "vgg11_bn",
+    "vgg11_lrn",
+    "vgg13",
+    "vgg13_bn",
+    "vgg16",
+    "vgg16_bn",
+    "vgg16_c",
+    "vgg19",
+    "vgg19_bn",
+    "xception",
 ]

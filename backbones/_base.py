@@ -83,7 +83,8 @@ class Backbone(nn.Module):
     A family with auxiliary classifiers sets `aux_logits`, fills `auxiliary_classifiers` (name of the last
     linear layer of each head -> its input features) and writes `forward_auxiliary(x)`, which gives the named
     tuple that such a network returns in `train()`. In `eval()`, and in TorchScript, it returns the logits
-    alone. `leave_out` names parts of the architecture that this model was built without.
+    alone. `leave_out` names parts of the architecture that this model was built without. A family whose last
+    layer is not linear overrides `new_classifier`.
 
     Args:
         num_classes: outputs of the classifier; 0 leaves it out and the model returns the pooled features.
@@ -128,9 +129,14 @@ class Backbone(nn.Module):
         self.auxiliary_classifiers: dict[str, int] = {}
 
     def finish(self, taps: Sequence[dict[str, Any]], default_cfg: dict[str, Any]) -> None:
-        """For families, once the modules exist: set taps and preprocessing facts, remove unused stages."""
+        """For families, once the modules exist: set taps and preprocessing facts, remove unused stages.
+
+        What is registered behind the module of the last tap is unused, or behind its "prune_after" where the
+        tap is the activation that the next stage starts with.
+        """
         indices = _tap_indices(self.__dict__.pop("_requested_taps"), len(taps))
-        self.feature_info = FeatureInfo(taps, indices)
+        public = ({k: v for k, v in tap.items() if k != "prune_after"} for tap in taps)
+        self.feature_info = FeatureInfo(public, indices)
         self.out_indices = indices
         channels, height, width = default_cfg["input_size"]
         self.default_cfg = {
@@ -141,8 +147,9 @@ class Backbone(nn.Module):
             "std": _per_channel(default_cfg["std"], self.in_chans, channels),
         }
         if self.features_only:
-            self.num_features = taps[indices[-1]]["num_chs"]
-            self._prune_after(taps[indices[-1]]["module"])
+            last = taps[indices[-1]]
+            self.num_features = last["num_chs"]
+            self._prune_after(last.get("prune_after", last["module"]))
 
     def leave_out(self, *parts: str) -> None:
         """Note modules that checkpoints of this architecture may hold and this model was built without."""
@@ -210,7 +217,13 @@ class Backbone(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer; an `nn.Identity` when the model has none."""
+        if self.features_only:
+            return nn.Identity()
         return self.get_submodule(self.default_cfg["classifier"])
+
+    def new_classifier(self, num_features: int, num_classes: int, **factory: Any) -> nn.Module:
+        """A last layer, or an identity when there are no classes; `factory` may give device and dtype."""
+        return make_classifier(num_features, num_classes, **factory)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a freshly initialised one with `num_classes` outputs, or by none (0).
@@ -225,7 +238,7 @@ class Backbone(nn.Module):
         like = next(self.parameters())
         heads = {self.default_cfg["classifier"]: self.num_features, **self.auxiliary_classifiers}
         for name, features in heads.items():
-            head = make_classifier(features, num_classes, device=like.device, dtype=like.dtype)
+            head = self.new_classifier(features, num_classes, device=like.device, dtype=like.dtype)
             self.set_submodule(name, head.train(self.training))
         self.num_classes = self.default_cfg["num_classes"] = num_classes
 

@@ -184,16 +184,19 @@ def _count_auxiliary(model: Any) -> int:
 def count_macs(model: nn.Module, x: Tensor) -> int:
     """Multiply-accumulates of the convolutions and linear layers: output elements x (in/groups x kh x kw).
 
-    On meta tensors this only propagates shapes.
+    A layer of another class that has a method `macs(y)` is asked for its own. On meta tensors this only
+    propagates shapes.
     """
     total = 0
 
-    def count(module: nn.Module, _inputs: Any, y: Tensor) -> None:
+    def count(module: Any, _inputs: Any, y: Tensor) -> None:
         nonlocal total
-        weight: Any = module.weight
-        total += y.numel() * weight[0].numel()
+        total += module.macs(y) if hasattr(module, "macs") else y.numel() * module.weight[0].numel()
 
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    def counted(module: nn.Module) -> bool:
+        return isinstance(module, (nn.Conv2d, nn.Linear)) or hasattr(module, "macs")
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if counted(m)]
     try:
         with torch.no_grad():
             getattr(model, "forward_modules", model)(x)

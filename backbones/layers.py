@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
+import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Size = int | tuple[int, int]
 
 GATES: Mapping[str, Callable[[], nn.Module]] = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
 SQUEEZES = ("avg", "max")
+PAD_TYPES = ("symmetric", "same")
 
 
 class ConvBNReLU(nn.Module):
@@ -88,6 +91,71 @@ class SqueezeExcite(nn.Module):
         else:
             squeezed = x.mean((2, 3), keepdim=True)
         return x * self.gate(self.fc2(self.relu(self.fc1(squeezed))))  # [N, C, H, W] * [N, C, 1, 1]
+
+
+@torch.fx.wrap
+def flatten_map(x: Tensor, size: int, why: str) -> Tensor:
+    """[N, C, size, size] -> [N, C*size*size]; another size raises ValueError, which says `why`."""
+    if x.shape[2] != size or x.shape[3] != size:
+        raise ValueError(f"{why}; the feature map has {x.shape[2]}x{x.shape[3]} pixels, not {size}x{size}")
+    return torch.flatten(x, 1)
+
+
+@torch.fx.wrap
+def pad_same(x: Tensor, kernel_size: int, stride: int, value: float = 0.0) -> Tensor:
+    """Pad the image as TensorFlow's "same" does, so that a window of stride s gives ceil(H/s) x ceil(W/s).
+
+    total = max((ceil(n/s) - 1)*s + k - n, 0), of which total // 2 in front and the rest behind.
+    """
+    height = max((-(-x.shape[2] // stride) - 1) * stride + kernel_size - x.shape[2], 0)
+    width = max((-(-x.shape[3] // stride) - 1) * stride + kernel_size - x.shape[3], 0)
+    if height == 0 and width == 0:
+        return x
+    return F.pad(x, [width // 2, width - width // 2, height // 2, height - height // 2], value=value)
+
+
+class Conv2dSame(nn.Conv2d):
+    """A convolution behind `pad_same`; parameters as `nn.Conv2d`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(pad_same(x, self.kernel_size[0], self.stride[0]), self.weight, self.bias)
+
+
+class MaxPool2dSame(nn.Module):
+    """A max pool behind `pad_same`; padded pixels never win."""
+
+    def __init__(self, kernel_size: int, stride: int):
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = pad_same(x, self.kernel_size, self.stride, float("-inf"))
+        return F.max_pool2d(padded, self.kernel_size, self.stride)
+
+
+def check_pad_type(pad_type: str) -> None:
+    if pad_type not in PAD_TYPES:
+        raise ValueError(f"pad_type must be one of {', '.join(map(repr, PAD_TYPES))}, got {pad_type!r}")
+
+
+def make_conv2d(
+    inplanes: int, planes: int, kernel_size: int, stride: int, *, groups: int = 1, pad_type: str = "symmetric"
+) -> nn.Conv2d:
+    """A convolution without bias, padded by kernel_size // 2 ("symmetric") or as TensorFlow does ("same").
+
+    The two agree at stride 1, and at stride 2 on odd sizes. The kernel size is odd.
+    """
+    if pad_type == "same" and stride > 1:
+        return Conv2dSame(inplanes, planes, kernel_size, stride, groups=groups, bias=False)
+    return nn.Conv2d(inplanes, planes, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
+
+
+def make_max_pool2d(kernel_size: int, stride: int, pad_type: str = "symmetric") -> nn.Module:
+    """A max pool padded like `make_conv2d`."""
+    if pad_type == "same" and stride > 1:
+        return MaxPool2dSame(kernel_size, stride)
+    return nn.MaxPool2d(kernel_size, stride, kernel_size // 2)
 
 
 def he_normal_(modules: Iterable[nn.Module], mode: str = "fan_out") -> None:
