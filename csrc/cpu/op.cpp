@@ -26,7 +26,7 @@ int64_t convolved_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, 
 
 bool is_convolution(const OpSpec& spec) {
   return spec.kind == "conv2d" || spec.kind == "winograd_conv2d" || spec.kind == "grouped_conv2d" ||
-         spec.kind == "depthwise_conv2d" || spec.kind == "linear";
+         spec.kind == "depthwise_conv2d" || spec.kind == "separable_conv2d" || spec.kind == "linear";
 }
 
 constexpr double kAloneWork = 1 << 19;       // flops plus bytes: about 5 us
@@ -58,6 +58,7 @@ Features features(const OpSpec& spec) {
   if (spec.kind == "conv2d") return {kTanh, kTanh, true, true, true};
   if (spec.kind == "linear") return {kTanh, kNone, false, true, false};
   if (spec.kind == "depthwise_conv2d") return {kRelu6, kRelu6, false, false, true};
+  if (spec.kind == "separable_conv2d") return {kTanh, kRelu6, false, false, false};
   if (is_convolution(spec)) return {kRelu6};
   return {};
 }
@@ -67,6 +68,7 @@ std::string check_features(const OpSpec& spec) {
   if (spec.activation < 0 || spec.activation > can.last_activation) return "activation " + activation_name(spec.activation) + " is not one of " + spec.kind + "'s";
   if (spec.act_from != 0 && !can.act_from) return "applies its activation to all channels or to none";
   if (spec.gated != 0 && !can.gate) return "has no gate";
+  if (spec.depth_activation != kNone && spec.kind != "separable_conv2d") return "has no depthwise part";
   if (spec.pre != 0 && !can.pre) return "does not scale and shift its input";
   if (spec.pre_activation != kNone && can.last_pre_activation == kNone) return "has no activation on its input";
   if (spec.pre_activation < 0 || spec.pre_activation > can.last_pre_activation)
@@ -88,6 +90,7 @@ std::string check(const OpSpec& spec) {
   if (spec.kind == "winograd_conv2d") return winograd_conv2d_refusal(spec);
   if (spec.kind == "grouped_conv2d") return grouped_conv2d_refusal(spec);
   if (spec.kind == "depthwise_conv2d") return depthwise_conv2d_refusal(spec);
+  if (spec.kind == "separable_conv2d") return separable_conv2d_refusal(spec);
   if (spec.kind == "max_pool2d") {
     if (spec.r * spec.s > 64) return "window " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + ": max_pool2d handles up to 64 taps";
     if (2 * spec.pad_h > spec.r || 2 * spec.pad_w > spec.s) return "padding is more than half of the window";
@@ -133,6 +136,8 @@ Range Op::tasks_writing(Range pixels) const { return pixels.begin < pixels.end ?
 
 double Op::flops() const {
   if (!is_convolution(spec_)) return 0.0;
+  if (spec_.kind == "separable_conv2d")
+    return 2.0 * static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c) * static_cast<double>(spec_.r * spec_.s + spec_.k);
   return 2.0 * static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.k) * static_cast<double>(spec_.c / spec_.groups * spec_.r * spec_.s);
 }
 
@@ -140,6 +145,7 @@ double Op::bytes() const {
   const double in = static_cast<double>(spec_.n * spec_.h * spec_.w * spec_.c);
   if (is_convolution(spec_)) {
     const double out = static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.k);
+    if (spec_.kind == "separable_conv2d") return 4.0 * (in + out + static_cast<double>(spec_.c * (spec_.r * spec_.s + spec_.k)));
     return 4.0 * (in + out + static_cast<double>(spec_.k * (spec_.c / spec_.groups) * spec_.r * spec_.s));
   }
   if (spec_.kind == "max_pool2d") return 4.0 * (in + static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c));
@@ -172,6 +178,7 @@ std::unique_ptr<Op> make_op(const OpSpec& wanted) {
   if (spec.kind == "winograd_conv2d") return make_winograd_conv2d(spec);
   if (spec.kind == "grouped_conv2d") return make_grouped_conv2d(spec);
   if (spec.kind == "depthwise_conv2d") return make_depthwise_conv2d(spec);
+  if (spec.kind == "separable_conv2d") return make_separable_conv2d(spec);
   if (spec.kind == "max_pool2d") return make_max_pool2d(spec);
   if (spec.kind == "global_avg_pool") return make_global_avg_pool(spec);
   if (spec.kind == "to_nchw") return make_to_nchw(spec);
@@ -183,6 +190,7 @@ int64_t packed_floats(const OpSpec& spec) {
   if (spec.kind == "winograd_conv2d") return winograd_conv2d_packed_floats(spec);
   if (spec.kind == "grouped_conv2d") return grouped_conv2d_packed_floats(spec);
   if (spec.kind == "depthwise_conv2d") return depthwise_conv2d_packed_floats(spec);
+  if (spec.kind == "separable_conv2d") return separable_conv2d_packed_floats(spec);
   if (is_convolution(spec)) return conv2d_packed_floats(spec);
   throw std::invalid_argument(spec.kind + ": has no weight");
 }
@@ -192,6 +200,7 @@ void pack_weight(const OpSpec& spec, const float* weight, float* out) {
   if (spec.kind == "winograd_conv2d") return winograd_conv2d_pack(spec, weight, out);
   if (spec.kind == "grouped_conv2d") return grouped_conv2d_pack(spec, weight, out);
   if (spec.kind == "depthwise_conv2d") return depthwise_conv2d_pack(spec, weight, out);
+  if (spec.kind == "separable_conv2d") return separable_conv2d_pack(spec, weight, out);
   if (is_convolution(spec)) return conv2d_pack(spec, weight, out);
   throw std::invalid_argument(spec.kind + ": has no weight");
 }

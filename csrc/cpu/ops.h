@@ -34,6 +34,11 @@ std::string depthwise_conv2d_refusal(const OpSpec& spec);
 int64_t depthwise_conv2d_packed_floats(const OpSpec& spec);
 void depthwise_conv2d_pack(const OpSpec& spec, const float* weight, float* out);
 
+std::unique_ptr<Op> make_separable_conv2d(const OpSpec& spec);
+std::string separable_conv2d_refusal(const OpSpec& spec);
+int64_t separable_conv2d_packed_floats(const OpSpec& spec);
+void separable_conv2d_pack(const OpSpec& spec, const float* weight, float* out);
+
 std::unique_ptr<Op> make_max_pool2d(const OpSpec& spec);
 std::unique_ptr<Op> make_global_avg_pool(const OpSpec& spec);
 std::unique_ptr<Op> make_to_nchw(const OpSpec& spec);

@@ -20,11 +20,14 @@ constexpr int64_t kFetchedFloats = 64 * 1024;
 
 }  // namespace
 
+int64_t panels_in_l2(int64_t panel_floats, int64_t panels) {
+  const int64_t panel_bytes = panel_floats * 4;
+  return panels * panel_bytes <= kAllWeightBytesInL2 ? panels : std::clamp<int64_t>(kWeightBytesInL2 / panel_bytes, 1, panels);
+}
+
 Cut::Cut(const Kernels& kernels, Form form, const Product& product)
     : product_(product), panels_(ceil_div(product.channels, kernels.panel)), panel_floats_(product.depth * kernels.panel) {
-  const int64_t panel_bytes = panel_floats_ * 4;
-  const int64_t fitting = std::clamp<int64_t>(kWeightBytesInL2 / panel_bytes, 1, panels_);
-  panel_blocks_ = panels_ * panel_bytes <= kAllWeightBytesInL2 ? 1 : ceil_div(panels_, fitting);
+  panel_blocks_ = product.whole_panels ? 1 : ceil_div(panels_, panels_in_l2(panel_floats_, panels_));
   by_pixel_ = form == Form::flat || (form == Form::gathered && split() > 1);
   const int64_t unit = by_pixel_ ? 1 : product.columns;  // a block is a number of units: pixels, or rows of one image
   const int64_t units = by_pixel_ ? product.images * product.rows * product.columns : product.rows;

@@ -10,6 +10,9 @@ namespace fb::conv2d {
 // and is one row, too. rows: row by row from a zero-padded copy of the input.
 enum class Form { flat, gathered, rows };
 
+// Panels whose weights are walked together, again and again, by the tiles of a task.
+int64_t panels_in_l2(int64_t panel_floats, int64_t panels);
+
 class Cut {
  public:
   struct Product {
@@ -17,6 +20,7 @@ class Cut {
     int64_t groups, depth, channels;  // products per output, output channels of a group
     int64_t unit_floats;              // of input that an output row reads first, in one group (rows), or an output pixel (else)
     int64_t made_rows, made_floats;   // rows of input, over all images, that are copied or made, and the floats of each, in all groups
+    bool whole_panels;                // a task computes all panels of its pixels, however large the weights are
   };
 
   Cut(const Kernels& kernels, Form form, const Product& product);

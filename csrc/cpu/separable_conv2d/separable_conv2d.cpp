@@ -1,0 +1,194 @@
+// Depthwise convolution and the 1x1 convolution behind it in one pass: the map between them is never written to memory.
+//
+//   y = act( conv1x1( depth_act( depthwise(pre_activation(x)) + depth_bias ) ) + bias + residual )
+//
+// One phase, wherever that gives enough tasks:
+//   task = rows of output
+//     for as many of the rows as make a few tiles       depthwise rows into scratch (depthwise_conv2d/rows.h)
+//       for panels whose weights fit L2                 tiles of conv2d; weights of the next panels are fetched meanwhile
+//
+// Weights too large for L2 are read once per task, so such a task takes all its rows at once. Two phases, for large weights on few
+// pixels: all depthwise rows into memory that the tasks share, then tasks of (pixels, panels) as in conv2d.
+// The bits are those of depthwise_conv2d followed by conv2d, however the work is cut.
+#include <algorithm>
+#include <vector>
+
+#include "../conv2d/conv2d.h"
+#include "../conv2d/cut.h"
+#include "../depthwise_conv2d/rows.h"
+#include "../ops.h"
+
+namespace fb {
+
+namespace separable_conv2d {
+
+namespace {
+
+constexpr int64_t kFewestTasks = 4;
+
+OpSpec depth_part(OpSpec spec) {
+  spec.kind = "depthwise_conv2d";
+  spec.groups = spec.k = spec.c;
+  spec.activation = spec.depth_activation;
+  spec.depth_activation = kNone;
+  return spec;
+}
+
+OpSpec pointwise_part(OpSpec spec) {
+  spec.kind = "conv2d";
+  spec.h = spec.p();
+  spec.w = spec.q();
+  spec.r = spec.s = spec.stride_h = spec.stride_w = spec.dilation_h = spec.dilation_w = 1;
+  spec.pad_h = spec.pad_w = 0;
+  spec.pre_activation = spec.depth_activation = kNone;
+  return spec;
+}
+
+conv2d::Cut cut_of(const OpSpec& spec, const conv2d::Kernels& kernels) {
+  conv2d::Cut::Product product{};
+  product.images = spec.n;
+  product.rows = spec.p();
+  product.columns = spec.q();
+  product.groups = 1;
+  product.depth = product.unit_floats = spec.c;
+  product.channels = spec.k;
+  product.made_rows = spec.n * product.rows;
+  product.made_floats = product.columns * spec.c;
+  product.whole_panels = true;
+  const conv2d::Cut fused(kernels, conv2d::Form::gathered, product);
+  if (fused.tasks() >= kFewestTasks) return fused;
+  product.whole_panels = false;
+  return conv2d::Cut(kernels, conv2d::Form::gathered, product);
+}
+
+class SeparableConv2d final : public Op {
+ public:
+  explicit SeparableConv2d(const OpSpec& spec)
+      : Op(spec), kernels_(conv2d::kernels(isa())), depth_(depth_part(spec)), cut_(cut_of(spec, kernels_)), p_(spec.p()), q_(spec.q()) {
+    segments_ = conv2d::blocked_segments({{0, static_cast<int32_t>(spec.c), 0}}, conv2d::kMaxBlock);
+    panels_at_once_ = conv2d::panels_in_l2(spec.c * kernels_.panel, ceil_div(spec.k, kernels_.panel));
+    const int64_t rows = cut_.largest_block() / q_;
+    const bool all = panels_at_once_ < ceil_div(spec.k, kernels_.panel);  // then weights are read once per task
+    rows_at_once_ = all ? rows : std::min(rows, ceil_div(4 * kernels_.max_rows, q_));
+  }
+
+  int64_t tasks() const override { return cut_.tasks(); }
+  int64_t first_phase_tasks() const override { return cut_.first_phase(); }
+  int64_t scratch_floats() const override { return cut_.first_phase() > 0 ? 0 : rows_at_once_ * q_ * spec_.c; }
+  int64_t shared_floats() const override { return cut_.first_phase() > 0 ? spec_.n * p_ * q_ * spec_.c : 0; }
+
+  void run(int64_t task, const Pointers& x, const Worker& worker) const override {
+    if (task < cut_.first_phase()) {
+      const Range rows = cut_.made_rows(task);
+      return depth_rows(x, rows, x.shared + rows.begin * q_ * spec_.c);
+    }
+    const conv2d::Cut::Part part = cut_.part(task);
+    conv2d::Ahead ahead = cut_.next_weights(x, part, worker.team);
+    if (cut_.first_phase() > 0) {
+      multiply(x, part.pixels, part.panels, x.shared + part.pixels.begin * spec_.c, ahead);
+      return;
+    }
+    if (ahead.weights == nullptr && panels_at_once_ < part.panels.end) ahead = weights_of(x, {0, panels_at_once_});  // the next task begins there
+    const Range rows{part.pixels.begin / q_, part.pixels.end / q_};
+    for (int64_t row = rows.begin; row < rows.end; row += rows_at_once_) {
+      const Range now{row, std::min(row + rows_at_once_, rows.end)};
+      depth_rows(x, now, worker.scratch);
+      for (int64_t panel = 0; panel < part.panels.end; panel += panels_at_once_) {
+        const Range panels{panel, std::min(panel + panels_at_once_, part.panels.end)};
+        const Range later{panels.end, std::min(panels.end + panels_at_once_, part.panels.end)};
+        conv2d::Ahead fetched = later.begin < later.end ? weights_of(x, later) : ahead;
+        multiply(x, {now.begin * q_, now.end * q_}, panels, worker.scratch, fetched);
+        if (later.begin == later.end) ahead = fetched;
+      }
+    }
+  }
+
+  Range input_pixels(int64_t task) const override {
+    const int64_t first_phase = cut_.first_phase();
+    if (task >= first_phase && first_phase > 0) return {0, 0};  // these wait for the first phase
+    Range rows;
+    if (first_phase > 0) {
+      rows = cut_.made_rows(task);
+    } else {
+      const Range pixels = cut_.pixels(task);
+      rows = {pixels.begin / q_, pixels.end / q_};
+    }
+    const auto input_row = [&](int64_t row, int64_t below) {
+      return row / p_ * spec_.h + std::clamp<int64_t>(row % p_ * spec_.stride_h - spec_.pad_h + below, 0, spec_.h);
+    };
+    const int64_t first = input_row(rows.begin, 0), end = input_row(rows.end - 1, (spec_.r - 1) * spec_.dilation_h + 1);
+    return {first * spec_.w, std::max(first, end) * spec_.w};
+  }
+  Range residual_pixels(int64_t task) const override { return task < cut_.first_phase() ? Range{0, 0} : cut_.pixels(task); }
+  Range tasks_writing(Range pixels) const override { return cut_.tasks_writing(pixels); }
+
+  std::string detail() const override {
+    return isa_name(isa()) + std::string(cut_.first_phase() > 0 ? " two-phase " : " fused ") + cut_.tasks_text();
+  }
+
+ private:
+  const float* panel_weights(const Pointers& x, int64_t panel) const { return x.weight + panel * kernels_.panel * spec_.c; }
+
+  conv2d::Ahead weights_of(const Pointers& x, Range panels) const {
+    return {panel_weights(x, panels.begin), panel_weights(x, panels.end), nullptr, nullptr};
+  }
+
+  void depth_rows(const Pointers& x, Range rows, float* out) const {
+    Pointers depth;
+    depth.x = x.x;
+    depth.weight = x.depth_weight;
+    depth.bias = x.depth_bias;
+    depthwise_conv2d::compute_rows(depth_, depth, rows, out, spec_.c);
+  }
+
+  // `ahead` moves on by what was fetched.
+  void multiply(const Pointers& x, Range pixels, Range panels, const float* input, conv2d::Ahead& ahead) const {
+    const int64_t channel = panels.begin * kernels_.panel;
+    conv2d::Block block{};
+    block.tile.segments = segments_.data();
+    block.tile.segment_count = static_cast<int64_t>(segments_.size());
+    block.tile.a = input;
+    block.tile.a_stride = spec_.c;
+    block.tile.b = panel_weights(x, panels.begin);
+    block.tile.bias = x.bias != nullptr ? x.bias + channel : nullptr;
+    block.tile.residual = x.residual != nullptr ? x.residual + pixels.begin * spec_.ldr + channel : nullptr;
+    block.tile.residual_stride = spec_.ldr;
+    block.tile.y = x.y + pixels.begin * spec_.ldy + channel;
+    block.tile.y_stride = spec_.ldy;
+    block.pixels = pixels.end - pixels.begin;
+    block.panels = panels.end - panels.begin;
+    block.channels = spec_.k - channel;
+    block.depth = spec_.c;
+    block.activation = spec_.activation;
+    block.ahead = ahead;
+    conv2d::multiply(kernels_, block);
+    ahead = block.ahead;
+  }
+
+  const conv2d::Kernels& kernels_;
+  const OpSpec depth_;
+  const conv2d::Cut cut_;
+  const int64_t p_, q_;
+  std::vector<conv2d::Segment> segments_;
+  int64_t panels_at_once_ = 1, rows_at_once_ = 1;
+};
+
+}  // namespace
+
+}  // namespace separable_conv2d
+
+std::unique_ptr<Op> make_separable_conv2d(const OpSpec& spec) { return std::make_unique<separable_conv2d::SeparableConv2d>(spec); }
+
+std::string separable_conv2d_refusal(const OpSpec& spec) {
+  if (spec.groups != 1) return std::to_string(spec.groups) + " groups: the 1x1 convolution behind the depthwise one has 1";
+  if (spec.depth_activation < kNone || spec.depth_activation > kRelu6) return "between its parts it takes no other activation than relu and relu6";
+  return depthwise_conv2d_refusal(separable_conv2d::depth_part(spec));
+}
+
+int64_t separable_conv2d_packed_floats(const OpSpec& spec) { return conv2d_packed_floats(separable_conv2d::pointwise_part(spec)); }
+
+void separable_conv2d_pack(const OpSpec& spec, const float* weight, float* out) {
+  conv2d_pack(separable_conv2d::pointwise_part(spec), weight, out);
+}
+
+}  // namespace fb
