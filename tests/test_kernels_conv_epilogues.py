@@ -71,6 +71,11 @@ class Layer:
             names |= {f"{name}_h": _pair(value)[0], f"{name}_w": _pair(value)[1]}
         return {"n": n, "c": c, "h": h, "w": w, "k": self.filters} | names | self.options
 
+    def depth_params(self, n: int) -> dict:
+        """Of the depthwise part of a separable convolution."""
+        options = {"activation": self.option("depth_activation"), "depth_activation": 0}
+        return self.params(n) | {"k": self.x[1], "groups": self.x[1]} | options
+
     def inputs(self, data: str = "integers", seed: int = 0) -> dict:
         def make(shape, offset, limit=4, multiple=1):
             if data == "integers":
@@ -78,10 +83,15 @@ class Layer:
             return reals(shape, 20 * seed + offset, positive=data == "positive")
 
         n, c, _, _ = self.x
-        shape = (self.filters, c // self.groups, *_pair(self.kernel))
+        shape = (self.filters, c // self.groups, *self.dense_kernel())
         tensors = {"x": make(self.x, 0), "weight": make(shape, 1, limit=2, multiple=4)}
-        if data != "integers":
-            tensors["weight"] = tensors["weight"] / (tensors["weight"][0].numel() ** 0.5)
+        if self.kind == "separable_conv2d":
+            tensors["depth_weight"] = make((c, 1, *_pair(self.kernel)), 7, limit=2)
+            if self.bias:
+                tensors["depth_bias"] = make((c,), 8)
+        for name in ("weight", "depth_weight"):
+            if data != "integers" and name in tensors:
+                tensors[name] = tensors[name] / (tensors[name][0].numel() ** 0.5)
         if self.bias:
             tensors["bias"] = make((self.filters,), 2, limit=64)
         if self.option("gated"):
@@ -93,21 +103,23 @@ class Layer:
             tensors["residual"] = make(self.exact(tensors).shape, 6, limit=64)
         return tensors
 
+    def dense_kernel(self) -> tuple[int, int]:
+        """Of the convolution that adds up channels."""
+        return (1, 1) if self.kind == "separable_conv2d" else _pair(self.kernel)
+
     def reference(self, tensors: dict) -> torch.Tensor:
         """The formula of csrc/cpu/op.h in plain PyTorch, in the precision of the tensors."""
         x = tensors["x"]
         if self.option("pre"):
             x = x * tensors["pre_scale"][:, None, None] + tensors["pre_shift"][:, None, None]
         x = ACTIVATIONS[self.option("pre_activation")](x)
-        y = F.conv2d(
-            x,
-            tensors["weight"],
-            tensors.get("bias"),
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-        )
+        geometry = (self.stride, self.padding, self.dilation)
+        if self.kind == "separable_conv2d":
+            depth_weight, depth_bias = tensors["depth_weight"], tensors.get("depth_bias")
+            x = F.conv2d(x, depth_weight, depth_bias, *geometry, groups=x.shape[1])
+            x = ACTIVATIONS[self.option("depth_activation")](x)
+            geometry = ()
+        y = F.conv2d(x, tensors["weight"], tensors.get("bias"), *geometry, groups=self.groups)
         if "gate" in tensors:
             y = y * tensors["gate"][:, :, None, None]
         if "residual" in tensors:
@@ -139,18 +151,26 @@ class Layer:
         if "gate" in tensors:
             sources["gate"] = Place(tensors["gate"][:, :, None, None], wide, float("nan"))
             params |= {"ldg": sources["gate"].ld}
-        packed = torch.full((module.packed_floats(self.kind, params),), float("nan"))
-        weight = tensors["weight"].contiguous()
-        module.pack_weight(self.kind, params, weight.data_ptr(), packed.data_ptr())
+        weight = packed(self.kind, params, tensors["weight"])
         pointers = {name: place.address for name, place in sources.items()}
-        pointers |= {"weight": packed.data_ptr(), "y": y.address}
-        for name in ("bias", "pre_scale", "pre_shift"):
+        pointers |= {"weight": weight.data_ptr(), "y": y.address}
+        if self.kind == "separable_conv2d":
+            depth_weight = packed("depthwise_conv2d", self.depth_params(n), tensors["depth_weight"])
+            pointers["depth_weight"] = depth_weight.data_ptr()
+        for name in ("bias", "pre_scale", "pre_shift", "depth_bias"):
             if name in tensors:
                 pointers[name] = tensors[name].data_ptr()
         with threads(count):
             module.run_op(self.kind, params, pointers, threads=count)
         assert (y.rest() == MARK).all(), "wrote beside its output"
         return y.values.contiguous()
+
+
+def packed(kind: str, params: dict, weight: torch.Tensor) -> torch.Tensor:
+    module = _ext.native()
+    out = torch.full((module.packed_floats(kind, params),), float("nan"))
+    module.pack_weight(kind, params, weight.contiguous().data_ptr(), out.data_ptr())
+    return out
 
 
 class Place:
@@ -177,6 +197,11 @@ class Place:
 def layer(why, x, filters, kernel=1, *, residual=False, bias=True, **rest) -> Layer:
     geometry = {k: rest.pop(k) for k in ("stride", "padding", "dilation", "groups", "kind") if k in rest}
     return Layer(why, x, filters, kernel, residual=residual, bias=bias, options=rest, **geometry)
+
+
+def separable(why, x, filters, kernel=3, **rest) -> Layer:
+    padding = rest.pop("padding", 1)
+    return layer(f"separable: {why}", x, filters, kernel, kind="separable_conv2d", padding=padding, **rest)
 
 
 LAYERS = [
@@ -264,6 +289,14 @@ LAYERS = [
     layer("scaled input of groups", (2, 24, 5, 6), 36, 3, padding=1, groups=3, pre=1, pre_activation=RELU),
     layer("scaled input of 1x1 groups", (2, 24, 5, 6), 36, groups=3, pre=1, pre_activation=RELU6),
     layer("scaled input of a strided 1x1", (2, 40, 7, 5), 24, stride=2, pre=1, pre_activation=RELU),
+    layer(
+        "scaled input of a strided 1x1, large weights",
+        (2, 512, 7, 5),
+        224,
+        stride=2,
+        pre=1,
+        pre_activation=RELU,
+    ),
     layer("scaled planar input", (2, 3, 17, 15), 24, 3, stride=2, padding=1, pre=1, nchw_in=1),
     layer("scaled planar input of a 1x1", (2, 2, 7, 5), 24, stride=2, pre=1, nchw_in=1, pre_activation=RELU),
     layer("sigmoid on the input", (1, 20, 6, 6), 24, pre_activation=SIGMOID),
@@ -281,6 +314,30 @@ LAYERS = [
         act_from=32,
         activation=RELU,
     ),
+    separable("MobileNet", (2, 32, 11, 9), 70, depth_activation=RELU, activation=RELU),
+    separable("relu6 twice, stride 2", (2, 24, 9, 8), 40, stride=2, depth_activation=RELU6, activation=RELU6),
+    separable("Xception: relu in front, residual", (1, 37, 9, 9), 53, pre_activation=RELU, residual=True),
+    separable("no bias at all", (1, 16, 6, 5), 33, bias=False),
+    separable("one pixel, all padding", (2, 20, 1, 1), 16, depth_activation=RELU),
+    separable(
+        "5x3, dilation 2, stride 1 by 2",
+        (2, 19, 14, 12),
+        24,
+        (5, 3),
+        stride=(1, 2),
+        padding=(4, 1),
+        dilation=2,
+    ),
+    separable("padding wider than the window", (1, 8, 3, 4), 16, padding=4, depth_activation=RELU),
+    separable("large image: several tasks of several parts", (1, 48, 40, 57), 64, depth_activation=RELU),
+    separable("weights larger than the cache", (2, 420, 19, 18), 360, depth_activation=RELU, activation=RELU),
+    separable(
+        "large weights on few pixels: two phases", (1, 420, 7, 6), 360, pre_activation=RELU, residual=True
+    ),
+    separable(
+        "two phases over several images, stride 2", (3, 420, 5, 4), 360, stride=2, depth_activation=RELU6
+    ),
+    separable("sigmoid", (1, 24, 6, 7), 40, activation=SIGMOID),
     # Geometry of the networks that Winograd and the grouped rows decline.
     layer("1x7", (2, 24, 9, 8), 40, (1, 7), padding=(0, 3), activation=RELU),
     layer("7x1", (2, 24, 9, 8), 40, (7, 1), padding=(3, 0), activation=RELU),
@@ -347,6 +404,21 @@ def test_bits_depend_on_neither_threads_nor_batch_nor_strides(one):
 
 
 @needs_native
+@pytest.mark.parametrize("one", [one for one in LAYERS if one.kind == "separable_conv2d"], ids=by_why)
+def test_separable_has_the_bits_of_its_two_parts(one):
+    tensors = one.inputs("reals")
+    c = one.x[1]
+    options = {"pre_activation": one.option("pre_activation"), "activation": one.option("depth_activation")}
+    geometry = {"stride": one.stride, "padding": one.padding, "dilation": one.dilation}
+    depth = layer("", one.x, c, one.kernel, kind="depthwise_conv2d", groups=c, **geometry, **options)
+    parts = {"x": tensors["x"], "weight": tensors["depth_weight"], "bias": tensors.get("depth_bias")}
+    between = depth.run({name: t for name, t in parts.items() if t is not None})
+    last = {name: t for name, t in tensors.items() if not name.startswith("depth")} | {"x": between}
+    dense = layer("", between.shape, one.filters, residual=one.residual, activation=one.option("activation"))
+    assert_bit_equal(one.run(tensors), dense.run(last))
+
+
+@needs_native
 @pytest.mark.parametrize("kind", ["conv2d", "linear"])
 def test_sigmoid_and_tanh_are_as_good_as_float32_allows(kind):
     """At most 2 units in the last place, on 200 000 values; sigmoid(0) is one half exactly."""
@@ -379,6 +451,14 @@ def test_nan_and_infinity_pass_as_in_pytorch(activation):
 
 
 REFUSED = [
+    (separable("", (1, 16, 4, 4), 16, gated=1), "no gate"),
+    (separable("", (1, 16, 4, 4), 16, pre=1), "scale"),
+    (separable("", (1, 16, 4, 4), 16, depth_activation=SIGMOID), "between"),
+    (separable("", (1, 16, 4, 4), 16, pre_activation=TANH), "pre_activation tanh"),
+    (separable("", (1, 16, 4, 4), 16, groups=2), "2 groups"),
+    (separable("", (1, 16, 4, 4), 16, 9, padding=4), "7x7"),
+    (separable("", (1, 16, 4, 4), 16, nchw_in=1), "planar"),
+    (layer("", (1, 16, 4, 4), 16, depth_activation=1), "no depthwise part"),
     (layer("", (4, 40, 1, 1), 70, kind="linear", gated=1), "no gate"),
     (layer("", (1, 16, 4, 4), 16, activation=5), "activation number 5"),
     (layer("", (1, 16, 4, 4), 16, activation=-1), "activation number -1"),
@@ -410,18 +490,20 @@ def test_layers_of_the_table_are_accepted_and_reach_every_form():
     for one in LAYERS:
         params = one.params(one.x[0])
         assert _ext.native().refusal(one.kind, params) == "", one.why
-        forms |= {word for word in detail(one, params).split() if word in ("copied", "strided", "direct")}
-        forms.add("two phases" if "+" in detail(one, params) else "one phase")
-    assert forms == {"copied", "strided", "direct", "two phases", "one phase"}
+        words = detail(one, params)
+        form = next((w for w in ("copied", "strided", "direct", "fused", "two-phase") if w in words), "")
+        forms.add((form, "+" in words))
+    both = {(form, phases) for form in ("copied", "strided", "direct") for phases in (False, True)}
+    assert both | {("fused", False), ("two-phase", True)} <= forms
 
 
 def detail(one: Layer, params: dict) -> str:
     module = _ext.native()
     tensors = one.inputs()
     y = torch.zeros(one.exact(tensors).numel() + 16)
-    packed = torch.zeros(module.packed_floats(one.kind, params))
+    weight = torch.zeros(module.packed_floats(one.kind, params))
     places = {name: (-1, t.data_ptr()) for name, t in tensors.items()}
-    places |= {"weight": (-1, packed.data_ptr()), "y": (-1, y.data_ptr())}
+    places |= {"weight": (-1, weight.data_ptr()), "y": (-1, y.data_ptr())}
     plan = module.Plan()
     plan.add(one.kind, params, places, deps=[], name=one.why)
     plan.finish()

@@ -65,7 +65,8 @@ fb::OpSpec parse(const std::string& line) {
                                                   {"gated", &spec.gated},
                                                   {"act_from", &spec.act_from},
                                                   {"pre", &spec.pre},
-                                                  {"pre_activation", &spec.pre_activation}};
+                                                  {"pre_activation", &spec.pre_activation},
+                                                  {"depth_activation", &spec.depth_activation}};
   std::istringstream words(line);
   words >> spec.kind;
   for (std::string word; words >> word;) {
@@ -83,10 +84,12 @@ void check(const std::string& line) {
   const Floats x = random_floats(spec.n * spec.h * spec.w * spec.c, 1);
   const Floats residual = random_floats(y_pixels * outputs, 2);
   const Floats gate = random_floats(spec.n * outputs, 4), scale = random_floats(spec.c, 5), shift = random_floats(spec.c, 6);
+  const Floats depth_weight = random_floats(spec.c * spec.r * spec.s, 7), depth_bias = random_floats(spec.c, 8);
+  const bool separable = spec.kind == "separable_conv2d";
   Floats packed;
   if (!pooling) {
     packed.resize(static_cast<size_t>(fb::packed_floats(spec)));
-    fb::pack_weight(spec, random_floats(spec.k * (spec.c / spec.groups) * spec.r * spec.s, 3).data(), packed.data());
+    fb::pack_weight(spec, random_floats(spec.k * (spec.c / spec.groups) * (separable ? 1 : spec.r * spec.s), 3).data(), packed.data());
   }
   const auto run = [&](int64_t task, const Floats& input, const Floats& added, Floats& shared, Floats& y) {
     fb::Pointers pointers;
@@ -96,6 +99,8 @@ void check(const std::string& line) {
     pointers.gate = spec.gated ? gate.data() : nullptr;
     pointers.pre_scale = spec.pre ? scale.data() : nullptr;
     pointers.pre_shift = spec.pre ? shift.data() : nullptr;
+    pointers.depth_weight = separable ? depth_weight.data() : nullptr;  // packed or not: any weights will do
+    pointers.depth_bias = separable ? depth_bias.data() : nullptr;
     pointers.y = y.data();
     pointers.shared = shared.data();
     Floats scratch(static_cast<size_t>(op->scratch_floats()) + 16, NAN);
