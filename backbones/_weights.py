@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ._base import _per_channel
 from ._download import WeightsError
 from ._files import Checkpoint, Weights, read_checkpoint
+from ._remap import Target, remap, wants_transform_input
 from .transforms import preprocessing_for
 
 log = logging.getLogger("fast_backbones.weights")
@@ -60,8 +61,10 @@ def load_weights(
         progress: report long downloads.
     The first convolution is adapted when the image has another number of channels (summed for one, repeated
     and scaled otherwise, as timm does). Entries of parts a `features_only` or `num_classes=0` model does not
-    have are left out, and an absent `num_batches_tracked` keeps its value. Mean, std, size and interpolation
-    of a hub repository's config.json become those of `model.default_cfg`. All of this is logged.
+    have are left out, and an absent `num_batches_tracked` keeps its value. Names and layouts of timm, Keras,
+    Caffe and pretrained-models.pytorch are translated where `_remap.RULES` knows them. Mean, std, size and
+    interpolation of a hub repository's config.json become those of `model.default_cfg`; torchvision's files
+    of GoogLeNet and Inception v3 set `model.transform_input`. All of this is logged.
 
     Raises WeightsError (WeightsNotFoundError for a missing file): absent, truncated or damaged file, wrong
     digest, pickled code, not a state dict, missing or unexpected entries, other shapes, non-finite values,
@@ -87,6 +90,8 @@ def build_with_weights(
     model = build(**architecture, **options)
     if weights is not None:
         load_weights(model, weights, head="drop" if "num_classes" in options else "adopt")
+        if "transform_input" in options:  # what was asked for, whatever the file is known to want
+            model.transform_input = options["transform_input"]  # type: ignore[assignment]
     return model
 
 
@@ -136,7 +141,9 @@ class _Fit:
         self.warnings: list[str] = []
         self.adopt: int | None = None
         self.dropped: tuple[str, ...] = ()
-        state = _state_dict(checkpoint.content, self.label)
+        target = Target(self.label, model, self.own, self.notes)
+        state = remap(_state_dict(checkpoint.content, self.label), target)
+        self.transform_input = wants_transform_input(checkpoint, model)
         state = self._without_absent_parts(state)
         state = self._with_first_conv(state)
         self.tensors = self._with_heads(state, head)
@@ -258,6 +265,8 @@ class _Fit:
             hint = ""
             if missing and all(k.startswith(f"{self.cfg.get('classifier')}.") for k in missing):
                 hint = "; it has no classifier: build the model with num_classes=0 or features_only=True"
+            elif missing and all(k.startswith(self._auxiliary()) for k in missing):
+                hint = "; it has no auxiliary heads: build the model with aux_logits=False"
             if self.config.architecture not in (None, name):
                 hint += f"; config.json says that it is a {self.config.architecture}"
             raise WeightsError(f"{self.label} does not fit {name}: {'; '.join(problems)}{hint}")
@@ -267,6 +276,10 @@ class _Fit:
         if unfit:
             raise WeightsError(f"{self.label} has unusable values: {_some(unfit)}")
         self._note_dtypes()
+
+    def _auxiliary(self) -> tuple[str, ...]:
+        heads = getattr(self.model, "auxiliary_classifiers", ())
+        return tuple(f"{name.split('.')[0]}." for name in heads)
 
     def _unfit(self, key: str, value: Tensor) -> str | None:
         """Why this value must not be copied, or None."""
@@ -304,6 +317,8 @@ class _Fit:
         self.model.load_state_dict({**kept, **tensors}, strict=True, assign=meta)
         if self.preprocessing:
             self.cfg.update(self.preprocessing)
+        if self.transform_input:
+            self.model.transform_input = True
 
 
 def adapt_input_channels(weight: Tensor, in_chans: int) -> Tensor:

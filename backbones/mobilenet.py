@@ -87,6 +87,7 @@ class MobileNetV1(Backbone):
     ):
         super().__init__(**common)
         check_pad_type(pad_type)
+        self.pad_type = pad_type
         if not width > 0.0:
             raise ValueError(f"width must be positive, got {width}")
         if act not in ACTIVATIONS:

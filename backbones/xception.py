@@ -93,6 +93,7 @@ class Xception(Backbone):
     ):
         super().__init__(**common)
         check_pad_type(pad_type)
+        self.pad_type = pad_type
         common_block: dict[str, Any] = {"pad_type": pad_type, "bn_eps": bn_eps}
         self.conv1 = nn.Conv2d(self.in_chans, 32, 3, stride=2, bias=False)
         self.bn1 = nn.BatchNorm2d(32, eps=bn_eps)
