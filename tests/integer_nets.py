@@ -1,9 +1,9 @@
 """Whole networks whose arithmetic is exact: float32 must give what float64 gives, to the bit.
 
 Filters have one tap of +-1, a few have two; batch norms shift by whole numbers; a branch that is added to a
-sum passes a quarter of its channels, so that sums grow slowly with depth; average pools divide by 8; the gates
-of squeeze-and-excitation are 0, 1/2 or 1, decided by the data; a residual scale is 1/8. Every number on the way
-then has few bits, `assert_exactly_representable` makes sure of it, and one wrong index shows in the result.
+sum passes a quarter of its channels, so that sums grow slowly with depth; average pools divide by 8; gates
+of squeeze-and-excitation are 0, 1/2 or 1, decided by the data; residual scales are 1/8. Every number on its
+way has few bits, `assert_exactly_representable` makes sure of it, and one wrong index shows in the result.
 """
 
 import torch
