@@ -14,6 +14,8 @@ constexpr int64_t kAllWeightBytesInL2 = 384 * 1024;  // weights up to this are w
 constexpr int64_t kWeightBytesInL2 = 256 * 1024;     // larger ones in parts of about this
 constexpr int64_t kInputBytesInL2 = 400 * 1024;
 constexpr int64_t kTaskProducts = 3 << 20;   // multiply-adds of a task: about 10 us
+constexpr int64_t kFewestTasks = 4;          // of a step worth sharing: the next step often waits for all of it
+constexpr int64_t kSharedProducts = 1 << 20;
 constexpr int64_t kCopyFloats = 64 * 1024;   // of a first-phase task
 constexpr int64_t kFetchingTasks = 4;        // of the next step's weights: the last tasks of a step fetch this much
 constexpr int64_t kFetchedFloats = 64 * 1024;
@@ -35,7 +37,12 @@ Cut::Cut(const Kernels& kernels, Form form, const Product& product)
   const int64_t in_cache = std::max<int64_t>(1, kInputBytesInL2 / std::max<int64_t>(1, unit_bytes));
   const int64_t products = unit * product.depth * ceil_div(product.channels, panel_blocks_);  // of a unit in one task
   const int64_t wanted = std::max(ceil_div(kTaskProducts, products), ceil_div(4 * kernels.max_rows, unit));
-  const int64_t blocks = ceil_div(units, std::clamp<int64_t>(std::min(wanted, in_cache), 1, units));
+  int64_t blocks = ceil_div(units, std::clamp<int64_t>(std::min(wanted, in_cache), 1, units));
+  const int64_t apart = (by_pixel_ ? 1 : product.images) * split();  // tasks for each block
+  if (apart * blocks < kFewestTasks && apart * units * products >= kSharedProducts) {
+    const int64_t finest = ceil_div(units, ceil_div(kernels.max_rows, unit));  // a tile each
+    blocks = std::max(blocks, std::min(ceil_div(kFewestTasks, apart), finest));
+  }
   units_per_block_ = ceil_div(units, blocks);
   blocks_per_image_ = ceil_div(units, units_per_block_);
   pixel_blocks_ = by_pixel_ ? blocks_per_image_ : product.images * blocks_per_image_;

@@ -26,6 +26,7 @@ namespace {
 constexpr int64_t kFusedBytes = 640 * 1024;  // V and M of a fused task
 constexpr int64_t kTaskProducts = 3 << 20;
 constexpr int64_t kFewestTasks = 4;
+constexpr int64_t kFilterBytesInL2 = 384 * 1024;  // filters up to this may be walked by many small tasks
 
 const Transforms& transforms() {
 #if defined(__x86_64__)
@@ -156,7 +157,11 @@ class WinogradConv2d final : public Op {
     const int64_t products = kPoints * spec_.c * spec_.k;  // of a tile
     const int64_t fitting = kFusedBytes / 4 / (kPoints * (spec_.c + kernels_.panel));
     const int64_t wanted = std::max(ceil_div(kTaskProducts, products), 4 * static_cast<int64_t>(kernels_.max_rows));
-    const int64_t rows_per_task = std::max<int64_t>(1, std::min(fitting, wanted) / tile_columns_);
+    int64_t rows_per_task = std::max<int64_t>(1, std::min(fitting, wanted) / tile_columns_);
+    if (ceil_div(rows, rows_per_task) < kFewestTasks && products * 4 <= kFilterBytesInL2) {
+      const int64_t a_tile = ceil_div(kernels_.max_rows, tile_columns_);
+      rows_per_task = std::min(rows_per_task, std::max(a_tile, rows / kFewestTasks));
+    }
     const int64_t fused_tasks = ceil_div(rows, rows_per_task);
     // Fewer pixels per task read the filters too often, fewer tasks leave threads idle.
     fused_ = fitting >= 3 * kernels_.max_rows && rows_per_task * tile_columns_ <= fitting && fused_tasks >= kFewestTasks;
