@@ -15,7 +15,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 app = typer.Typer(
     name="fast-backbones",
@@ -207,10 +206,15 @@ def list_(
     pattern: Annotated[str, typer.Argument(help='shell pattern, "*resnext*"')] = "*",
     family: Annotated[str | None, typer.Option(help="this family only: ResNet, DenseNet ...")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print the table of the README")] = False,
+    into: Annotated[
+        Path | None, typer.Option(help="file whose table between the marks `models` is replaced")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the models: input, parameters, multiply-accumulates, origin."""
     import fast_backbones as fb
+
+    from . import model_tables
 
     if family is not None:
         known = {name.lower(): name for name in fb.list_families()}
@@ -220,109 +224,33 @@ def list_(
     names = fb.list_models(pattern, family=family)
     if not names:
         fail(f"no model matches {pattern!r}" + (f" in the family {family}" if family is not None else ""))
-    infos = [fb.model_info(name) for name in names]
+    with Console(stderr=True).status("counting parameters and multiply-accumulates"):
+        infos = [fb.model_info(name) for name in names]
     if as_json:
         say(json.dumps([dataclasses.asdict(facts) for facts in infos]))
     elif markdown:
-        say(models_markdown(infos))
+        say(model_tables.markdown(infos))
+    elif into is not None:
+        try:
+            model_tables.replace_in(into, infos)
+        except (OSError, UnicodeDecodeError, ValueError) as problem:
+            fail(str(problem))
     else:
-        table_console().print(models_table(names, infos))
-
-
-def models_table(names: list[str], infos: list[Any]) -> Table:
-    """One line for each model; a name that is an alias stands for its model."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    table.add_column("family")
-    for head in ("input", "Mparams", "GMACs"):
-        table.add_column(head, justify="right")
-    table.add_column("checkpoints of")
-    table.add_column("paper")
-    for name, facts in zip(names, infos, strict=True):
-        table.add_row(
-            name,
-            facts.family,
-            input_text(facts),
-            parameters_text(facts),
-            gmacs_text(facts),
-            ", ".join(facts.compatible_with),
-            facts.paper,
-        )
-    return table
-
-
-def models_markdown(infos: list[Any]) -> str:
-    """The same as a table for README.md, with aliases."""
-    lines = [
-        "| model | alias | input | M parameters | GMACs | checkpoints of | paper |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for facts in infos:
-        cells = [
-            f"`{facts.name}`",
-            ", ".join(f"`{alias}`" for alias in facts.aliases),
-            input_text(facts),
-            parameters_text(facts),
-            gmacs_text(facts),
-            ", ".join(facts.compatible_with),
-            facts.paper,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def input_text(facts: Any) -> str:
-    return "x".join(map(str, facts.input_size))
-
-
-def parameters_text(facts: Any) -> str:
-    """Millions; of a network with auxiliary heads first what inference needs."""
-    text = f"{(facts.params - facts.aux_params) / 1e6:.2f}"
-    return f"{text} ({facts.params / 1e6:.2f} with aux)" if facts.aux_params else text
-
-
-def gmacs_text(facts: Any) -> str:
-    return f"{facts.gmacs:.2f}" if facts.gmacs >= 0.995 else f"{facts.gmacs:.3g}"
+        table_console().print(model_tables.list_table(names, infos))
 
 
 @app.command()
 def info(model: ModelName, as_json: AsJson = False) -> None:
     """Facts about a model: size, cost, preprocessing, feature levels, origin."""
+    from . import model_tables
+
     facts = checked_info(model)
     if as_json:
         say(json.dumps(dataclasses.asdict(facts)))
         return
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for label, text in info_rows(facts).items():
-        if text:
-            table.add_row(label, text)
-    table_console().print(table)
-    taps = Table(box=None, pad_edge=False)
-    taps.add_column("features_only")
-    for head in ("channels", "reduction"):
-        taps.add_column(head, justify="right")
-    for row in zip(facts.tap_modules, facts.tap_channels, facts.tap_reductions, strict=True):
-        taps.add_row(*map(str, row))
+    table_console().print(model_tables.facts_table(facts))
     say()
-    table_console().print(taps)
-
-
-def info_rows(facts: Any) -> dict[str, str]:
-    heads = f", and {facts.aux_params:,} of auxiliary heads in training" if facts.aux_params else ""
-    return {
-        "model": facts.name,
-        "aliases": ", ".join(facts.aliases),
-        "family": facts.family,
-        "paper": facts.paper,
-        "checkpoints of": ", ".join(facts.compatible_with),
-        "input": " x ".join(map(str, facts.input_size)),
-        "preprocessing": str(facts.preprocessing),
-        "parameters": f"{facts.params - facts.aux_params:,}{heads}",
-        "multiply-accumulates": f"{facts.gmacs:.4g} G for one image",
-        "features": f"{facts.num_features:,} before the classifier",
-    }
+    table_console().print(model_tables.taps_table(facts))
 
 
 @app.command()

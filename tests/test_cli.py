@@ -8,10 +8,11 @@ import sys
 import pytest
 import torch
 from fast_backbones.bench import peers
+from fast_backbones.bench.models import table_console
 from typer.testing import CliRunner
 
 import fast_backbones as fb
-from fast_backbones import cli
+from fast_backbones import cli, model_tables
 
 QUICK = ["--no-compile", "--budget", "0", "--threads", "1"]
 
@@ -176,8 +177,23 @@ def test_info():
 
 def test_parameters_of_auxiliary_heads_are_told_apart():
     facts = dataclasses.replace(fb.model_info("resnet18"), params=27_161_264, aux_params=3_326_696)
-    assert cli.parameters_text(facts) == "23.83 (27.16 with aux)"
-    assert cli.info_rows(facts)["parameters"] == "23,834,568, and 3,326,696 of auxiliary heads in training"
+    assert "| 23.83 (27.16 with aux) |" in model_tables.markdown([facts])
+    console = table_console()
+    with console.capture() as captured:
+        console.print(model_tables.facts_table(facts))
+    assert "23,834,568, and 3,326,696 of auxiliary heads in training" in captured.get()
+
+
+def test_the_table_goes_into_a_file(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{model_tables.BEGIN}\nold\n{model_tables.END}\nafter\n")
+    assert invoke("list", "resnet18", "--into", page).exit_code == 0
+    lines = page.read_text().splitlines()
+    assert lines[:2] == ["before", model_tables.BEGIN] and lines[-2:] == [model_tables.END, "after"]
+    assert len(lines) == 7 and "`resnet18`" in lines[4] and "old" not in lines
+    page.write_text("nothing")
+    for path in (page, tmp_path / "absent.md", tmp_path):
+        assert invoke("list", "resnet18", "--into", path).exit_code == 2
 
 
 @pytest.mark.skipif(not fb.build_info()["native"], reason="the compiled library is absent")
