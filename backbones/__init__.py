@@ -10,7 +10,40 @@ from ._download import WeightsError, WeightsNotFoundError
 from ._registry import ModelInfo, create_model, list_families, list_models, model_info, register_model
 from ._weights import WeightsReport, load_weights
 from .alexnet import AlexNet, AlexNet2012, alexnet, alexnet_2012, caffe_alexnet
+from .bninception import (
+    BNInception,
+    bn_inception,
+    bninception,
+    inception_v2,
+    se_bninception,
+    se_inception,
+)
 from .densenet import DenseNet, densenet, densenet121, densenet161, densenet169, densenet201, densenet264
+from .googlenet import (
+    GoogLeNet,
+    GoogLeNetOutput,
+    googlenet,
+    googlenet_2014,
+    inception_v1,
+    se_googlenet,
+)
+from .inception_resnet import (
+    InceptionResNetV1,
+    InceptionResNetV2,
+    inception_resnet_v1,
+    inception_resnet_v2,
+    se_inception_resnet_v2,
+)
+from .inception_v3 import (
+    InceptionV3,
+    InceptionV3Output,
+    inception_v3,
+    se_inception_v3,
+)
+from .inception_v4 import (
+    InceptionV4,
+    inception_v4,
+)
 from .lenet import LeNet5, lenet5, lenet5_1998
 from .mobilenet import (
     MobileNetV1,
@@ -44,6 +77,27 @@ from .resnet import (
     resnext101_32x8d,
     resnext101_64x4d,
 )
+from .senet import (
+    SENet,
+    legacy_senet154,
+    legacy_seresnet18,
+    legacy_seresnet34,
+    legacy_seresnet50,
+    legacy_seresnet101,
+    legacy_seresnet152,
+    legacy_seresnext26_32x4d,
+    legacy_seresnext50_32x4d,
+    legacy_seresnext101_32x4d,
+    senet154,
+    seresnet18,
+    seresnet34,
+    seresnet50,
+    seresnet101,
+    seresnet152,
+    seresnext26_32x4d,
+    seresnext50_32x4d,
+    seresnext101_32x4d,
+)
 from .transforms import Preprocessing, preprocessing_for, transforms_for
 from .vgg import VGG, vgg11, vgg11_bn, vgg11_lrn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg16_c, vgg19, vgg19_bn
 from .xception import Xception, legacy_xception, xception
@@ -51,14 +105,23 @@ from .xception import Xception, legacy_xception, xception
 __all__ = [
     "AlexNet",
     "AlexNet2012",
+    "BNInception",
     "Backbone",
     "DenseNet",
     "FeatureInfo",
+    "GoogLeNet",
+    "GoogLeNetOutput",
+    "InceptionResNetV1",
+    "InceptionResNetV2",
+    "InceptionV3",
+    "InceptionV3Output",
+    "InceptionV4",
     "LeNet5",
     "MobileNetV1",
     "ModelInfo",
     "Preprocessing",
     "ResNet",
+    "SENet",
     "VGG",
     "WeightsError",
     "WeightsNotFoundError",
@@ -66,6 +129,8 @@ __all__ = [
     "Xception",
     "alexnet",
     "alexnet_2012",
+    "bn_inception",
+    "bninception",
     "caffe_alexnet",
     "create_model",
     "densenet",
@@ -74,6 +139,23 @@ __all__ = [
     "densenet169",
     "densenet201",
     "densenet264",
+    "googlenet",
+    "googlenet_2014",
+    "inception_resnet_v1",
+    "inception_resnet_v2",
+    "inception_v1",
+    "inception_v2",
+    "inception_v3",
+    "inception_v4",
+    "legacy_senet154",
+    "legacy_seresnet18",
+    "legacy_seresnet34",
+    "legacy_seresnet50",
+    "legacy_seresnet101",
+    "legacy_seresnet152",
+    "legacy_seresnext26_32x4d",
+    "legacy_seresnext50_32x4d",
+    "legacy_seresnext101_32x4d",
     "legacy_xception",
     "lenet5",
     "lenet5_1998",
@@ -108,7 +190,21 @@ __all__ = [
     "resnext101_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "se_bninception",
+    "se_googlenet",
+    "se_inception",
+    "se_inception_resnet_v2",
+    "se_inception_v3",
     "se_mobilenetv1_100",
+    "senet154",
+    "seresnet18",
+    "seresnet34",
+    "seresnet50",
+    "seresnet101",
+    "seresnet152",
+    "seresnext26_32x4d",
+    "seresnext50_32x4d",
+    "seresnext101_32x4d",
     "transforms_for",
     "vgg11",
     "vgg11_bn",

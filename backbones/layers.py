@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.fx
@@ -46,6 +48,31 @@ class ConvBNReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(self.bn(self.conv(x)))
+
+
+def conv_branch(inplanes: int, *convs: Sequence[Any]) -> nn.Sequential:
+    """A sequence of `ConvBNReLU`, each given as (planes, kernel_size, stride, padding); the latter two may
+    be absent."""
+    layers = []
+    for planes, *window in convs:
+        layers.append(ConvBNReLU(inplanes, planes, *window))
+        inplanes = planes
+    return nn.Sequential(*layers)
+
+
+class Concat(nn.Module):
+    """Concatenation of the branches along the channels, in the order and under the names given."""
+
+    def __init__(self, **branches: nn.Module):
+        super().__init__()
+        for name, branch in branches.items():
+            self.add_module(name, branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = []
+        for branch in self.children():
+            outputs.append(branch(x))
+        return torch.cat(outputs, 1)
 
 
 class SqueezeExcite(nn.Module):
@@ -158,6 +185,25 @@ def make_max_pool2d(kernel_size: int, stride: int, pad_type: str = "symmetric") 
     return nn.MaxPool2d(kernel_size, stride, kernel_size // 2)
 
 
+def gates(
+    reduction: int | None, bias: bool = True, squeeze: str = "avg", gate: str = "sigmoid"
+) -> Callable[[int], nn.Module]:
+    """What makes the channel gate of a module with that many channels; with reduction None, an identity."""
+    if reduction is None:
+        return lambda channels: nn.Identity()
+    return partial(SqueezeExcite, reduction=reduction, bias=bias, squeeze=squeeze, gate=gate)
+
+
+no_gates = gates(None)
+
+
+def set_batch_norm(model: nn.Module, eps: float, momentum: float) -> None:
+    """Give every batch norm of the model this epsilon and this weight of the newest batch."""
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.eps, module.momentum = eps, momentum
+
+
 def he_normal_(modules: Iterable[nn.Module], mode: str = "fan_out") -> None:
     """He normal weights for the convolutions among `modules`; batch norm at 1 and 0; the rest as it is."""
     for module in modules:
@@ -166,6 +212,18 @@ def he_normal_(modules: Iterable[nn.Module], mode: str = "fan_out") -> None:
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+
+
+def truncated_normal_(modules: Iterable[nn.Module], std: float) -> None:
+    """Weights of convolutions and linear layers normal with `std`, cut at +-2 (absolute, not in sigmas)."""
+    for module in modules:
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.trunc_normal_(module.weight, std=std, a=-2.0, b=2.0)
+
+
+def drop(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Dropout; without a rate it is nothing at all and draws no random numbers."""
+    return F.dropout(x, rate, training) if rate > 0.0 else x
 
 
 def transform_input(x: Tensor) -> Tensor:

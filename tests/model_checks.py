@@ -2,6 +2,7 @@
 
 peer("torchvision")             the module, or a skip with the reason
 trained(model)                  no batch norm keeps a neutral value
+filled(build)                   a model built without its own slow initialisation, activations of size one
 check_same_network(...)         names, strict loading both ways, outputs in eval and through the engine
 check_same_features(...)        the same for `features_only`
 check_training_step(...)        two steps of SGD, bit for bit
@@ -53,6 +54,23 @@ def trained(model: nn.Module, seed: int = 0) -> nn.Module:
                                       (m.running_mean, -0.3, 0.3), (m.running_var, 0.5, 2.0)):  # fmt: skip
                 tensor.data.uniform_(low, high, generator=g)
     return model
+
+
+def filled(build, seed: int = 0) -> nn.Module:
+    """`build()` on the meta device, then uniform weights of He's variance; in `eval()`."""
+    with torch.device("meta"):
+        model = build()
+    model.to_empty(device="cpu")
+    g = torch.Generator().manual_seed(seed)
+    for m in model.modules():
+        if isinstance(m, (nn.Conv2d, nn.Linear)):
+            bound = (6 / m.weight[0].numel()) ** 0.5
+            m.weight.data.uniform_(-bound, bound, generator=g)
+            if m.bias is not None:
+                m.bias.data.uniform_(-0.1, 0.1, generator=g)
+        elif isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            m.reset_parameters()
+    return trained(model, seed).eval()
 
 
 def as_accurate(fast: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> None:

@@ -82,7 +82,7 @@ def test_aliases():
 
 def test_list_models_is_a_filter_in_natural_order():
     assert backbones.list_models("resnet*") == ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-    assert backbones.list_models("*50_*x4d") == ["resnext50_32x4d"]
+    assert backbones.list_models("*50_*x4d") == ["legacy_seresnext50_32x4d", "resnext50_32x4d"]
     assert backbones.list_models("resnext50") == ["resnext50"]  # an alias, since no name matches
     assert backbones.list_models("vit*") == []
     assert len(backbones.list_models(family="ResNeXt")) == 11
