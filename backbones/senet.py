@@ -33,10 +33,9 @@ class GatedBlock(nn.Module):
         "3x3"       inside the branch, behind the 3x3 convolution of a bottleneck
     """
 
-    position: str
-    se_module: nn.Module
-    downsample: nn.Module
-    relu: nn.Module
+    def __init__(self, position: str):
+        super().__init__()
+        self.position = position
 
     def branch(self, x: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} does not define branch")
@@ -67,10 +66,9 @@ class SEBasicBlock(GatedBlock):
         se: Callable[[int], nn.Module],
         position: str,
     ):
-        super().__init__()
+        super().__init__(position)
         if position == "3x3":
             raise ValueError("se_position='3x3' is defined for bottlenecks")
-        self.position = position
         self.conv1 = nn.Conv2d(inplanes, planes, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
@@ -107,8 +105,7 @@ class SEBottleneck(GatedBlock):
         groups: int,
         stride_in_1x1: bool,
     ):
-        super().__init__()
-        self.position = position
+        super().__init__(position)
         first, second = widths
         stride1, stride2 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = nn.Conv2d(inplanes, first, 1, stride1, bias=False)
