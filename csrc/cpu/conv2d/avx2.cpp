@@ -4,13 +4,13 @@
 #include <immintrin.h>
 FB_BEGIN_TARGET("avx2,fma")
 #include "../simd/vec_avx2.h"
-namespace {
-constexpr int kVectors = 2;
-}
 #include "generic.h"
 namespace {
-void (*const tiles[])(const fb::conv2d::Tile&) = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
+void (*const tiles[])(const fb::conv2d::Tile&) = {
+    nullptr, tile<1, 2>, tile<2, 2>, tile<3, 2>, tile<4, 2>, tile<5, 2>, tile<6, 2>};
+void (*const narrow[])(const fb::conv2d::Tile&) = {
+    nullptr, tile<1, 1>, tile<2, 1>, tile<3, 1>, tile<4, 1>, tile<5, 1>, tile<6, 1>};
 }
 FB_END_TARGET
-const fb::conv2d::Kernels fb::conv2d::kAvx2 = {kPanel, 6, tiles, activate_rows, change};
+const fb::conv2d::Kernels fb::conv2d::kAvx2 = {kPanel, 6, tiles, narrow, activate_rows, change};
 #endif

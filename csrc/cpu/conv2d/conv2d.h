@@ -45,7 +45,8 @@ struct Tile {
 struct Kernels {
   int panel;                         // output channels per packed panel
   int max_rows;                      // tallest tile
-  void (*const* tile)(const Tile&);  // tile[rows], rows 1..max_rows
+  void (*const* tile)(const Tile&);    // tile[rows], rows 1..max_rows
+  void (*const* narrow)(const Tile&);  // the same for half a panel of columns at most
   // In place: `rows` rows of `columns` floats, `stride` floats apart.
   void (*activate)(float* y, int64_t stride, int64_t rows, int64_t columns, int64_t activation);
   // out = activation(x * scale + shift), pixels `step` floats apart in x, next to each other in out; scale and shift may be null. x may be out.

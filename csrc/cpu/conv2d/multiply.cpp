@@ -57,7 +57,7 @@ void multiply(const Kernels& kernels, Block& block) {
       t.next_a = panel == 0 && ahead.input < ahead.input_end ? ahead.input : t.b;
       if (t.next_b == ahead.weights) ahead.weights += lines;
       if (t.next_a == ahead.input) ahead.input += lines;
-      kernels.tile[rows](t);
+      (2 * t.columns <= kernels.panel ? kernels.narrow : kernels.tile)[rows](t);
       if (activation > kRelu6) kernels.activate(t.y, t.y_stride, rows, t.columns, activation);
     }
     tile.a += rows * tile.a_stride;

@@ -1,10 +1,10 @@
 #include "../simd/region.h"
 #include "../simd/vec_portable.h"
-namespace {
-constexpr int kVectors = 2;
-}
 #include "generic.h"
 namespace {
-void (*const tiles[])(const fb::conv2d::Tile&) = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>};
+void (*const tiles[])(const fb::conv2d::Tile&) = {
+    nullptr, tile<1, 2>, tile<2, 2>, tile<3, 2>, tile<4, 2>};
+void (*const narrow[])(const fb::conv2d::Tile&) = {
+    nullptr, tile<1, 1>, tile<2, 1>, tile<3, 1>, tile<4, 1>};
 }
-const fb::conv2d::Kernels fb::conv2d::kPortable = {kPanel, 4, tiles, activate_rows, change};
+const fb::conv2d::Kernels fb::conv2d::kPortable = {kPanel, 4, tiles, narrow, activate_rows, change};

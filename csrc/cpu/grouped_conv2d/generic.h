@@ -61,18 +61,27 @@ FB_INLINE void pixels(const Row& row, int64_t q0, int vector) {
 #pragma GCC unroll 1
     for (int c = 0; c < kGroup; ++c) channel(c);
   }
-  const int64_t activation = row.activation;
+  // One pass for each part of the epilogue, so that a tile decides once and not for every pixel.
 #pragma GCC unroll 2
   for (int i = 0; i < kVectors; ++i) {
     const int64_t offset = (vector + i) * kLanes;
     const V bias = row.bias != nullptr ? vload(row.bias + offset) : vzero();
 #pragma GCC unroll 16
-    for (int q = 0; q < kPixels; ++q) {
-      V v = vadd(vtranspose<kLanes / kUnit>(acc[i][q]), bias);
-      if (row.residual != nullptr) v = vadd(v, vload(row.residual + (q0 + q) * row.residual_stride + offset));
-      v = vclip(v, activation);
-      vstore(row.y + (q0 + q) * row.y_stride + offset, v);
+    for (int q = 0; q < kPixels; ++q) acc[i][q] = vadd(vtranspose<kLanes / kUnit>(acc[i][q]), bias);
+    if (row.residual != nullptr) {
+#pragma GCC unroll 16
+      for (int q = 0; q < kPixels; ++q) acc[i][q] = vadd(acc[i][q], vload(row.residual + (q0 + q) * row.residual_stride + offset));
     }
+    if (row.activation != fb::kNone) {
+#pragma GCC unroll 16
+      for (int q = 0; q < kPixels; ++q) acc[i][q] = vrelu(acc[i][q]);
+      if (row.activation == fb::kRelu6) {
+#pragma GCC unroll 16
+        for (int q = 0; q < kPixels; ++q) acc[i][q] = vcap6(acc[i][q]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int q = 0; q < kPixels; ++q) vstore(row.y + (q0 + q) * row.y_stride + offset, acc[i][q]);
   }
 }
 
