@@ -38,9 +38,9 @@ class ModelInfo:
 
     `params` counts all parameters; `aux_params` of them belong to auxiliary heads, which only training uses.
     `macs` counts convolutions and linear layers of one image of `input_size` (channels, height, width), bias
-    excluded. `compatible_with` names the public implementations whose checkpoints load unchanged, and
-    `preprocessing` says what such a checkpoint expects of an image. `tap_channels`, `tap_reductions` and
-    `tap_modules` describe what `features_only=True` returns.
+    excluded. `compatible_with` names the public implementations whose checkpoints load ("own": no PyTorch
+    implementation has these names), and `preprocessing` says what such a checkpoint expects of an image.
+    `tap_channels`, `tap_reductions` and `tap_modules` describe what `features_only=True` returns.
     """
 
     name: str

@@ -226,7 +226,7 @@ def googlenet(weights: Weights | None = None, **options: Any) -> GoogLeNet:
     return build_with_weights(GoogLeNet, weights, options, default_cfg=cfg)
 
 
-@register_model(family="Inception", paper=PAPER, compatible_with=("own",))
+@register_model(family="Inception", paper=PAPER, compatible_with=("own", "Caffe"))
 def googlenet_2014(weights: Weights | None = None, **options: Any) -> GoogLeNet:
     """GoogLeNet as in the paper and its Caffe model: BGR from 0 to 255. Options as `GoogLeNet`."""
     caffe = {"mean": (104.0, 117.0, 123.0), "std": (1.0, 1.0, 1.0)}

@@ -337,7 +337,7 @@ def inception_resnet_v1(weights: Weights | None = None, **options: Any) -> Incep
     return build_with_weights(InceptionResNetV1, weights, options)
 
 
-@register_model(family="Inception-ResNet", paper=PAPER, compatible_with=("timm",))
+@register_model(family="Inception-ResNet", paper=PAPER, compatible_with=("timm", "pretrained-models.pytorch"))
 def inception_resnet_v2(weights: Weights | None = None, **options: Any) -> InceptionResNetV2:
     """Inception-ResNet v2. `weights` as `load_weights`, options as `InceptionResNetV2`."""
     return build_with_weights(InceptionResNetV2, weights, options)

@@ -180,7 +180,7 @@ def inception_v4_cfg() -> dict[str, Any]:
     )
 
 
-@register_model(family="Inception", paper=PAPER, compatible_with=("timm",))
+@register_model(family="Inception", paper=PAPER, compatible_with=("timm", "pretrained-models.pytorch"))
 def inception_v4(weights: Weights | None = None, **options: Any) -> InceptionV4:
     """Inception v4. `weights` as `load_weights`, options as `InceptionV4`."""
     return build_with_weights(InceptionV4, weights, options, default_cfg=inception_v4_cfg())

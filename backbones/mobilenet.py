@@ -170,10 +170,12 @@ def _mobilenet(
     return build_with_weights(MobileNetV1, weights, options, width=width, default_cfg=cfg, **architecture)
 
 
-_as_width = register_model(family="MobileNet", paper=PAPER, compatible_with=("timm's builder at this width",))
+_as_width = register_model(
+    family="MobileNet", paper=PAPER, compatible_with=("timm's builder at this width", "Keras")
+)
 
 
-@register_model(family="MobileNet", paper=PAPER, compatible_with=("timm",), aliases=("mobilenet_v1",))
+@register_model(family="MobileNet", paper=PAPER, compatible_with=("timm", "Keras"), aliases=("mobilenet_v1",))
 def mobilenetv1_100(weights: Weights | None = None, **options: Any) -> MobileNetV1:
     """MobileNet v1. `weights` as `load_weights`, options as `MobileNetV1`."""
     return mobilenetv1(1.0, weights=weights, **options)

@@ -102,7 +102,7 @@ def _vgg(name: str, weights: Weights | None, options: dict[str, Any], depth: int
     return build_with_weights(VGG, weights, options, depth=depth, default_cfg=cfg, **architecture)
 
 
-_as_vgg = register_model(family="VGG", paper=PAPER, compatible_with=("torchvision",))
+_as_vgg = register_model(family="VGG", paper=PAPER, compatible_with=("torchvision", "timm"))
 _as_paper_only = register_model(family="VGG", paper=PAPER, compatible_with=("own",))
 
 

@@ -168,7 +168,12 @@ def xception_cfg(name: str) -> dict[str, Any]:
     )
 
 
-@register_model(family="Xception", paper="arXiv 1610.02357", compatible_with=("timm",), aliases=("xception",))
+@register_model(
+    family="Xception",
+    paper="arXiv 1610.02357",
+    compatible_with=("timm", "pretrained-models.pytorch", "Keras"),
+    aliases=("xception",),
+)
 def legacy_xception(weights: Weights | None = None, **options: Any) -> Xception:
     """Xception. `weights` as `load_weights`, options as `Xception`."""
     return build_with_weights(Xception, weights, options, default_cfg=xception_cfg("legacy_xception"))

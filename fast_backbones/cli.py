@@ -70,8 +70,8 @@ def checked_info(name: str) -> Any:
         fail(str(unknown))
 
 
-def build(name: str, weights: Path | None) -> Any:
-    """The model in eval mode, with weights from a file, or with seeded random ones."""
+def build(name: str, weights: str | None) -> Any:
+    """The model in eval mode, with weights from a file, a URL or the hub, or with seeded random ones."""
     import fast_backbones as fb
 
     from .bench.subject import make_model
@@ -80,7 +80,7 @@ def build(name: str, weights: Path | None) -> Any:
     if weights is None:
         return make_model(name)
     try:
-        return fb.create_model(name, weights=str(weights)).eval()
+        return fb.create_model(name, weights=weights).eval()
     except fb.WeightsError as problem:
         fail(str(problem))
 
@@ -112,7 +112,7 @@ def top5(logits: Any, names: list[str] | None) -> list[dict[str, Any]]:
 def run(
     image: Annotated[str, typer.Argument(help="an image file, sample:china or sample:flower")],
     model: Annotated[str, typer.Option(help="a name from `fast-backbones list`")] = "resnext50_32x4d",
-    weights: Annotated[Path | None, typer.Option(help="checkpoint: .safetensors or .pth")] = None,
+    weights: Annotated[str | None, typer.Option(help="a file, a URL, or hf-hub:user/repository")] = None,
     classes: Annotated[Path | None, typer.Option(help="text file with one class name per line")] = None,
     batch: Batch = 1,
     threads: Threads = None,
@@ -140,7 +140,7 @@ def run(
     threads = set_threads(threads)
     names = class_names(classes, network.num_classes)
     facts = machine.describe(threads)
-    source = str(weights) if weights is not None else "random"
+    source = weights if weights is not None else "random"
     plan = plan_text(network, x)
     if not as_json:
         say(machine.headline(facts))

@@ -84,8 +84,8 @@ def replace_in(path: Path, infos: list[Any]) -> None:
 
 
 def checkpoints(facts: Any) -> str:
-    """The public implementations whose files load; "own" in the registry means that there are none."""
-    return ", ".join("none public" if origin == "own" else origin for origin in facts.compatible_with)
+    """The public implementations whose files load; "own" says that PyTorch has none with this layout."""
+    return ", ".join(origin for origin in facts.compatible_with if origin != "own") or "none public"
 
 
 def _numbers(facts: Any) -> tuple[str, str, str]:

@@ -120,6 +120,14 @@ def test_samples_are_photographs(sample):
         (["run", "{text}"], "is not an image that Pillow can read"),
         (["run", "{photo}", "--model", "resnet5O"], "no model is called 'resnet5O': did you mean resnet50"),
         (["run", "{photo}", "--model", "resnet18", "--weights", "absent.pth"], "absent.pth"),
+        (
+            ["run", "{photo}", "--model", "resnet18", "--weights", "https://a/b.pth"],
+            "https://a/b.pth: a down",
+        ),
+        (
+            ["run", "{photo}", "--model", "resnet18", "--weights", "hf-hub:a/b/c"],
+            "hf-hub:a/b/c is not a hub id",
+        ),
         (["run", "{photo}", "--model", "resnet18", "--classes", "{text}"], "has 1 names, the model has 1000"),
         (["info", "resnext50_32x5d"], "did you mean resnext50_32x4d"),
         (["explain", "resnet"], "did you mean"),

@@ -7,12 +7,12 @@ import numpy
 import pytest
 import torch
 from helpers import one_thread as one_thread
-from model_checks import image, trained
+from model_checks import image, peer, trained
 from torch import nn
-from weights_checks import refused
+from weights_checks import refused, sha256
 
 from fast_backbones import backbones
-from fast_backbones.backbones import _remap, create_model, load_weights
+from fast_backbones.backbones import WeightsError, _remap, create_model, load_weights
 
 TENSORFLOW = {"pad_type": "same", "bn_eps": 1e-3}
 
@@ -94,8 +94,6 @@ def test_timm_vgg():
 @pytest.mark.slow
 @pytest.mark.peer
 def test_timm_vgg_from_timm():
-    from model_checks import peer
-
     torch.manual_seed(0)
     theirs = trained(peer("timm").create_model("vgg11_bn", num_classes=7)).eval()
     ours = loaded("vgg11_bn", theirs.state_dict(), num_classes=7).eval()
@@ -261,6 +259,187 @@ def test_caffe_alexnet(old):
             blobs[:] = [blob.reshape((1,) * (4 - blob.ndim) + blob.shape) for blob in blobs]
         assert foreign["fc8"][1].shape == (1, 1, 1, 7)
     check(loaded("alexnet_2012", foreign, num_classes=7), theirs, 227)
+
+
+GOOGLENET_BRANCHES = {
+    "branch1": "1x1",
+    "branch2.0": "3x3_reduce",
+    "branch2.1": "3x3",
+    "branch3.0": "5x5_reduce",
+    "branch3.1": "5x5",
+    "branch4.1": "pool_proj",
+}
+
+
+def test_caffe_googlenet():
+    theirs = source("googlenet_2014", num_classes=7)
+    names = {"conv1.conv": "conv1/7x7_s2", "conv2.conv": "conv2/3x3_reduce", "conv3.conv": "conv2/3x3"}
+    for module in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"):
+        for ours, layer in GOOGLENET_BRANCHES.items():
+            names[f"inception{module}.{ours}.conv"] = f"inception_{module}/{layer}"
+    for i in (1, 2):
+        heads = {"conv.conv": "conv", "fc1": "fc", "fc2": "classifier"}
+        names |= {f"aux{i}.{ours}": f"loss{i}/{layer}" for ours, layer in heads.items()}
+    foreign = caffe_blobs(theirs, {**names, "fc": "loss3/classifier"})
+    assert foreign["inception_3a/5x5"][0].shape == (32, 16, 5, 5)
+    check(loaded("googlenet_2014", foreign, num_classes=7), theirs, 224)
+    bare = loaded("googlenet_2014", foreign, num_classes=7, aux_logits=False)
+    assert torch.equal(bare.fc.weight, theirs.fc.weight) and "aux1" not in str(list(bare.state_dict()))
+
+
+def se_bninception_layer(module: str) -> str:
+    """`inception_3a_double_3x3_1_bn` -> `inception_3a/double3x3a/bn`, as the published prototxt has it."""
+    found = re.fullmatch(r"inception_(\w\w)_se\.fc([12])", module)
+    if found:
+        return f"inception_{found[1]}_1x1_{'down' if found[2] == '1' else 'up'}"
+    name, bn, _ = module.partition("_bn")
+    for ours, layer in {"double_3x3_reduce": "double3x3_reduce", "_3x3_1": "3x3a", "_3x3_2": "3x3b"}.items():
+        name = name.replace(ours, layer) if "double" in name else name
+    name = re.sub(r"^(conv\d|inception_\w\w)_", r"\1/", name).replace("last_linear", "classifier")
+    return name + ("/bn" if bn else "")
+
+
+def test_caffe_se_bninception(tmp_path):
+    theirs = source("se_bninception", num_classes=7)
+    kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+    names = {n: se_bninception_layer(n) for n, m in theirs.named_modules() if isinstance(m, kinds)}
+    for layer in ("conv1/7x7_s2/bn", "inception_3c/double3x3b", "inception_5b_1x1_up", "classifier"):
+        assert layer in names.values()
+    foreign = caffe_blobs(theirs, names, factor=1.0)
+    check(loaded("se_bninception", foreign, num_classes=7), theirs, 64)
+    path = tmp_path / "blobs.npz"
+    numpy.savez(path, **{f"{k}/{i}": blob for k, blobs in foreign.items() for i, blob in enumerate(blobs)})
+    check(loaded("se_bninception", path, num_classes=7), theirs, 64)
+
+
+def test_caffe_statistics_are_sums():
+    model = create_model("se_bninception", num_classes=7)
+    norm, key = model.inception_3a_1x1_bn, "inception_3a/1x1/bn"
+    norm.running_mean.uniform_(-1, 1)
+    found = {}
+    for factor in (999.5, 0.0):
+        blobs = caffe_blobs(model, {"inception_3a_1x1_bn": key}, factor)
+        flat = {f"{k}/{i}": torch.from_numpy(b) for k, group in blobs.items() for i, b in enumerate(group)}
+        found[factor] = _remap.caffe(flat, _remap.Target("x", model, model.state_dict()))
+    mean = found[999.5]["inception_3a_1x1_bn.running_mean"]
+    torch.testing.assert_close(mean, norm.running_mean, rtol=1e-6, atol=1e-7)
+    assert not found[0.0]["inception_3a_1x1_bn.running_mean"].any()  # never trained: Caffe takes zeros
+    assert torch.equal(found[0.0]["inception_3a_1x1_bn.weight"], norm.weight)
+
+
+# pretrained-models.pytorch, TensorFlow's background class
+
+
+@pytest.mark.parametrize(
+    "name, classifier",
+    [("legacy_xception", "fc"), ("inception_v4", "last_linear"), ("inception_resnet_v2", "classif")],
+)
+def test_cadene_names_and_the_background_class(name, classifier):
+    theirs = source(name)
+    foreign = {k.replace(f"{classifier}.", "last_linear."): v for k, v in theirs.state_dict().items()}
+    assert "last_linear.bias" in foreign
+    check(loaded(name, foreign), theirs, 96)
+    for part in ("weight", "bias"):
+        rows = foreign[f"last_linear.{part}"]
+        foreign[f"last_linear.{part}"] = torch.cat([torch.full_like(rows[:1], 9.0), rows])
+    check(loaded(name, foreign), theirs, 96)
+    kept = loaded(name, foreign, num_classes=1001).get_submodule(classifier)
+    assert kept.out_features == 1001 and kept.bias[0] == 9.0
+    with torch.device("meta"):
+        adopted = create_model(name)
+    report = load_weights(adopted, foreign, head="adopt")
+    assert adopted.num_classes == 1000 and "the background, left out" in report.notes[0]
+
+
+def test_other_networks_with_1001_classes_keep_them():
+    theirs = create_model("mobilenetv1_025", num_classes=1001)
+    ours = create_model("mobilenetv1_025", weights=theirs.state_dict())
+    assert ours.num_classes == 1001 and torch.equal(ours.classifier.bias, theirs.classifier.bias)
+
+
+# timm's other SE networks
+
+
+@pytest.mark.parametrize("name", ["legacy_seresnet18", "legacy_seresnext26_32x4d"])
+def test_timm_seresnet_is_refused_with_the_reason(name):
+    model = create_model(name, num_classes=3)
+    foreign = renamed(model, (r"^layer0\.", ""), (r"\.se_module\.", ".se."), ("last_linear", "fc"))
+    assert "layer1.0.se.fc1.weight" in foreign
+    with refused(model, f"without 'legacy_': .* is another network .* weights of timm's {name}$"):
+        load_weights(model, foreign)
+
+
+@pytest.mark.slow
+@pytest.mark.peer
+@pytest.mark.parametrize("name", ["seresnet50", "seresnext50_32x4d", "senet154"])
+def test_timm_seresnet_from_timm_is_refused(name):
+    with torch.device("meta"):
+        foreign = peer("timm").create_model(name).state_dict()
+        model = create_model(f"legacy_{name}")
+    with pytest.raises(WeightsError, match="is another network"):
+        load_weights(model, foreign)
+
+
+# torchvision: auxiliary heads and the mapping of the input
+
+
+@pytest.fixture(scope="module")
+def inception() -> nn.Module:
+    return source("googlenet", num_classes=5)
+
+
+def test_auxiliary_heads_are_dropped_where_the_model_has_none(inception):
+    bare = loaded("googlenet", inception.state_dict(), num_classes=5, aux_logits=False)
+    x = image(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(bare.eval().forward_modules(x), inception.forward_modules(x))
+    with refused(create_model("googlenet", num_classes=5), "no auxiliary heads: .* aux_logits=False") as _:
+        load_weights(create_model("googlenet", num_classes=5), bare.state_dict())
+
+
+def test_auxiliary_heads_follow_the_classifier(inception):
+    adopted = create_model("googlenet", weights=inception.state_dict())
+    assert adopted.num_classes == adopted.aux1.fc2.out_features == 5
+    assert torch.equal(adopted.aux2.fc2.weight, inception.aux2.fc2.weight)
+    tuned = dict(inception.state_dict())  # somebody trained another classifier and kept the heads
+    tuned |= {"fc.weight": torch.randn(9, 1024), "fc.bias": torch.randn(9)}
+    model = create_model("googlenet", num_classes=5)
+    report = load_weights(model, tuned, head="adopt")
+    assert model.num_classes == 9 and model.aux1.fc2.out_features == 9
+    assert torch.equal(model.fc.bias, tuned["fc.bias"]) and len(report.notes) == 3
+    assert torch.equal(model.aux1.fc1.weight, inception.aux1.fc1.weight)
+
+
+def test_torchvision_files_set_the_mapping_of_the_input(inception, tmp_path, monkeypatch):
+    torch.save(inception.state_dict(), tmp_path / "x.pth")
+    digest = sha256(tmp_path / "x.pth")
+    published = tmp_path / f"googlenet-{digest[:8]}.pth"
+    (tmp_path / "x.pth").rename(published)
+
+    def maps(weights, **options) -> bool:
+        return create_model("googlenet", weights=weights, num_classes=5, **options).transform_input
+
+    assert maps(published) and maps(published, transform_input=True)
+    assert not maps(published, transform_input=False) and not maps(published, in_chans=1)
+    renamed = published.rename(tmp_path / "mine.pth")
+    assert not maps(renamed) and not maps(inception.state_dict())
+    monkeypatch.setattr(_remap, "_MAPPED_DIGESTS", (digest[:8],))
+    assert maps(renamed)
+
+
+@pytest.mark.slow
+@pytest.mark.peer
+@pytest.mark.parametrize("name, stem", [("googlenet", "googlenet"), ("inception_v3", "inception_v3_google")])
+def test_torchvision_files_give_torchvision_outputs(name, stem, tmp_path):
+    build = getattr(peer("torchvision").models, name)
+    theirs = trained(build(weights=None, init_weights=False, aux_logits=True, transform_input=True)).eval()
+    torch.save(theirs.state_dict(), tmp_path / "x.pth")
+    path = (tmp_path / "x.pth").rename(tmp_path / f"{stem}-{sha256(tmp_path / 'x.pth')[:8]}.pth")
+    x = image(1, 3, 299, 299)
+    for options in ({}, {"aux_logits": False}):
+        ours = create_model(name, weights=path, **options).eval()
+        with torch.inference_mode():
+            torch.testing.assert_close(ours.forward_modules(x), theirs(x), rtol=1e-4, atol=1e-5)
 
 
 # Containers

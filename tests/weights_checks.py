@@ -54,12 +54,13 @@ def refused(model: nn.Module, match: str):
     """The block raises one readable WeightsError, and the model keeps every bit and every module."""
     before = {k: v.clone() for k, v in model.state_dict().items()}
     modules = dict(model.named_modules())
+    config = dict(getattr(model, "default_cfg", {}))
     with pytest.raises(WeightsError, match=match) as caught:
         yield caught
     assert len(str(caught.value)) < 900
     after = model.state_dict()
     assert list(before) == list(after) and all(torch.equal(before[k], after[k]) for k in before)
-    assert dict(model.named_modules()) == modules
+    assert dict(model.named_modules()) == modules and getattr(model, "default_cfg", {}) == config
 
 
 def written(path: Path, what: object) -> Path:
