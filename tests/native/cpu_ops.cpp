@@ -4,6 +4,7 @@
 //   cmake -S . -B build/asan -G Ninja -DFB_TORCH=OFF -DFB_SANITIZE=address && cmake --build build/asan && build/asan/fb_check
 //
 // FB_MAX_ISA picks the instruction set. Exit status 0: every case held.
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -58,9 +59,16 @@ int64_t last_pixel_end(int64_t pixels, int64_t ld, int64_t channels) {
   return pixels > 0 ? (pixels - 1) * ld + channels : 0;
 }
 
-// The formulas. x(n, row, column, channel) is 0 outside the image for a convolution, and left out by a pool.
-float expected(const fb::OpSpec& spec, const std::function<float(int64_t, int64_t, int64_t, int64_t)>& x, const Buffer& weight,
-               const Buffer& bias, const Buffer& residual, int64_t n, int64_t p, int64_t q, int64_t k) {
+using Map = std::function<float(int64_t n, int64_t row, int64_t column, int64_t channel)>;
+
+float activated(float x, int64_t activation) {
+  if (activation != fb::kNone) x = std::fmax(x, 0.0f);
+  return activation == fb::kRelu6 ? std::fmin(x, 6.0f) : x;
+}
+
+// The formulas. x is 0 outside the image for a convolution, and left out by a pool. Residual and gate may be empty.
+float expected(const fb::OpSpec& spec, const Map& x, const Buffer& weight, const Buffer& bias, const Buffer& residual, const Buffer& gate,
+               int64_t n, int64_t p, int64_t q, int64_t k) {
   if (spec.kind == "to_nchw" || spec.kind == "to_nhwc") return x(n, p, q, k);
   if (spec.kind == "global_avg_pool") {
     float sum = 0;
@@ -83,13 +91,30 @@ float expected(const fb::OpSpec& spec, const std::function<float(int64_t, int64_
     }
   }
   if (pool) return sum;
+  if (gate.size() > 0) sum *= gate[n * spec.k + k];
   if (residual.size() > 0) sum += residual[((n * spec.p() + p) * spec.q() + q) * spec.k + k];
-  return spec.activation == 1 ? std::fmax(sum, 0.0f) : sum;
+  return k < spec.act_from ? sum : activated(sum, spec.activation);
 }
 
 bool has_weight(const fb::OpSpec& spec) {
   return spec.kind == "conv2d" || spec.kind == "winograd_conv2d" || spec.kind == "grouped_conv2d" ||
-         spec.kind == "depthwise_conv2d" || spec.kind == "linear";
+         spec.kind == "depthwise_conv2d" || spec.kind == "separable_conv2d" || spec.kind == "linear";
+}
+
+// The two convolutions of a separable one.
+fb::OpSpec depth_part(fb::OpSpec spec) {
+  spec.kind = "depthwise_conv2d";
+  spec.k = spec.groups = spec.c;
+  spec.activation = spec.depth_activation;
+  spec.depth_activation = fb::kNone;
+  return spec;
+}
+
+fb::OpSpec pointwise_part(const fb::OpSpec& spec) {
+  fb::OpSpec out;
+  out.kind = "conv2d";
+  out.n = spec.n, out.h = spec.p(), out.w = spec.q(), out.c = spec.c, out.k = spec.k, out.activation = spec.activation;
+  return out;
 }
 
 bool has_residual(const fb::OpSpec& spec) { return has_weight(spec) && spec.kind != "linear" && spec.kind != "depthwise_conv2d"; }
@@ -111,7 +136,12 @@ bool check(const fb::OpSpec& spec, bool with_residual) {
 
   Buffer x(planar_in ? pixels_in * spec.c : last_pixel_end(pixels_in, ldx, spec.c));
   Buffer y(planar_out ? pixels_out * spec.k : last_pixel_end(pixels_out, ldy, spec.k));
-  Buffer weight(has_weight(spec) ? spec.k * (spec.c / spec.groups) * spec.r * spec.s : 0);
+  const bool separable = spec.kind == "separable_conv2d";
+  const fb::OpSpec depth = depth_part(spec), last = separable ? pointwise_part(spec) : spec;
+  Buffer weight(has_weight(spec) ? spec.k * (spec.c / spec.groups) * last.r * last.s : 0);
+  Buffer depth_weight(separable ? spec.c * spec.r * spec.s : 0), depth_bias(separable ? spec.c : 0);
+  Buffer depth_packed(separable ? fb::packed_floats(depth) : 0);
+  Buffer gate(spec.gated ? spec.n * spec.k : 0), scale(spec.pre ? spec.c : 0), shift(spec.pre ? spec.c : 0), nothing(0);
   Buffer bias(has_weight(spec) ? spec.k : 0);
   Buffer residual(with_residual ? pixels_out * spec.k : 0);
   Buffer packed(has_weight(spec) ? fb::packed_floats(spec) : 0);
@@ -120,6 +150,12 @@ bool check(const fb::OpSpec& spec, bool with_residual) {
   weight.fill(-2, 2, 4, 2);  // multiples of 4: the transforms of F(2x2, 3x3) stay exact
   bias.fill(-5, 5, 1, 3);
   residual.fill(-5, 5, 1, 4);
+  depth_weight.fill(-2, 2, 1, 5);
+  depth_bias.fill(-3, 3, 1, 6);
+  gate.fill(-2, 2, 1, 7);
+  scale.fill(-2, 2, 1, 8);
+  shift.fill(-3, 3, 1, 9);
+  if (separable) fb::pack_weight(depth, depth_weight.data(), depth_packed.data());
   if (has_weight(spec)) fb::pack_weight(spec, weight.data(), packed.data());
 
   fb::Pointers pointers;
@@ -127,9 +163,16 @@ bool check(const fb::OpSpec& spec, bool with_residual) {
   pointers.y = y.data();
   if (has_weight(spec)) pointers.weight = packed.data(), pointers.bias = bias.data();
   if (with_residual) pointers.residual = residual.data();
+  if (separable) pointers.depth_weight = depth_packed.data(), pointers.depth_bias = depth_bias.data();
+  if (spec.gated) pointers.gate = gate.data();
+  if (spec.pre) pointers.pre_scale = scale.data(), pointers.pre_shift = shift.data();
 
-  const auto at = [&](int64_t n, int64_t h, int64_t w, int64_t c) {
-    return planar_in ? x[((n * spec.c + c) * spec.h + h) * spec.w + w] : x[((n * spec.h + h) * spec.w + w) * ldx + c];
+  const Map at = [&](int64_t n, int64_t h, int64_t w, int64_t c) {
+    const float v = planar_in ? x[((n * spec.c + c) * spec.h + h) * spec.w + w] : x[((n * spec.h + h) * spec.w + w) * ldx + c];
+    return activated(spec.pre ? v * scale[c] + shift[c] : v, spec.pre_activation);
+  };
+  const Map between = [&](int64_t n, int64_t h, int64_t w, int64_t c) {
+    return expected(depth, at, depth_weight, depth_bias, nothing, nothing, n, h, w, c);
   };
   for (const int threads : {1, 3}) {
     for (int64_t i = 0; i < y.size(); ++i) y[i] = NAN;
@@ -140,7 +183,7 @@ bool check(const fb::OpSpec& spec, bool with_residual) {
           for (int64_t k = 0; k < spec.k; ++k) {
             const int64_t pixel = (n * p + row) * q + column;
             const float got = planar_out ? y[((n * spec.k + k) * p + row) * q + column] : y[pixel * ldy + k];
-            const float want = expected(spec, at, weight, bias, residual, n, row, column, k);
+            const float want = expected(last, separable ? between : at, weight, bias, residual, gate, n, row, column, k);
             if (got != want) {
               std::fprintf(stderr, "%s, %d threads: y[%d, %d, %d, %d] is %g, expected %g\n", text(spec).c_str(), threads, int(n), int(row),
                            int(column), int(k), double(got), double(want));
@@ -192,6 +235,20 @@ std::vector<fb::OpSpec> cases() {
   fb::OpSpec ceil = conv("max_pool2d", 1, 8, 7, 5, 5, 3, 2, 0);
   ceil.ceil_mode = 1;
   all.push_back(ceil);
+  for (const auto& [gated, pre, act_from] : {std::array<int64_t, 3>{1, 0, 0}, {0, 1, 0}, {0, 0, 32}, {1, 1, 32}}) {
+    for (const fb::OpSpec& plain : {conv("conv2d", 3, 3, 5, 40, 70, 1, 1, 0), conv("conv2d", 2, 6, 7, 13, 35, 3, 2, 1), conv("conv2d", 2, 7, 5, 900, 131, 1, 2, 0),
+                                    conv("conv2d", 2, 5, 4, 350, 72, 3, 1, 1)}) {
+      fb::OpSpec one = plain;
+      one.gated = gated, one.pre = pre, one.pre_activation = pre, one.act_from = act_from;
+      all.push_back(one);
+    }
+  }
+  for (const fb::OpSpec& plain : {conv("separable_conv2d", 2, 9, 11, 21, 40, 3, 1, 1), conv("separable_conv2d", 1, 8, 7, 33, 17, 3, 2, 1),
+                                  conv("separable_conv2d", 2, 5, 4, 420, 260, 3, 1, 1), conv("separable_conv2d", 1, 1, 1, 5, 3, 5, 1, 2)}) {
+    fb::OpSpec one = plain;
+    one.depth_activation = fb::kRelu6;
+    all.push_back(one);
+  }
   const size_t dense = all.size();
   for (size_t i = 0; i < dense; ++i) {  // the same, as slices of wider maps
     fb::OpSpec slice = all[i];
