@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._base import Backbone
 
@@ -17,9 +17,6 @@ class SequentialBackbone(Backbone):
     """
 
     tap_layers: list[int]
-    features: nn.Sequential
-    avgpool: nn.Module
-    classifier: nn.Module
 
     def forward_features(self, x: Tensor) -> Tensor:
         return self.features(x)

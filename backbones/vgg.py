@@ -48,7 +48,7 @@ class VGG(SequentialBackbone):
         if depth not in CONVOLUTIONS:
             raise ValueError(f"VGG depth must be one of {', '.join(map(str, CONVOLUTIONS))}, got {depth}")
         layers: list[nn.Module] = []
-        self.tap_layers: list[int] = []
+        self.tap_layers = []
         inplanes = self.in_chans
         for planes, count in zip(CHANNELS, CONVOLUTIONS[depth]):
             for position in range(count):

@@ -217,7 +217,7 @@ def _check_taps(build, model: nn.Module, x: torch.Tensor, activated: tuple[str, 
 
 
 def check_tracing(model: nn.Module, *shape: int) -> None:
-    """TorchScript, FX, Dynamo and export with a free batch size give what the modules give."""
+    """TorchScript, FX, Dynamo and export with a free batch size (N > 1) give what the modules give."""
     n, *image_shape = shape
     one, several = image(n, *image_shape), image(n + 1, *image_shape)
     with torch.inference_mode(False):
