@@ -16,8 +16,6 @@ class SequentialBackbone(Backbone):
     hidden layers: a model without classes returns [N, 4096], as `forward_head(x, pre_logits=True)` does.
     """
 
-    tap_layers: list[int]
-
     def forward_features(self, x: Tensor) -> Tensor:
         return self.features(x)
 

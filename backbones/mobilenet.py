@@ -1,7 +1,7 @@
 """MobileNet (Howard et al. 2017, arXiv 1704.04861), also with squeeze-and-excitation (arXiv 1709.01507).
 
-Parameter names, shapes and the random numbers drawn by the constructor are those of timm's `mobilenetv1_100`,
-so its checkpoint loads unchanged. Weights from TensorFlow want pad_type="same" and bn_eps=1e-3.
+Parameter names, shapes and the initialisation are those of timm's `mobilenetv1_100`, so its checkpoint loads
+unchanged. Weights from TensorFlow want pad_type="same" and bn_eps=1e-3.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class VGG(SequentialBackbone):
         if depth not in CONVOLUTIONS:
             raise ValueError(f"VGG depth must be one of {', '.join(map(str, CONVOLUTIONS))}, got {depth}")
         layers: list[nn.Module] = []
-        self.tap_layers = []
+        tap_layers = []
         inplanes = self.in_chans
         for planes, count in zip(CHANNELS, CONVOLUTIONS[depth]):
             for position in range(count):
@@ -57,14 +57,15 @@ class VGG(SequentialBackbone):
                 layers += [nn.BatchNorm2d(planes)] if batch_norm else []
                 layers.append(nn.ReLU(inplace=True))
                 inplanes = planes
-            self.tap_layers.append(len(layers) - 1)
+            tap_layers.append(len(layers) - 1)
             layers.append(nn.MaxPool2d(2, stride=2))
-        self.tap_layers.append(len(layers) - 1)
+        tap_layers.append(len(layers) - 1)
         if lrn:  # in the ReLU's place: it has no parameters and must not shift the numbers behind it
-            first = self.tap_layers[0]
+            first = tap_layers[0]
             norm = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
             layers[first] = nn.Sequential(layers[first], norm)
         self.features = nn.Sequential(*layers)
+        self.tap_layers = tap_layers
         self.avgpool = nn.AdaptiveAvgPool2d((7, 7))
         self.num_features = 4096
         self.classifier = nn.Identity() if self.features_only else self._make_head()
