@@ -1,8 +1,5 @@
 """From an exported ATen program to a Graph: recognise what has a kernel, make in-place operations functional.
 
-Each recogniser takes the bound arguments of one ATen call and returns `(op, inputs, attrs)`, or None when
-this call is not the plain case; the call then stays as it is, an "aten" node.
-
 In-place calls (`relu_`, `add_`) become their functional twins, and whoever reads the tensor afterwards reads
 the result. That is right as long as nobody looks at the same memory through another tensor; if somebody does,
 or if the model writes to its input or to a buffer, there is no plan.
@@ -11,160 +8,25 @@ or if the model writes to its input or to a buffer, there is no plan.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from .capture import PREFIX, Uncapturable
 from .graph import Graph, Live, Node, leaves, map_leaves
+from .recognise import RECOGNISERS
 
 aten = torch.ops.aten
-Recognised = tuple[str, list[Node], dict[str, Any]] | None
-RECOGNISERS: dict[Any, Callable[[dict[str, Any], torch.Tensor], Recognised]] = {}
 
 # Checks that torch.export adds about facts which are fixed in a plan: shapes, dtypes, devices.
 CHECKS = {
     "aten::_assert_tensor_metadata", "aten::_assert_scalar", "aten::sym_constrain_range",
     "aten::sym_constrain_range_for_size",
 }  # fmt: skip
+# A rewrite of fuse/ either gives these a meaning or makes them ATen calls again.
+RETURNING = {"identity", "flatten", "slice", "pad", "cat"}
 # In eval mode these return their input itself, which their schema does not say.
 DROPOUTS = {"aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::feature_alpha_dropout"}
-
-
-def recognises(*targets: Any) -> Callable[[Any], Any]:
-    def register(function: Any) -> Any:
-        for target in targets:
-            RECOGNISERS[target] = function
-        return function
-
-    return register
-
-
-def pair(value: Any) -> tuple[int, int]:
-    """ATen writes [s] for [s, s]."""
-    value = [value] if isinstance(value, int) else list(value)
-    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
-
-
-def is_map(node: Any, rank: int = 4) -> bool:
-    """A float32 tensor of this rank that some node computes (not a parameter)."""
-    return is_float(node) and len(node.shape) == rank
-
-
-def same_padding(a: dict[str, Any]) -> tuple[int, int] | None:
-    """padding="same" in numbers, when it is the same on both sides."""
-    kernel = a["weight_shape"][2:]
-    total = [d * (k - 1) for d, k in zip(pair(a["dilation"]), kernel)]
-    return None if any(t % 2 for t in total) else (total[0] // 2, total[1] // 2)
-
-
-@recognises(aten.conv2d.default, aten.conv2d.padding)
-def conv2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    if not (is_map(a["input"]) and isinstance(a["weight"], Live) and isinstance(a["bias"], Live | None)):
-        return None
-    padding = a["padding"]
-    if isinstance(padding, str):
-        padding = (0, 0) if padding == "valid" else same_padding(a)
-        if padding is None:
-            return None
-    attrs = {
-        "weight": a["weight"], "bias": a["bias"], "norms": (), "activation": "none", "residual": False,
-        "kernel": tuple(a["weight_shape"][2:]), "filters": a["weight_shape"][0], "groups": a["groups"],
-        "stride": pair(a["stride"]), "padding": pair(padding), "dilation": pair(a["dilation"]),
-    }  # fmt: skip
-    return "conv2d", [a["input"]], attrs
-
-
-@recognises(aten.batch_norm.default)
-def batch_norm(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    stats = (a["running_mean"], a["running_var"])
-    affine = (a["weight"], a["bias"])
-    known = all(isinstance(s, Live) for s in stats) and all(isinstance(s, Live | None) for s in affine)
-    if a["training"] or not known or not isinstance(a["input"], Node):
-        return None
-    attrs = {"weight": affine[0], "bias": affine[1], "mean": stats[0], "var": stats[1], "eps": a["eps"]}
-    return "batch_norm", [a["input"]], attrs
-
-
-@recognises(aten.relu.default)
-def relu(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    return ("relu", [a["self"]], {}) if is_float(a["self"]) else None
-
-
-@recognises(aten.add.Tensor)
-def add(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    left, right = a["self"], a["other"]
-    plain = is_float(left) and is_float(right) and left.shape == right.shape and a["alpha"] == 1
-    return ("add", [left, right], {}) if plain else None
-
-
-def is_float(node: Any) -> bool:
-    return isinstance(node, Node) and node.dtype is torch.float32 and node.shape is not None
-
-
-@recognises(aten.max_pool2d.default)
-def max_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    kernel = pair(a["kernel_size"])
-    if not is_map(a["self"]) or pair(a["dilation"]) != (1, 1):
-        return None
-    stride = pair(a["stride"]) if a["stride"] else kernel
-    attrs = {"kernel": kernel, "stride": stride, "padding": pair(a["padding"]), "ceil_mode": a["ceil_mode"]}
-    return "max_pool2d", [a["self"]], attrs
-
-
-@recognises(aten.adaptive_avg_pool2d.default)
-def adaptive_avg_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    whole = is_map(a["self"]) and list(a["output_size"]) == [1, 1]
-    return ("global_avg_pool", [a["self"]], {}) if whole else None
-
-
-@recognises(aten.mean.dim)
-def mean(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    if not is_map(a["self"]) or not a["dim"] or a["dtype"] is not None:
-        return None
-    spatial = sorted(d % 4 for d in a["dim"]) == [2, 3]
-    return ("global_avg_pool", [a["self"]], {}) if spatial else None
-
-
-@recognises(aten.avg_pool2d.default)
-def avg_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    if not is_map(a["self"]) or a["divisor_override"] is not None or pair(a["padding"]) != (0, 0):
-        return None
-    whole = pair(a["kernel_size"]) == a["self"].shape[2:]
-    return ("global_avg_pool", [a["self"]], {}) if whole else None
-
-
-@recognises(aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.dims)
-def flatten(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    x = a["self"]
-    pooled = is_map(x) and x.shape[2:] == (1, 1) and tuple(result.shape) == x.shape[:2]
-    return ("flatten", [a["self"]], {}) if pooled else None
-
-
-@recognises(aten.linear.default)
-def linear(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    if not (is_map(a["input"], 2) and isinstance(a["weight"], Live) and isinstance(a["bias"], Live | None)):
-        return None
-    attrs = {"weight": a["weight"], "bias": a["bias"], "filters": a["weight_shape"][0], "activation": "none"}
-    return "linear", [a["input"]], attrs
-
-
-@recognises(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
-def dropout(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    idle = not a["train"] and isinstance(a["input"], Node)
-    return ("identity", [a["input"]], {}) if idle else None
-
-
-@recognises(aten.alias.default, aten.detach.default, aten.clone.default, aten.contiguous.default)
-def same_value(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    return ("identity", [a["self"]], {}) if isinstance(a["self"], Node) else None
-
-
-@recognises(aten.to.dtype, aten.to.device, aten.to.dtype_layout)
-def to(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    same = isinstance(a["self"], Node) and a["self"].dtype is result.dtype and result.device.type == "cpu"
-    return ("identity", [a["self"]], {}) if same and result.layout is torch.strided else None
 
 
 def convert(exported: Any) -> Graph:
@@ -176,6 +38,7 @@ class _Converter:
     def __init__(self, exported: Any) -> None:
         self.exported = exported
         self.fx_nodes = list(exported.graph.nodes)
+        self.position = {node: number for number, node in enumerate(self.fx_nodes)}
         self.value: dict[Any, Any] = {}  # fx node -> Node, Live or constant
         self.nodes: list[Node] = []
         self.memory = _Memory(self.fx_nodes)
@@ -217,7 +80,8 @@ class _Converter:
         return returned
 
     def node(self, fx_node: Any, op: str, name: str, inputs: list[Node], attrs: dict[str, Any]) -> Node:
-        node = Node(op, name, inputs, attrs)
+        roles = attrs.pop("roles", ("x",)) if op != "aten" else ("x",) * len(inputs)
+        node = Node(op, name, inputs, attrs, roles=roles)
         result = fx_node.meta.get("val")
         if isinstance(result, torch.Tensor):
             node.shape, node.stride, node.dtype = tuple(result.shape), tuple(result.stride()), result.dtype
@@ -250,8 +114,8 @@ class _Converter:
             self.aten(fx_node, target, args, kwargs)
         else:
             op, inputs, attrs = found
-            if op == "identity":  # may have to be kept after all: fuse.drop_identity
-                attrs = {"target": target, "args": args, "kwargs": kwargs}
+            if op in RETURNING:
+                attrs = {**attrs, "target": target, "args": args, "kwargs": kwargs}
             self.node(fx_node, op, module_name(fx_node), inputs, attrs)
         if written is not None:  # whoever holds the tensor that was written to sees the result from here on
             for same in self.memory.same_tensor(fx_node.args[written]):
@@ -272,10 +136,10 @@ class _Converter:
             raise Uncapturable(f"{name} writes to a parameter or buffer")
         if self.value[base].op == "input" or self.memory.is_input(base):
             raise Uncapturable(f"{name} writes to the model's input")
-        later = set(self.fx_nodes[position + 1 :])
         same = set(self.memory.same_tensor(base)) | {fx_node}
         for other in self.memory.group(base):
-            if other not in same and any(user in later for user in other.users):
+            earlier = self.position[other] < position  # a later view is made from the result
+            if earlier and other not in same and any(self.position[user] > position for user in other.users):
                 raise Uncapturable(f"{name} writes to memory that {other.name} shows through another tensor")
         packet = getattr(aten, name.removeprefix("aten::").removesuffix("_"), None)
         twin = getattr(packet, target._overloadname, None)

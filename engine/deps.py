@@ -1,12 +1,21 @@
 """What has to be finished before an instance may start, from the bytes that instances read and write.
 
-    read after write     the rows it needs, if it reads exactly what one earlier instance wrote; else all
+    read after write     the rows it needs, of every instance whose rows are numbered like its own; else all
     write after read     all
     write after write    all
 
-With a row mode each task of the reader waits for the rows it needs; ALL waits for the whole writer. A
-dependency that follows from others is left out: once any task of an instance has run, everything that
-instance waited for completely is done.
+With a row mode each task of the reader waits for the rows it needs; ALL waits for the whole writer. Channels
+count too: values that are slices of the same pixels do not touch each other. Such a map of C channels is a
+table whose rows are pixels; who wrote and who read is known for each band of columns:
+
+    pixels [first, end) of a buffer     | x0 (conv0)   | x1 (layer 1) | x2 (layer 2) | not written yet |
+
+Bytes that were used with other pixels before belong to everybody who had to do with them (`before`), until
+every channel has been written anew.
+
+A dependency that follows from others is left out. Once any task of an instance has run, everything that
+instance waited for completely is done; and when an instance reads the pixels that it writes, the rows it has
+written imply the same rows of what it read: a dense layer need not wait for every earlier layer by itself.
 """
 
 from __future__ import annotations
@@ -14,30 +23,79 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 ALL, INPUT_ROWS, RESIDUAL_ROWS = 0, 1, 2  # the modes of the native plan
-Extent = tuple[int, int, int]  # slot, first byte, end byte
+
+
+class Columns(NamedTuple):
+    """Channels [first, end) of pixels; below `gap` there is nothing. key: begin and size of a pixel."""
+
+    key: tuple[int, int]
+    first: int
+    end: int
+    gap: int = 0
+
+
+WHOLE = Columns((0, 1), 0, 1)
+
+
+class Extent(NamedTuple):
+    slot: int
+    first: int  # byte
+    end: int
+    columns: Columns = WHOLE
 
 
 @dataclass
 class Access:
-    """What one instance touches. reads: (extent, mode to use when it is exactly what one instance wrote)."""
+    """What one instance touches. reads: (extent, mode to use when rows are numbered alike).
+
+    same_rows: a task that writes a pixel reads that pixel of x, when x is read by rows.
+    """
 
     reads: list[tuple[Extent, int]]
     writes: list[Extent]
+    same_rows: bool = False
+
+
+@dataclass
+class _Band:
+    first: int
+    end: int
+    writer: int
+    whole: bool  # the pixels of the span are all that the writer wrote
+    readers: list[int] = field(default_factory=list)
+
+    def part(self, first: int, end: int) -> _Band:
+        return _Band(first, end, self.writer, self.whole, list(self.readers))
 
 
 @dataclass
 class _Span:
     first: int
     end: int
-    writer: int | None
-    whole: bool  # this span is all that the writer wrote
-    readers: list[int] = field(default_factory=list)
+    key: tuple[int, int] | None = None
+    bands: list[_Band] = field(default_factory=list)
+    before: set[int] = field(default_factory=set)  # had to do with these bytes in other ways
+
+    def everybody(self) -> set[int]:
+        found = set(self.before)
+        for band in self.bands:
+            found.update(band.readers, (band.writer,))
+        return found
+
+    def cover(self, columns: Columns) -> None:
+        """Forget what was before once every channel is new."""
+        at = columns.gap
+        for band in self.bands:
+            at = band.end if band.first <= at else at
+        if at >= columns.key[1]:
+            self.before.clear()
 
 
 class _Memory:
-    """Who wrote and who has since read each byte of one slot: disjoint spans in order of address."""
+    """One slot: disjoint spans in order of address."""
 
     def __init__(self) -> None:
         self.spans: list[_Span] = []
@@ -53,14 +111,21 @@ class _Memory:
             known = index < len(self.spans) and self.spans[index].first == position
             if not known:
                 stop = end if index == len(self.spans) else min(end, self.spans[index].first)
-                self._insert(index, _Span(position, stop, None, False))
+                self._insert(index, _Span(position, stop))
             position = self.spans[index].end
             index += 1
         return begin, index
 
-    def replace(self, begin: int, end: int, span: _Span) -> None:
-        self.spans[begin:end] = [span]
-        self.starts[begin:end] = [span.first]
+    def join(self, begin: int, end: int, key: tuple[int, int]) -> _Span:
+        """One span in place of several; bands survive when it was one, with the same pixels."""
+        spans = self.spans[begin:end]
+        joined = spans[0]
+        if len(spans) > 1 or joined.key != key:
+            before = set().union(*(span.everybody() for span in spans))
+            joined = _Span(spans[0].first, spans[-1].end, key, [], before)
+        self.spans[begin:end] = [joined]
+        self.starts[begin:end] = [joined.first]
+        return joined
 
     def _insert(self, index: int, span: _Span) -> None:
         self.spans.insert(index, span)
@@ -71,69 +136,121 @@ class _Memory:
         if index < 0 or not self.spans[index].first < at < self.spans[index].end:
             return
         span = self.spans[index]
-        right = _Span(at, span.end, span.writer, False, list(span.readers))
-        span.end, span.whole = at, False
+        for band in span.bands:
+            band.whole = False
+        bands = [band.part(band.first, band.end) for band in span.bands]
+        right = _Span(at, span.end, span.key, bands, set(span.before))
+        span.end = at
         self._insert(index + 1, right)
+
+
+Modes = dict[int, set[int]]
 
 
 def dependencies(accesses: Iterable[Access]) -> list[list[tuple[int, int]]]:
     """For each instance, in order: [(earlier instance, mode)], without those that follow from others."""
     memory: dict[int, _Memory] = {}
     found: list[list[tuple[int, int]]] = []
-    implied: list[int] = []  # bit i of implied[k]: instance i is finished once any task of k has run
+    known = _Known()
     for number, access in enumerate(accesses):
-        modes: dict[int, set[int]] = {}
+        modes: Modes = {}
         for extent, mode in access.reads:
-            _read(memory.setdefault(extent[0], _Memory()), extent, number, mode, modes)
+            extent = Extent(*extent)
+            _read(memory.setdefault(extent.slot, _Memory()), extent, number, mode, modes)
         for extent in access.writes:
-            _write(memory.setdefault(extent[0], _Memory()), extent, number, modes)
+            extent = Extent(*extent)
+            _write(memory.setdefault(extent.slot, _Memory()), extent, number, modes)
         modes.pop(number, None)
-        needed = _reduce(modes, implied)
-        implied.append(_implied_by(needed, implied))
-        found.append(needed)
+        found.append(known.add(modes, access.same_rows))
     return found
 
 
-def _read(memory: _Memory, extent: Extent, reader: int, mode: int, modes: dict[int, set[int]]) -> None:
-    begin, end = memory.cut(extent[1], extent[2])
-    spans = memory.spans[begin:end]
-    exact = len(spans) == 1 and spans[0].whole
+def _read(memory: _Memory, extent: Extent, reader: int, mode: int, modes: Modes) -> None:
+    begin, end = memory.cut(extent.first, extent.end)
+    spans, columns = memory.spans[begin:end], extent.columns
     for span in spans:
-        span.readers.append(reader)
-        if span.writer is not None:
-            modes.setdefault(span.writer, set()).add(mode if exact else ALL)
+        alike = len(spans) == 1 and span.key == columns.key
+        if span.key != columns.key:
+            for other in span.everybody():
+                modes.setdefault(other, set()).add(ALL)
+            span.before.add(reader)
+            continue
+        for other in span.before:
+            modes.setdefault(other, set()).add(ALL)
+        for band in span.bands:
+            if band.first < columns.end and columns.first < band.end:
+                band.readers.append(reader)
+                modes.setdefault(band.writer, set()).add(mode if alike and band.whole else ALL)
 
 
-def _write(memory: _Memory, extent: Extent, writer: int, modes: dict[int, set[int]]) -> None:
-    begin, end = memory.cut(extent[1], extent[2])
+def _write(memory: _Memory, extent: Extent, writer: int, modes: Modes) -> None:
+    begin, end = memory.cut(extent.first, extent.end)
     if begin == end:
         return
-    for span in memory.spans[begin:end]:
-        for other in (*span.readers, span.writer):
-            if other is not None:
-                modes.setdefault(other, set()).add(ALL)
-    memory.replace(begin, end, _Span(extent[1], extent[2], writer, True))
-
-
-def _implied_by(needed: list[tuple[int, int]], implied: list[int]) -> int:
-    """A residual's rows imply nothing: tasks of a first phase (Winograd's) do not wait for them."""
-    bits = 0
-    for other, mode in needed:
-        if mode == ALL:
-            bits |= implied[other] | 1 << other
-        elif mode == INPUT_ROWS:
-            bits |= implied[other]
-    return bits
-
-
-def _reduce(modes: dict[int, set[int]], implied: list[int]) -> list[tuple[int, int]]:
-    """Without those that are complete anyway by the time another one has started."""
-    needed: list[tuple[int, int]] = []
-    known = 0
-    for other in sorted(modes, reverse=True):  # the latest implies the most
-        if known >> other & 1:
+    columns = extent.columns
+    span = memory.join(begin, end, columns.key)
+    others = set(span.before)
+    kept: list[_Band] = []
+    for band in span.bands:
+        if band.end <= columns.first or columns.end <= band.first:
+            kept.append(band)
             continue
-        wanted = {ALL} if ALL in modes[other] else modes[other]
-        needed += [(other, mode) for mode in wanted]
-        known |= _implied_by([(other, mode) for mode in wanted], implied)
-    return sorted(needed)
+        others.update(band.readers, (band.writer,))
+        kept += [band.part(band.first, columns.first)] if band.first < columns.first else []
+        kept += [band.part(columns.end, band.end)] if columns.end < band.end else []
+    for other in others:
+        modes.setdefault(other, set()).add(ALL)
+    span.bands = sorted([*kept, _Band(columns.first, columns.end, writer, True)], key=lambda band: band.first)
+    span.cover(columns)
+
+
+class _Known:
+    """What follows from having waited for an instance, as bits: bit i stands for instance i."""
+
+    def __init__(self) -> None:
+        self.done: list[int] = []  # complete once any task of k has run
+        self.rows: list[int] = []  # have written the pixels that tasks of k have written
+
+    def add(self, modes: Modes, same_rows: bool) -> list[tuple[int, int]]:
+        """The dependencies of the next instance, without those that follow."""
+        needed = self._without_rows(self._without_done(modes))
+        self.done.append(self._done_by(needed))
+        by_rows = {RESIDUAL_ROWS, INPUT_ROWS} if same_rows else {RESIDUAL_ROWS}
+        rows = self.done[-1]
+        for other, mode in needed:
+            rows |= self.rows[other] | 1 << other if mode in by_rows else 0
+        self.rows.append(rows)
+        return needed
+
+    def _done_by(self, needed: list[tuple[int, int]]) -> int:
+        """A residual's rows imply nothing: tasks of a first phase (Winograd's) do not wait for them."""
+        bits = 0
+        for other, mode in needed:
+            if mode == ALL:
+                bits |= self.done[other] | 1 << other
+            elif mode == INPUT_ROWS:
+                bits |= self.done[other]
+        return bits
+
+    def _without_done(self, modes: Modes) -> list[tuple[int, int]]:
+        needed: list[tuple[int, int]] = []
+        known = 0
+        for other in sorted(modes, reverse=True):  # the latest implies the most
+            if known >> other & 1:
+                continue
+            wanted = {ALL} if ALL in modes[other] else modes[other]
+            needed += [(other, mode) for mode in wanted]
+            known |= self._done_by([(other, mode) for mode in wanted])
+        return sorted(needed)
+
+    def _without_rows(self, needed: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Without rows of an instance that another one, awaited in the same mode, has waited for itself."""
+        kept: list[tuple[int, int]] = []
+        known = {INPUT_ROWS: 0, RESIDUAL_ROWS: 0}
+        for other, mode in reversed(needed):
+            if mode != ALL and known[mode] >> other & 1:
+                continue
+            kept.append((other, mode))
+            if mode != ALL:
+                known[mode] |= self.rows[other]
+        return sorted(kept)

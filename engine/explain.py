@@ -112,7 +112,7 @@ def explain(runner: Runner | str, x: Tensor, repeats: int) -> Explanation:
         threads=torch.get_num_threads(),
         peak_gflops=native.peak_gflops(),
         copy_gbps=native.copy_gbps(),
-        weight_bytes=sum({id(p): p.weight.nbytes for p in runner.weights}.values()),
+        weight_bytes=sum({id(p): p.bytes for p in runner.weights}.values()),
     )
     chunks: dict[int, tuple[Step, list[dict[str, float]]]] = {}
     for step, measured in runner.profile(x, repeats):

@@ -1,18 +1,27 @@
 """The captured network as a small graph of nodes, before anything is placed or chosen.
 
-    Node    one operation; its inputs are nodes, its parameters are names of the model's tensors
+    Node    one operation; its inputs are nodes, its parameters are recipes over the model's tensors
     Graph   nodes in execution order, the input, the outputs
 
 Operations with a meaning of their own (the rest is "aten" and runs through PyTorch):
 
-    input   conv2d   batch_norm   relu   add   max_pool2d   global_avg_pool   flatten   linear   identity
+    input
+    conv2d             act(((conv(pre(x)) + bias) * gate) + residual)
+    separable_conv2d   act(conv1x1(depth_act(depthwise(pre_act(x)) + depth_bias)) + bias + residual)
+    linear             act(x W^T + b)
+    affine             act((x * scale + shift) * gate + residual): norms, activations, sums, gates, copies
+    max_pool2d   avg_pool2d   global_avg_pool   local_response_norm   cat   pad
+    flatten            [N, C, 1, 1] to [N, C] or back, or a map to rows for a linear layer: the same bytes
+    slice              some channels
+    identity           dropout and its like in eval mode
 
-`flatten` only joins [N, C, 1, 1] to [N, C]: the same bytes. `identity` is dropout and its like in eval mode.
+`roles` says what each input is: x, gate, residual. `inside` says that the result is written into the bytes of
+another node's: (owner, first channel). An owner may be a node of op "buffer", which stands for bytes alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +45,26 @@ class Node:
     stride: tuple[int, ...] | None = None  # what eager PyTorch gives
     dtype: torch.dtype | None = None
     fused: list[str] = field(default_factory=list)  # names of what was absorbed, in order
+    roles: tuple[str, ...] = ("x",)
+    inside: tuple[Node, int] | None = None
+
+    def input(self, role: str) -> Node | None:
+        return dict(zip(self.roles, self.inputs)).get(role)
+
+    @property
+    def label(self) -> str:
+        """The module's path, else what the operation is called."""
+        return self.name or str(self.attrs.get("label", self.op))
+
+    @property
+    def channels(self) -> int:
+        return (self.shape or (0, 0))[1]
+
+    @property
+    def pixels(self) -> int:
+        """Of one image."""
+        shape = self.shape or ()
+        return shape[2] * shape[3] if len(shape) == 4 else 1
 
     def __repr__(self) -> str:
         return f"{self.op}({self.name}, {self.shape})"
@@ -43,32 +72,79 @@ class Node:
 
 @dataclass(eq=False)
 class Graph:
+    """Change inputs and nodes through the methods: they keep the list of readers."""
+
     nodes: list[Node]
     input: Node
     outputs: list[Any]  # nodes, or constants that the model returned
     out_spec: Any  # how to rebuild the model's return value from `outputs`
+    _readers: dict[Node, list[Node | None]] | None = None
 
     def users(self) -> dict[Node, list[Node | None]]:
         """Who reads each node; None stands for the caller of the model. Reading twice counts twice."""
-        found: dict[Node, list[Node | None]] = {node: [] for node in self.nodes}
-        for node in self.nodes:
-            for source in node.inputs:
-                found[source].append(node)
-        for output in self.outputs:
-            if isinstance(output, Node):
-                found[output].append(None)
-        return found
+        if self._readers is None:
+            found: dict[Node, list[Node | None]] = {node: [] for node in self.nodes}
+            for node in self.nodes:
+                for source in node.inputs:
+                    found[source].append(node)
+            for output in self.outputs:
+                if isinstance(output, Node):
+                    found[output].append(None)
+            self._readers = found
+        return self._readers
+
+    def readers(self, node: Node) -> list[Node | None]:
+        return self.users()[node]
+
+    def only_reader(self, node: Node) -> Node | None:
+        """The node that alone reads this one, once; None when there is no such node."""
+        readers = self.readers(node)
+        return readers[0] if len(readers) == 1 else None
+
+    def rewire(self, node: Node, inputs: list[Node], roles: tuple[str, ...] | None = None) -> None:
+        """Let the node read other inputs."""
+        users = self.users()
+        for source in node.inputs:
+            users[source].remove(node)
+        for source in inputs:
+            users[source].append(node)
+        node.inputs = inputs
+        node.roles = node.roles if roles is None else roles
+
+    def insert(self, node: Node, before: Node) -> None:
+        users = self.users()
+        users[node] = []
+        for source in node.inputs:
+            users[source].append(node)
+        self.nodes.insert(self.nodes.index(before), node)
+
+    def move(self, node: Node, before: Node) -> None:
+        self.nodes.remove(node)
+        self.nodes.insert(self.nodes.index(before), node)
 
     def replace(self, old: Node, new: Node) -> None:
         """Make everybody who reads `old` read `new`, and drop `old`."""
-        for node in self.nodes:
-            if old in node.inputs:
-                node.inputs = [new if source is old else source for source in node.inputs]
-                if "args" in node.attrs:
-                    node.attrs["args"] = swap(node.attrs["args"], old, new)
-                    node.attrs["kwargs"] = swap(node.attrs["kwargs"], old, new)
-        self.outputs = [new if output is old else output for output in self.outputs]
-        self.nodes.remove(old)
+        users = self.users()
+        for node in dict.fromkeys(users[old]):
+            if node is None:
+                self.outputs = [new if output is old else output for output in self.outputs]
+                continue
+            node.inputs = [new if source is old else source for source in node.inputs]
+            if "args" in node.attrs:
+                node.attrs["args"] = swap(node.attrs["args"], old, new)
+                node.attrs["kwargs"] = swap(node.attrs["kwargs"], old, new)
+        users[new] += users[old]
+        users[old] = []
+        self.drop(old)
+
+    def drop(self, node: Node) -> None:
+        """Remove a node that nobody reads."""
+        users = self.users()
+        assert not users[node], f"{node} has readers"
+        for source in node.inputs:
+            users[source].remove(node)
+        del users[node]
+        self.nodes.remove(node)
 
     def drop_unused(self) -> None:
         """Remove nodes that nobody reads. No captured operation has side effects (see convert.py)."""
@@ -77,6 +153,7 @@ class Graph:
             if node in used:
                 used.update(node.inputs)
         self.nodes = [node for node in self.nodes if node in used]
+        self._readers = None
 
 
 def leaves(tree: Any) -> Iterator[Any]:
@@ -101,7 +178,3 @@ def map_leaves(tree: Any, change: Any) -> Any:
 
 def swap(tree: Any, old: Node, new: Node) -> Any:
     return map_leaves(tree, lambda leaf: new if leaf is old else leaf)
-
-
-def unique(items: Iterable[Node]) -> list[Node]:
-    return list(dict.fromkeys(items))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from .deps import ALL, INPUT_ROWS, RESIDUAL_ROWS, Access, dependencies
 from .place import LINGER, place
-from .plan import CONVOLUTIONS, Instance, Loop, Plan, Step
+from .plan import Instance, Loop, Plan, Step
 from .schedule import check_schedule, expand, schedule
 
 
@@ -49,9 +49,18 @@ def cut(plan: Plan) -> list[Part]:
 def access(plan: Plan, instance: Instance) -> Access:
     """What a kernel call reads and writes. Weights do not change while a plan runs."""
     step = plan.steps[instance.step]
-    modes = (INPUT_ROWS if follows_rows(step) else ALL, RESIDUAL_ROWS)
-    reads = [(instance.extent(plan.places[v]), mode) for v, mode in zip(step.inputs, modes)]
-    return Access(reads, [instance.extent(plan.places[step.output])])
+    reads = []
+    for role, value in zip(step.roles, step.inputs):
+        reads.append((instance.extent(plan.places[value]), read_mode(plan, step, role, value)))
+    return Access(reads, [instance.extent(plan.places[step.output])], same_rows(plan, step))
+
+
+def read_mode(plan: Plan, step: Step, role: str, value: int) -> int:
+    """How a task waits: for rows of a map; for all of a gate, or of a map that became one row."""
+    if role == "residual":
+        return RESIDUAL_ROWS
+    numbered_alike = plan.values[value].pixels == plan.root(value).pixels
+    return INPUT_ROWS if role == "x" and numbered_alike and follows_rows(step) else ALL
 
 
 def follows_rows(step: Step) -> bool:
@@ -60,4 +69,19 @@ def follows_rows(step: Step) -> bool:
     With more padding than the kernel reaches there are output rows that see nothing but padding.
     """
     p = step.params
-    return step.kernel not in CONVOLUTIONS or p["pad_h"] <= p["dilation_h"] * (p["r"] - 1)
+    return "r" not in p or p["pad_h"] <= p.get("dilation_h", 1) * (p["r"] - 1)
+
+
+def same_rows(plan: Plan, step: Step) -> bool:
+    """Whether a task that writes a pixel reads that pixel of x: one size, and a window around the pixel."""
+    p = step.params
+    if plan.values[step.inputs[0]].pixels != plan.values[step.output].pixels:
+        return False
+    return "r" not in p or (centred(p, "r", "h") and centred(p, "s", "w"))
+
+
+def centred(p: dict[str, int], taps: str, axis: str) -> bool:
+    reach = p.get(f"dilation_{axis}", 1) * (p.get(taps, 1) - 1)
+    return (
+        p.get(f"stride_{axis}", 1) == 1 and 2 * p.get(f"pad_{axis}", 0) == reach and p.get(taps, 1) % 2 == 1
+    )

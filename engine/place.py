@@ -9,13 +9,16 @@ the same room; a value that crosses the border of a loop needs room for a chunk 
     layer1 conv1        #####   #####            the second one belongs to another value
     layer1 output           #############
 
+Slices of a concatenation and prefixes of a dense block are values that show the bytes of one owner, some
+floats into every pixel; the owner lives as long as any of them.
+
 LINGER keeps a value alive for some steps after its last reader, so that a step may start to write while that
 reader is still at work: less memory traffic between cores is lost to waiting.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .plan import ARENA, FLOAT, INPUT, Loop, Place, Plan, Value
 
@@ -57,15 +60,24 @@ def place(plan: Plan, schedule: Loop, linger: int = LINGER) -> None:
         else:
             stride = pixel_stride(value.channels)
             demand, depth = demand_of(plan, value, users[value.id], paths, linger)
-            plan.places[value.id] = Place(ARENA, -1, value.pixels * stride * FLOAT, stride, depth)
+            image_bytes = value.pixels * stride * FLOAT
+            plan.places[value.id] = Place(ARENA, -1, image_bytes, stride, depth, gap=value.gap)
             demands.append(demand)
     plan.arena_bytes = best_fit(demands)
     for demand in demands:
-        old = plan.places[demand.value]
-        plan.places[demand.value] = Place(ARENA, demand.offset, old.image_bytes, old.pixel_stride, old.depth)
+        plan.places[demand.value] = replace(plan.places[demand.value], offset=demand.offset)
     for value in plan.values:
         if value.same_as is not None and value.home != "object":
-            plan.places[value.id] = plan.places[plan.root(value.id).id]
+            plan.places[value.id] = place_within(plan, value)
+
+
+def place_within(plan: Plan, value: Value) -> Place:
+    """The place of a value that shows the bytes of another: some of its channels, or its map as one row."""
+    owner = plan.root(value.id)
+    found = plan.places[owner.id]
+    if value.pixels != owner.pixels:
+        return replace(found, pixel_stride=found.image_stride)
+    return replace(found, channel=plan.channel(value.id), channels=value.channels)
 
 
 def value_steps(plan: Plan) -> dict[int, list[int]]:

@@ -15,12 +15,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .weights import Recipe
+from .deps import Columns, Extent
+from .recipes import Recipe, Stack
 
 ARENA, INPUT = 0, 1  # slots of a native plan; outputs follow
 FLOAT = 4  # bytes
 
-CONVOLUTIONS = ("conv2d", "winograd_conv2d", "grouped_conv2d")
+CONVOLUTIONS = ("conv2d", "winograd_conv2d", "grouped_conv2d", "depthwise_conv2d")
+OPERANDS = {"x": "ldx", "residual": "ldr", "gate": "ldg"}  # of a kernel, and the parameter with its stride
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Value:
     shape: tuple[int, ...] | None
     stride: tuple[int, ...] | None = None  # eager PyTorch's, for what the caller receives
     home: str = "arena"
-    same_as: int | None = None  # shows the bytes of another value: flatten of [N, C, 1, 1]
+    same_as: int | None = None  # shows the bytes of another value: a slice of its channels, or a flatten
+    channel: int = 0  # where in it
+    gap: int = 0  # channels at the start that nobody writes
 
     @property
     def pixels(self) -> int:
@@ -67,10 +71,11 @@ class Value:
 
 @dataclass
 class Step:
-    """inputs: value ids; a convolution's second one is its residual. output: a value id.
+    """inputs: value ids, whose roles `roles` tells. output: a value id.
 
     kernel: a kind of the native library, or "aten" for a call through PyTorch.
     params: the kernel's parameters that do not depend on the batch and the placement.
+    recipes: where its constant operands come from, by the parts in weights.OPERANDS.
     """
 
     op: str
@@ -79,10 +84,15 @@ class Step:
     inputs: list[int]
     output: int
     params: dict[str, Any] = field(default_factory=dict)
-    recipe: Recipe | None = None
+    recipes: dict[str, Recipe | Stack] = field(default_factory=dict)
     fused: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)  # kernels that declined, and why
     call: tuple[Any, Any, Any] | None = None  # target, args, kwargs of an ATen call; values are Refs
+    roles: tuple[str, ...] = ("x", "residual")  # of as many inputs as there are
+    attrs: dict[str, Any] = field(default_factory=dict)  # what the formula in plain PyTorch needs
+
+    def input(self, role: str) -> int | None:
+        return dict(zip(self.roles, self.inputs)).get(role)
 
     @property
     def native(self) -> bool:
@@ -105,13 +115,26 @@ class Loop:
 
 @dataclass(frozen=True)
 class Place:
-    """Slot and byte offset of image 0 of the loop at `depth` (0: of the batch); image and pixel stride."""
+    """Where the owner of the bytes lies, and the first channel of this value in each of its pixels.
+
+    offset: of image 0 of the loop at `depth` (0: of the batch).
+    pixel_stride: floats from pixel to pixel; of rows [N, C], from row to row.
+    gap: channels at the start of each of the owner's pixels that nobody writes.
+    """
 
     slot: int
     offset: int
     image_bytes: int
-    pixel_stride: int  # in floats
+    pixel_stride: int
     depth: int = 0
+    channel: int = 0
+    channels: int = 0  # 0: all
+    gap: int = 0
+
+    @property
+    def image_stride(self) -> int:
+        """Floats from image to image."""
+        return self.image_bytes // FLOAT
 
 
 @dataclass(frozen=True)
@@ -126,12 +149,21 @@ class Instance:
     def address(self, place: Place) -> tuple[int, int]:
         """(slot, byte offset) of this instance's first image."""
         start = self.starts[place.depth]
-        return place.slot, place.offset + (self.first - start) * place.image_bytes
+        offset = place.offset + (self.first - start) * place.image_bytes
+        return place.slot, offset + place.channel * FLOAT
 
-    def extent(self, place: Place) -> tuple[int, int, int]:
-        """(slot, first byte, end byte) of this instance's images."""
-        slot, offset = self.address(place)
-        return slot, offset, offset + (self.last - self.first) * place.image_bytes
+    def extent(self, place: Place) -> Extent:
+        """Which bytes of the owner these images are, and which channels of them are meant."""
+        first = place.offset + (self.first - self.starts[place.depth]) * place.image_bytes
+        last = first + (self.last - self.first) * place.image_bytes
+        return Extent(place.slot, first, last, columns_of(place))
+
+
+def columns_of(place: Place) -> Columns:
+    stride, first = place.pixel_stride, place.channel
+    return Columns(
+        (place.offset % (stride * FLOAT), stride), first, first + (place.channels or stride), place.gap
+    )
 
 
 @dataclass
@@ -165,6 +197,14 @@ class Plan:
         while found.same_as is not None:
             found = self.values[found.same_as]
         return found
+
+    def channel(self, value: int) -> int:
+        """Where in the pixels of its root this value begins."""
+        found, channel = self.values[value], 0
+        while found.same_as is not None:
+            channel += found.channel
+            found = self.values[found.same_as]
+        return channel
 
     @property
     def activation_bytes(self) -> int:

@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 from .graph import leaves, map_leaves
 from .lower import Part
-from .plan import ARENA, Instance, Plan, Step, Value
-from .run_reference import evaluate, view
+from .plan import OPERANDS, Instance, Plan, Step, Value
+from .run_reference import evaluate, shown, view
 from .weights import Packed, WeightStore, native_floats
 
 STALE = object()  # what a call gives when its weights turned out to have changed
@@ -72,24 +72,22 @@ class Runner:
         for instance, deps in zip(self.plan.instances[part.begin : part.end], part.deps):
             step = self.plan.steps[instance.step]
             params, operands = self.operands(step, instance)
-            if step.recipe is not None:
-                packed = store.get(step.recipe, step.kernel, step.params)
-                self.weights.append(packed)
-                operands["weight"] = (-1, packed.weight.data_ptr())
-                if packed.bias is not None:
-                    operands["bias"] = (-1, packed.bias.data_ptr())
+            constants, kept = store.operands(step.recipes, step.kernel, step.params)
+            self.weights += kept
+            operands |= {name: (-1, tensor.data_ptr()) for name, tensor in constants.items()}
             native.add(step.kernel, params, operands, deps, step.name)
         native.finish()
         return native
 
-    def operands(self, step: Step, instance: Instance) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
-        """Parameters with batch and pixel strides, and where x, residual and y of these images are."""
+    def operands(self, step: Step, instance: Instance) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+        """Parameters with batch and strides, and where x, residual, gate and y of these images are."""
         places = self.plan.places
         params = {**step.params, "n": instance.last - instance.first}
         operands = {}
-        for role, stride, value in zip(("x", "residual"), ("ldx", "ldr"), step.inputs):
-            operands[role] = instance.address(places[value])
-            params[stride] = places[value].pixel_stride
+        for role, value in zip(step.roles, step.inputs):
+            place = places[value]
+            operands[role] = instance.address(place)
+            params[OPERANDS[role]] = place.image_stride if role == "gate" else place.pixel_stride
         operands["y"] = instance.address(places[step.output])
         params["ldy"] = places[step.output].pixel_stride
         return params, operands
@@ -147,17 +145,14 @@ class Runner:
         """A value of the whole batch as a logical tensor."""
         found, root = self.plan.values[value], self.plan.root(value)
         if root.home == "arena":
-            place = self.plan.places[root.id]
-            assert place.slot == ARENA
-            result = view(call.arena, self.plan, root, place, 0, self.plan.batch, 0)
-        else:
-            result = call.results[root.id]
-        return result if found.same_as is None else result.view(found.shape)
+            return view(call.arena, found, self.plan.places[value], 0, self.plan.batch, 0)
+        return shown(self.plan, value, call.results[root.id])
 
     def run_step(self, step: Step, call: _Call) -> None:
         """A PyTorch call. Its result may not stay a view of arena memory, which later steps overwrite."""
         result = evaluate(self.plan, step, lambda value: self.read(value, call), self.tensors)
-        if self.plan.values[step.output].home == "arena":
+        output = self.plan.values[step.output]
+        if output.home == "arena" or output.same_as is not None:
             self.read(step.output, call).copy_(result)
             return
         memory = call.arena.untyped_storage().data_ptr()

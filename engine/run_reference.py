@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from .graph import Live, map_leaves
 from .plan import Instance, Place, Plan, Ref, Step, Value
-from .weights import fold
+from .recipes import fold
 
 Tensors = Mapping[str, Tensor]
 
@@ -28,13 +28,31 @@ def run(plan: Plan, x: Tensor, tensors: Tensors, dtype: torch.dtype = torch.floa
     results: dict[int, Any] = {plan.input: x.to(dtype)}
 
     def read(value: int) -> Any:
-        found = plan.values[value]
-        return results[value] if found.same_as is None else read(found.same_as).reshape(found.shape)
+        root = plan.root(value)
+        if root.id not in results and root.id != value:  # a buffer, whose owner is written in slices
+            results[root.id] = torch.full(root.shape or (), torch.nan, dtype=dtype)
+        return shown(plan, value, results[root.id])
 
     with torch.no_grad():
         for step in plan.steps:
-            results[step.output] = evaluate(plan, step, read, tensors, dtype)
-    return rebuild(plan, read)
+            result = evaluate(plan, step, read, tensors, dtype)
+            if plan.root(step.output).id == step.output:
+                results[step.output] = result
+            else:
+                read(step.output).copy_(result)
+    return rebuild(plan, lambda value: read(value))
+
+
+def shown(plan: Plan, value: int, owner: Any) -> Any:
+    """The logical tensor of a value whose root is `owner`: some of its channels, or its map as rows."""
+    found, root = plan.values[value], plan.root(value)
+    if found.id == root.id:
+        return owner
+    if found.pixels != root.pixels:
+        return owner.permute(0, 2, 3, 1).reshape(owner.shape[0], -1)  # in the order of memory
+    channel = plan.channel(value)
+    part = owner[:, channel : channel + found.channels]
+    return part.reshape(-1, *(found.shape or ())[1:]) if part.dim() != len(found.shape or ()) else part
 
 
 def evaluate(
@@ -44,7 +62,8 @@ def evaluate(
     if step.call is not None:
         target, args, kwargs = map_leaves(list(step.call), lambda leaf: _argument(leaf, read, tensors))
         return target(*args, **kwargs)
-    y = formula(step, [read(v) for v in step.inputs], tensors, dtype)
+    inputs = dict(zip(step.roles, [read(v) for v in step.inputs]))
+    y = formula(step, inputs, folded(step, tensors, dtype))
     shape = plan.values[step.output].shape
     return y.flatten(1) if step.op == "global_avg_pool" and len(shape or ()) == 2 else y
 
@@ -55,60 +74,107 @@ def _argument(leaf: Any, read: Callable[[int], Any], tensors: Tensors) -> Any:
     return tensors[leaf.name] if isinstance(leaf, Live) else leaf
 
 
-def formula(step: Step, inputs: list[Tensor], tensors: Tensors, dtype: torch.dtype = torch.float32) -> Tensor:
-    """One step in plain PyTorch: inputs and result are logical, [N, C, H, W] or [N, C]."""
-    x, p = inputs[0], step.params
-    if step.op == "conv2d":
-        weight, bias = folded(step, tensors, dtype)
-        stride, padding, dilation = conv_geometry(p)
-        y = F.conv2d(x, weight, bias, stride, padding, dilation, p["groups"])
-        y = y + inputs[1] if len(inputs) > 1 else y
-        return y.relu() if activates(p) else y
-    if step.op == "linear":
-        y = F.linear(x, *folded(step, tensors, dtype))
-        return y.relu() if activates(p) else y
-    if step.op == "batch_norm":
-        mean, var, weight, bias = (tensors[p[k]] if p[k] else None for k in ("mean", "var", "weight", "bias"))
-        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, p["eps"])
-    if step.op == "max_pool2d":
-        kernel, stride, padding = pool_geometry(p)
-        return F.max_pool2d(x, kernel, stride, padding, ceil_mode=bool(p["ceil_mode"]))
-    if step.op == "global_avg_pool":
-        return x.mean((2, 3), keepdim=True)
-    return SIMPLE[step.op](*inputs)
+Parts = Mapping[str, tuple[Tensor, Tensor | None]]
+Inputs = Mapping[str, Tensor]
 
-
-SIMPLE: dict[str, Callable[..., Tensor]] = {
+ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
     "relu": torch.relu,
-    "add": torch.add,
-    "flatten": lambda x: x.flatten(1),
-    "to_nhwc": lambda x: x,
-    "to_nchw": lambda x: x.contiguous(),
+    "relu6": F.relu6,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
 }
 
 
-def folded(step: Step, tensors: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    assert step.recipe is not None
-    weight, bias = fold(step.recipe, tensors)
-    return weight.to(dtype), None if bias is None else bias.to(dtype)
+def formula(step: Step, inputs: Inputs, parts: Parts) -> Tensor:
+    """One step in plain PyTorch: inputs and result are logical, [N, C, H, W] or [N, C]."""
+    return FORMULAS[step.op](step.attrs, inputs, parts)
 
 
-def activates(p: Mapping[str, Any]) -> bool:
-    return p["activation"] in (1, "relu")
+def conv2d(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
+    x = inputs["x"]
+    if "pre" in parts:
+        x = scaled(x, *parts["pre"])
+    x = ACTIVATE[a.get("pre_activation", "none")](x)
+    y = F.conv2d(x, *parts["weight"], a["stride"], a["padding"], a["dilation"], a["groups"])
+    return finished(a, y, inputs)
 
 
-def conv_geometry(p: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Stride, padding, dilation from a kernel's parameters or from a node's attributes."""
-    if "stride" in p:
-        return p["stride"], p["padding"], p["dilation"]
-    return (p["stride_h"], p["stride_w"]), (p["pad_h"], p["pad_w"]), (p["dilation_h"], p["dilation_w"])
+def separable_conv2d(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
+    x = ACTIVATE[a["pre_activation"]](inputs["x"])
+    y = F.conv2d(x, *parts["depth"], a["stride"], a["padding"], a["dilation"], x.shape[1])
+    return finished(a, F.conv2d(ACTIVATE[a["depth_activation"]](y), *parts["weight"]), inputs)
 
 
-def pool_geometry(p: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Kernel, stride, padding, likewise."""
-    if "stride" in p:
-        return p["kernel"], p["stride"], p["padding"]
-    return (p["r"], p["s"]), (p["stride_h"], p["stride_w"]), (p["pad_h"], p["pad_w"])
+def linear(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
+    weight, bias = parts["weight"]
+    return finished(a, F.linear(inputs["x"], weight.flatten(1), bias), inputs)
+
+
+def affine(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
+    return finished(a, scaled(inputs["x"], *parts["weight"]) if "weight" in parts else inputs["x"], inputs)
+
+
+def avg_pool2d(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
+    x = inputs["x"]
+    if a["size"] is not None:
+        y = F.adaptive_avg_pool2d(x, a["size"])
+    else:
+        window = a["kernel"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"]
+        y = F.avg_pool2d(x, *window)
+    return finished(a, y + per_channel(parts["bias"][1], y) if "bias" in parts else y, inputs)
+
+
+def max_pool2d(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
+    return F.max_pool2d(inputs["x"], a["kernel"], a["stride"], a["padding"], ceil_mode=a["ceil_mode"])
+
+
+def local_response_norm(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
+    f = a["formula"]
+    return F.local_response_norm(inputs["x"], f["size"], f["alpha"], f["beta"], f["offset"])
+
+
+FORMULAS: dict[str, Callable[[Mapping[str, Any], Inputs, Parts], Tensor]] = {
+    "conv2d": conv2d,
+    "separable_conv2d": separable_conv2d,
+    "linear": linear,
+    "affine": affine,
+    "avg_pool2d": avg_pool2d,
+    "max_pool2d": max_pool2d,
+    "local_response_norm": local_response_norm,
+    "global_avg_pool": lambda a, inputs, parts: inputs["x"].mean((2, 3), keepdim=True),
+    "flatten": lambda a, inputs, parts: inputs["x"].flatten(1),
+    "to_nhwc": lambda a, inputs, parts: inputs["x"],
+    "to_nchw": lambda a, inputs, parts: inputs["x"].contiguous(),
+}
+
+
+def finished(a: Mapping[str, Any], y: Tensor, inputs: Inputs) -> Tensor:
+    """act(y * gate + residual); channels below act_from get no activation."""
+    if "gate" in inputs:
+        y = y * inputs["gate"].reshape(*inputs["gate"].shape[:2], *(1,) * (y.dim() - 2))
+    if "residual" in inputs:
+        y = y + inputs["residual"]
+    start = a.get("act_from", 0)
+    act = ACTIVATE[a["activation"]]
+    return torch.cat([y[:, :start], act(y[:, start:])], 1) if start else act(y)
+
+
+def scaled(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    y = x * per_channel(scale, x)
+    return y if shift is None else y + per_channel(shift, x)
+
+
+def per_channel(vector: Tensor, x: Tensor) -> Tensor:
+    return vector.view(-1, *(1,) * (x.dim() - 2))
+
+
+def folded(step: Step, tensors: Tensors, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor | None]]:
+    found = {}
+    for part, recipe in step.recipes.items():
+        weight, bias = fold(recipe, tensors)
+        found[part] = weight.to(dtype), None if bias is None else bias.to(dtype)
+    return found
 
 
 def rebuild(plan: Plan, read: Callable[[int], Any]) -> Any:
@@ -117,11 +183,11 @@ def rebuild(plan: Plan, read: Callable[[int], Any]) -> Any:
     return pytree.tree_unflatten(flat, plan.out_spec)
 
 
-def view(memory: Tensor, plan: Plan, value: Value, place: Place, first: int, last: int, start: int) -> Tensor:
+def view(memory: Tensor, value: Value, place: Place, first: int, last: int, start: int) -> Tensor:
     """Images [first, last) of a value, logically, over `memory`; its place holds image `start` first."""
     assert value.shape is not None
-    stride, image = place.pixel_stride, place.image_bytes // 4
-    offset = place.offset // 4 + (first - start) * image
+    stride, image = place.pixel_stride, place.image_stride
+    offset = place.offset // 4 + (first - start) * image + place.channel
     if len(value.shape) == 2:
         return memory.as_strided((last - first, value.shape[1]), (image, 1), offset)
     _, c, h, w = value.shape
@@ -141,14 +207,11 @@ def run_in_arena(
     def part(value: int, instance: Instance) -> Any:
         found, root = plan.values[value], plan.root(value)
         if root.home == "arena":
-            place = plan.places[root.id]
-            start = instance.starts[place.depth]
-            whole = view(arena, plan, root, place, instance.first, instance.last, start)
-        elif root.shape is not None and root.home != "object":
-            whole = results[root.id][instance.first : instance.last]
-        else:
-            whole = results[root.id]
-        return whole if found.same_as is None else whole.reshape(-1, *(found.shape or ())[1:])
+            place = plan.places[value]
+            return view(arena, found, place, instance.first, instance.last, instance.starts[place.depth])
+        if root.shape is None or root.home == "object":
+            return results[root.id]
+        return shown(plan, value, results[root.id][instance.first : instance.last])
 
     whole_batch = Instance(0, 0, plan.batch, (0,) * 16)
     with torch.no_grad():

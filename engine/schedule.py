@@ -56,9 +56,13 @@ def is_per_image(plan: Plan, step: Step) -> bool:
 
 def stage_limit(plan: Plan, stage: list[int], batch: int) -> int:
     """How many images at a time: as many as the cache holds, more to share weights; a power of two."""
-    made_here = {plan.steps[s].output for s in stage}
+    made_here = {plan.root(plan.steps[s].output).id for s in stage}
     largest = max(
-        sum(image_bytes(plan, v) for v in {*plan.steps[s].inputs, plan.steps[s].output} if v in made_here)
+        sum(
+            image_bytes(plan, v)
+            for v in {*plan.steps[s].inputs, plan.steps[s].output}
+            if plan.root(v).id in made_here
+        )
         for s in stage
     )
     limit = max(1, CHUNK_BYTES // largest)
@@ -97,6 +101,8 @@ def image_bytes(plan: Plan, value: int) -> int:
 
 def weight_bytes(step: Step) -> int:
     p = step.params
+    if step.kernel == "separable_conv2d":
+        return (p["k"] * p["c"] + p["c"] * p["r"] * p["s"]) * FLOAT
     if step.kernel in CONVOLUTIONS:
         return p["k"] * p["c"] // p["groups"] * p["r"] * p["s"] * FLOAT
     return p["k"] * p["c"] * FLOAT if step.kernel == "linear" else 0

@@ -193,7 +193,7 @@ def make(model: nn.Module, plain: MethodType, x: Tensor) -> Plan:
     exported = capture(model, plain, x)
     times.append(perf_counter())
     graph = convert(exported)
-    rewrites = fuse(graph)
+    rewrites = fuse(graph, native.refusal)
     plan = make_plan(graph, x.is_contiguous(), native.refusal)
     times.append(perf_counter())
     lower(plan)

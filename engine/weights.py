@@ -1,8 +1,4 @@
-"""Where the numbers of a step come from: which parameters, which batch norms folded into them, packed how.
-
-A recipe names tensors of the model and never holds them, so that a changed weight means the same recipe once
-more.
-"""
+"""Packed weights: the numbers of recipes, in the layout that a kernel wants, on memory of the library."""
 
 from __future__ import annotations
 
@@ -13,59 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .recipes import Recipe, Stack, fold
 
-@dataclass(frozen=True)
-class Norm:
-    """A batch norm in eval mode, y = (x - mean) / sqrt(var + eps) * weight + bias, by its tensors' names."""
-
-    mean: str
-    var: str
-    eps: float
-    weight: str | None = None
-    bias: str | None = None
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """weight [K, ...] and bias [K] or none, with `norms` applied to the result in order."""
-
-    weight: str
-    bias: str | None = None
-    norms: tuple[Norm, ...] = ()
-
-    def names(self) -> list[str]:
-        """Every tensor of the model that goes into this recipe."""
-        norms = [name for n in self.norms for name in (n.mean, n.var, n.weight, n.bias)]
-        return [name for name in (self.weight, self.bias, *norms) if name is not None]
-
-
-def fold(recipe: Recipe, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the recipe, contiguous; batch norms are folded in float64 and rounded once.
-
-    scale = weight / sqrt(var + eps)      W' = W * scale      b' = (b - mean) * scale + bias
-    """
-    weight = tensors[recipe.weight].detach()
-    bias = tensors[recipe.bias].detach() if recipe.bias is not None else None
-    if not recipe.norms:
-        return weight.contiguous(), None if bias is None else bias.contiguous()
-    scale = torch.ones(weight.shape[0], dtype=torch.float64)
-    shift = torch.zeros_like(scale) if bias is None else bias.double()
-    for norm in recipe.norms:
-        step = torch.rsqrt(tensors[norm.var].double() + norm.eps)
-        if norm.weight is not None:
-            step = step * tensors[norm.weight].detach().double()
-        shift = (shift - tensors[norm.mean].double()) * step
-        if norm.bias is not None:
-            shift = shift + tensors[norm.bias].detach().double()
-        scale = scale * step
-    per_filter = scale.view(-1, *(1,) * (weight.dim() - 1))
-    return (weight.contiguous() * per_filter).to(weight.dtype), shift.to(weight.dtype)
-
-
-PACKING = ("c", "k", "r", "s", "groups")  # what the layout of packed weights depends on, besides the kernel
-
-
+SIZES = ("c", "k", "r", "s", "groups")  # what the layout of packed weights depends on, besides the kernel
 BLOCK_FLOATS = 2 << 20  # small weights share blocks of 8 MiB
+
+# Which operands of a kernel the recipe of a step's part fills: (weight, bias) of `fold`.
+OPERANDS: dict[str, tuple[str | None, str | None]] = {
+    "weight": ("weight", "bias"),
+    "bias": (None, "bias"),
+    "pre": ("pre_scale", "pre_shift"),
+    "depth": ("depth_weight", "depth_bias"),
+}
+WINDOW = ("h", "w", "c", "r", "s", "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w")
+
+
+def packing(part: str, kernel: str, params: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """Whose layout the filters of this part get, for which sizes. None: numbers per channel, as they are."""
+    if part in ("pre", "bias") or kernel == "affine":
+        return None, {}
+    if part == "depth":
+        window = {key: params[key] for key in WINDOW if key in params}
+        return "depthwise_conv2d", {**window, "n": 1, "k": params["c"], "groups": params["c"]}
+    if kernel == "linear":  # a 1x1 convolution of the same weights shares them
+        return "conv2d", {"n": 1, "h": 1, "w": 1, "c": params["c"], "k": params["k"]}
+    return kernel, {**params, "n": 1}
 
 
 def native_floats(native: Any, floats: int) -> Tensor:
@@ -76,8 +44,12 @@ def native_floats(native: Any, floats: int) -> Tensor:
 
 @dataclass
 class Packed:
-    weight: Tensor  # as the kernel wants it, 64-byte aligned
+    weight: Tensor | None  # as the kernel wants it, 64-byte aligned
     bias: Tensor | None
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.nbytes for t in (self.weight, self.bias) if t is not None)
 
 
 @dataclass
@@ -90,16 +62,38 @@ class WeightStore:
     block: Tensor | None = None  # what room() cuts from
     used: int = 0
 
-    def get(self, recipe: Recipe, kernel: str, params: Mapping[str, int]) -> Packed:
-        sizes = {key: params[key] for key in PACKING if key in params}
-        key = (recipe, kernel, *sizes.items())
+    def operands(
+        self, recipes: Mapping[str, Recipe | Stack], kernel: str, params: Mapping[str, Any]
+    ) -> tuple[dict[str, Tensor], list[Packed]]:
+        """Every constant operand of a step, by its name in the native plan; and what to keep alive."""
+        found: dict[str, Tensor] = {}
+        kept = [self.get(part, recipe, kernel, params) for part, recipe in recipes.items()]
+        for part, packed in zip(recipes, kept):
+            for name, tensor in zip(OPERANDS[part], (packed.weight, packed.bias)):
+                if name is not None and tensor is not None:
+                    found[name] = tensor
+        return found, kept
+
+    def get(self, part: str, recipe: Recipe | Stack, kernel: str, params: Mapping[str, Any]) -> Packed:
+        kernel, spec = packing(part, kernel, params)
+        key = (part if kernel is None else kernel, recipe, *(spec.get(size, 1) for size in SIZES))
         if key not in self.packed:
-            weight, bias = fold(recipe, self.tensors)
-            spec = {**params, "n": 1}
-            room = self.room(self.native.packed_floats(kernel, spec))
-            self.native.pack_weight(kernel, spec, weight.data_ptr(), room.data_ptr())
-            self.packed[key] = Packed(room, bias)
+            self.packed[key] = self._pack(part, fold(recipe, self.tensors), kernel, spec)
         return self.packed[key]
+
+    def _pack(
+        self, part: str, folded: tuple[Tensor, Tensor | None], kernel: str | None, spec: dict[str, Any]
+    ) -> Packed:
+        weight, bias = folded
+        if part == "bias":
+            return Packed(None, bias)
+        if part == "pre" and bias is None:
+            bias = torch.zeros_like(weight)  # the kernel reads both
+        if kernel is None:
+            return Packed(weight, bias)
+        room = self.room(self.native.packed_floats(kernel, spec))
+        self.native.pack_weight(kernel, spec, weight.data_ptr(), room.data_ptr())
+        return Packed(room, bias)
 
     def room(self, floats: int) -> Tensor:
         """Uninitialised floats, 64-byte aligned, cut from blocks that lie on huge pages."""
@@ -112,4 +106,4 @@ class WeightStore:
 
     @property
     def bytes(self) -> int:
-        return sum(t.nbytes for p in self.packed.values() for t in (p.weight, p.bias) if t is not None)
+        return sum(packed.bytes for packed in self.packed.values())

@@ -1,0 +1,200 @@
+"""Which kernels may take a node, best first, and with which parameters.
+
+The choice depends on the layer alone, never on the batch or the number of threads: a sample gets the same
+bits in any batch. `refusal(kind, params)` asks the native library ("" when it accepts); what it says is kept
+for explain().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .graph import Node
+
+Params = dict[str, Any]
+Refusal = Callable[[str, Params], str]
+Candidate = tuple[str, Params, str]  # kind, parameters, why the engine declines ("" if it does not)
+Choice = tuple[str, Params, list[str]]  # kernel, parameters, what the better ones said
+
+ACTIVATIONS = ("none", "relu", "relu6", "sigmoid", "tanh")  # by their number in the library
+
+# Below these sizes the transforms of F(2x2, 3x3) cost more than the multiplications they save.
+WINOGRAD_MIN_CHANNELS = 32
+WINOGRAD_MIN_OUTPUT = 4
+
+GROUP_WIDTHS = (4, 8, 16, 32)
+DEPTHWISE_MAX_WINDOW = 7
+
+REASONS = {  # why there is no kernel at all
+    "pad": "a border that differs from side to side, or that no convolution takes over",
+    "cat": "the concatenation of something else than feature maps of kernels",
+    "slice": "some channels of a map, for something that is no kernel",
+}
+
+
+def choose(node: Node, refusal: Refusal) -> Choice:
+    """(kernel, parameters, what the better ones said); the kernel is "aten" when none accepts."""
+    said: list[str] = []
+    params: Params = {}
+    for kind, params, declined in candidates(node):
+        why = declined or refusal(kind, params)
+        if not why:
+            return kind, params, said
+        said.append(f"{kind}: {why}")
+    return "aten", params, said or [REASONS.get(node.op, "no kernel does this operation")]
+
+
+def candidates(node: Node) -> Iterator[Candidate]:
+    """Kernels that may take this node, best first."""
+    if node.op in BY_OP:
+        yield from BY_OP[node.op](node)
+
+
+def input_params(node: Node) -> Params:
+    """The sizes of x; rows [N, C] are maps of one pixel."""
+    shape = node.inputs[0].shape or ()
+    h, w = shape[2:] if len(shape) == 4 else (1, 1)
+    return {"n": 1, "h": h, "w": w, "c": shape[1]}
+
+
+def window_params(node: Node) -> Params:
+    a = node.attrs
+    params = {
+        "r": a["kernel"][0], "s": a["kernel"][1], "stride_h": a["stride"][0], "stride_w": a["stride"][1],
+        "pad_h": a["padding"][0], "pad_w": a["padding"][1],
+    }  # fmt: skip
+    if "dilation" in a:
+        params |= {"dilation_h": a["dilation"][0], "dilation_w": a["dilation"][1]}
+    return params
+
+
+def epilogue_params(node: Node) -> Params:
+    """Only what is there, so that a kernel need not know the others."""
+    a = node.attrs
+    params: Params = {"activation": ACTIVATIONS.index(a["activation"])}
+    if "gate" in node.roles:
+        params["gated"] = 1
+    if a.get("act_from"):
+        params["act_from"] = a["act_from"]
+    if a.get("pre") is not None:
+        params["pre"] = 1
+    if a.get("pre_activation", "none") != "none":
+        params["pre_activation"] = ACTIVATIONS.index(a["pre_activation"])
+    return params
+
+
+def conv_params(node: Node) -> Params:
+    sizes = {**input_params(node), "k": node.attrs["filters"], "groups": node.attrs["groups"]}
+    return {**sizes, **window_params(node), **epilogue_params(node)}
+
+
+def winograd_declined(p: Params) -> str:
+    """Why this 3x3 convolution of stride 1 does not go to Winograd; "" when it does."""
+    if p["c"] < WINOGRAD_MIN_CHANNELS or p["k"] < WINOGRAD_MIN_CHANNELS:
+        return f"{p['c']} to {p['k']} channels: pays from {WINOGRAD_MIN_CHANNELS} on"
+    height, width = p["h"] + 2 * p["pad_h"] - 2, p["w"] + 2 * p["pad_w"] - 2
+    if height < WINOGRAD_MIN_OUTPUT or width < WINOGRAD_MIN_OUTPUT:
+        return f"output {height}x{width}: pays from {WINOGRAD_MIN_OUTPUT}x{WINOGRAD_MIN_OUTPUT} on"
+    return ""
+
+
+def is_depthwise(node: Node) -> bool:
+    """Every channel is convolved on its own, and the window is one that the kernel is made for."""
+    a = node.attrs
+    alone = node.op == "conv2d" and a["groups"] == a["filters"] == node.inputs[0].channels > 1
+    return alone and max(a["kernel"]) <= DEPTHWISE_MAX_WINDOW
+
+
+def is_pointwise(node: Node) -> bool:
+    """A 1x1 convolution of every pixel, in one group."""
+    a = node.attrs
+    same = node.op == "conv2d" and a["kernel"] == a["stride"] == (1, 1) and a["padding"] == (0, 0)
+    return same and a["groups"] == 1
+
+
+def added_declined(node: Node) -> str:
+    """For kernels that add and multiply nothing after their own arithmetic."""
+    return "takes no residual and no gate" if len(node.roles) > 1 else ""
+
+
+def conv_candidates(node: Node) -> Iterator[Candidate]:
+    """Best first. Kinds that are made for something else altogether are not mentioned."""
+    p = conv_params(node)
+    window = (p["r"], p["s"], p["dilation_h"], p["dilation_w"])
+    strides, pads = {p["stride_h"], p["stride_w"]}, {p["pad_h"], p["pad_w"]}
+    if (
+        is_pointwise(node)
+        and (p["h"], p["w"]) == (1, 1)
+        and not p.keys() & {"pre", "pre_activation", "act_from"}
+    ):
+        yield "linear", {key: p[key] for key in ("n", "h", "w", "c", "k", "activation")}, added_declined(node)
+    if is_depthwise(node):
+        yield "depthwise_conv2d", p, added_declined(node)
+    if window == (3, 3, 1, 1) and p["groups"] == 1 and strides == {1} and len(pads) == 1 and pads <= {0, 1}:
+        yield "winograd_conv2d", p, winograd_declined(p)
+    if window == (3, 3, 1, 1) and p["groups"] > 1 and pads == {1} and strides in ({1}, {2}):
+        width = p["c"] // p["groups"]
+        fits = p["k"] == p["c"] and width in GROUP_WIDTHS
+        if fits or not is_depthwise(node):
+            declined = "" if fits else f"{width} channels a group, {p['c']} to {p['k']} channels"
+            yield "grouped_conv2d", p, declined
+    yield "conv2d", p, ""
+
+
+def separable_candidates(node: Node) -> Iterator[Candidate]:
+    p = {**input_params(node), "k": node.attrs["filters"], **window_params(node), **epilogue_params(node)}
+    yield "separable_conv2d", {**p, "depth_activation": ACTIVATIONS.index(node.attrs["depth_activation"])}, ""
+
+
+def linear_candidates(node: Node) -> Iterator[Candidate]:
+    """The rows are [N, C], whatever map they were flattened from."""
+    sizes = {"n": 1, "h": 1, "w": 1, "c": (node.inputs[0].shape or ())[1], "k": node.attrs["filters"]}
+    yield "linear", {**sizes, **epilogue_params(node)}, added_declined(node)
+
+
+def affine_candidates(node: Node) -> Iterator[Candidate]:
+    sizes = input_params(node)
+    yield "affine", {**sizes, "k": sizes["c"], **epilogue_params(node)}, ""
+
+
+def max_pool_candidates(node: Node) -> Iterator[Candidate]:
+    sizes = input_params(node)
+    yield (
+        "max_pool2d",
+        {**sizes, "k": sizes["c"], **window_params(node), "ceil_mode": int(node.attrs["ceil_mode"])},
+        "",
+    )
+
+
+def avg_pool_candidates(node: Node) -> Iterator[Candidate]:
+    a, sizes = node.attrs, input_params(node)
+    p = {**sizes, "k": sizes["c"], "activation": ACTIVATIONS.index(a["activation"])}
+    if a["size"] is not None:
+        p |= {"out_h": a["size"][0], "out_w": a["size"][1]}
+    else:
+        counts = {"ceil_mode": int(a["ceil_mode"]), "count_include_pad": int(a["count_include_pad"])}
+        p |= {**window_params(node), **counts}
+    yield "avg_pool2d", p, added_declined(node)
+
+
+def global_pool_candidates(node: Node) -> Iterator[Candidate]:
+    sizes = input_params(node)
+    yield "global_avg_pool", {**sizes, "k": sizes["c"]}, ""
+
+
+def response_candidates(node: Node) -> Iterator[Candidate]:
+    sizes = input_params(node)
+    yield "local_response_norm", {**sizes, "k": sizes["c"], **node.attrs["formula"]}, ""
+
+
+BY_OP: dict[str, Callable[[Node], Iterator[Candidate]]] = {
+    "conv2d": conv_candidates,
+    "separable_conv2d": separable_candidates,
+    "linear": linear_candidates,
+    "affine": affine_candidates,
+    "max_pool2d": max_pool_candidates,
+    "avg_pool2d": avg_pool_candidates,
+    "global_avg_pool": global_pool_candidates,
+    "local_response_norm": response_candidates,
+}

@@ -1,0 +1,76 @@
+"""Concatenation costs nothing when every producer writes its channels where the result will lie.
+
+    cat of a, b, c       a, b and c are inside(cat) at channels 0, C_a, C_a + C_b
+    cat of prefixes      a dense block concatenates x0 x1, then x0 x1 x2, ...: all are views of the last one
+    cat of cats          inside one another
+
+Concatenations are taken in reverse order, so that the outermost and the longest come first. An input that
+cannot live there (the image, something that lies in another place already) gets one copying step.
+"""
+
+from __future__ import annotations
+
+from ..graph import Graph, Node
+from .trial import Kernels
+
+
+def write_into_slices(graph: Graph, kernels: Kernels) -> int:
+    """Set `inside` of everything that is concatenated; insert copies where that cannot be."""
+    cats = [n for n in graph.nodes if n.op == "cat"]
+    for cat in reversed(cats):
+        home = _common_home(cat) if cat.inside is None else None
+        if home is not None:
+            cat.inside = home
+        else:
+            _place_inputs(graph, cat)
+    return len(cats)
+
+
+def resolve(node: Node) -> tuple[Node, int]:
+    """The node that owns the bytes, and the first channel in them."""
+    channel = 0
+    while node.inside is not None:
+        node, first = node.inside
+        channel += first
+    return node, channel
+
+
+def _common_home(cat: Node) -> tuple[Node, int] | None:
+    """Where all inputs lie side by side already: then the concatenation is a view."""
+    owner, start = resolve(cat.inputs[0])
+    if owner is cat.inputs[0]:
+        return None
+    channel = start
+    for part in cat.inputs:
+        if resolve(part) != (owner, channel):
+            return None
+        channel += part.channels
+    return owner, start
+
+
+def _place_inputs(graph: Graph, cat: Node) -> None:
+    owner, start = resolve(cat)
+    inputs, channel = [], 0
+    for part in cat.inputs:
+        if part.inside is None and _may_move(graph, part):
+            part.inside = (cat, channel)
+        elif resolve(part) != (owner, start + channel):
+            part = _copy(graph, part, cat, channel)
+        inputs.append(part)
+        channel += part.channels
+    if inputs != cat.inputs:
+        graph.rewire(cat, inputs)
+
+
+def _may_move(graph: Graph, node: Node) -> bool:
+    """The input is the caller's; what is flattened into a linear layer has to be dense."""
+    flattened = node.pixels > 1 and any(r is not None and r.op == "flatten" for r in graph.readers(node))
+    return node.op not in ("input", "flatten", "slice") and not flattened
+
+
+def _copy(graph: Graph, part: Node, cat: Node, channel: int) -> Node:
+    attrs = {"recipe": None, "activation": "none", "label": "copy"}
+    name = f"{part.name or part.op} into {cat.name or 'cat'}"
+    copy = Node("affine", name, [part], attrs, part.shape, None, part.dtype, inside=(cat, channel))
+    graph.insert(copy, before=cat)
+    return copy

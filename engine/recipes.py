@@ -1,0 +1,182 @@
+"""Where the numbers of a step come from: which of the model's tensors, and what is folded into them.
+
+    Recipe    filters of a convolution or linear layer, or a factor per channel, followed by maps y = a x + b
+    Stack     the filters of several recipes, one after the other: convolutions that became one
+
+    Norm      a batch norm in eval mode           the maps; each acts on the output channels
+    Vector    parameters that scale and shift
+    Fixed     numbers that scale and shift
+
+A recipe names tensors and never holds them, so that a changed weight means the same recipe once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Folded = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """y = (x - mean) / sqrt(var + eps) * weight + bias, by the names of the tensors."""
+
+    mean: str
+    var: str
+    eps: float
+    weight: str | None = None
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
+class Vector:
+    """y = x * scale + shift, each a tensor of the model with one number per channel."""
+
+    scale: str | None = None
+    shift: str | None = None
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """y = x * scale + shift, with one number for all channels or one for each."""
+
+    scale: tuple[float, ...] = (1.0,)
+    shift: tuple[float, ...] = (0.0,)
+
+
+Map = Norm | Vector | Fixed
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """weight [K, ...] and bias [K] or none, with `norms` applied to the result in order.
+
+    weight: None for a factor per channel that starts as 1; `channels` says how many.
+    without_bias: only the filters; somebody else adds the bias, after a pool.
+    spatial: (C, H, W) of the map whose flattened values [N, C*H*W] the weight was made for; the filters come
+        out for the order in which the map lies in memory, [N, H*W*C].
+    """
+
+    weight: str | None
+    bias: str | None = None
+    norms: tuple[Map, ...] = ()
+    channels: int = 0
+    without_bias: bool = False
+    spatial: tuple[int, int, int] | None = None
+
+    def then(self, other: Recipe) -> Recipe:
+        """This, followed by the maps of a recipe without a weight."""
+        return replace(self, norms=self.norms + other.norms)
+
+    @property
+    def only_scales(self) -> bool:
+        """Whether it surely adds nothing."""
+        return self.bias is None and all(map(_only_scales, self.norms))
+
+    def names(self) -> list[str]:
+        """Every tensor of the model that goes into this recipe."""
+        maps = [name for m in self.norms for name in _names(m)]
+        return [name for name in (self.weight, self.bias, *maps) if name is not None]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Filters of all parts, in order; a part without bias gets zeros where another one has a bias."""
+
+    parts: tuple[Recipe, ...]
+
+    def names(self) -> list[str]:
+        return [name for part in self.parts for name in part.names()]
+
+
+def scaling(channels: int, *maps: Map) -> Recipe:
+    """The recipe of maps alone."""
+    return Recipe(None, norms=maps, channels=channels)
+
+
+def fold(recipe: Recipe | Stack, tensors: Mapping[str, Tensor]) -> Folded:
+    """Weight and bias of the recipe, contiguous; what is folded is computed in float64 and rounded once.
+
+    scale = weight / sqrt(var + eps)      W' = W * scale      b' = (b - mean) * scale + bias
+
+    Without a weight: the factors [C], and the shifts [C] or None.
+    """
+    if isinstance(recipe, Stack):
+        return _stacked([fold(part, tensors) for part in recipe.parts])
+    bias = tensors[recipe.bias].detach() if recipe.bias is not None else None
+    if recipe.weight is None:
+        scale, shift = _folded_maps(recipe, tensors, recipe.channels, bias)
+        dtype = _dtype(tensors)
+        return scale.to(dtype), None if recipe.only_scales else shift.to(dtype)
+    weight = _in_memory_order(tensors[recipe.weight].detach(), recipe.spatial)
+    if not recipe.norms:
+        return weight, None if bias is None or recipe.without_bias else bias.contiguous()
+    scale, shift = _folded_maps(recipe, tensors, weight.shape[0], bias)
+    weight = (weight * scale.view(-1, *(1,) * (weight.dim() - 1))).to(weight.dtype)
+    return weight, None if recipe.without_bias or recipe.only_scales else shift.to(weight.dtype)
+
+
+def _folded_maps(
+    recipe: Recipe, tensors: Mapping[str, Tensor], channels: int, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """All maps in a row as one, y = scale * x + shift, in float64."""
+    scale = torch.ones(channels, dtype=torch.float64)
+    shift = torch.zeros_like(scale) if bias is None else bias.double()
+    for each in recipe.norms:
+        a, b = _map(each, tensors)
+        if isinstance(each, Norm):
+            shift = (shift - tensors[each.mean].detach().double()) * a
+            shift = shift if b is None else shift + b
+        else:
+            shift = shift * a if b is None else shift * a + b
+        scale = scale * a
+    return scale, shift
+
+
+def _map(each: Map, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Factor and shift in float64; of a norm, the shift that comes after the mean has gone."""
+
+    def read(name: str | None) -> Tensor | None:
+        return None if name is None else tensors[name].detach().double().flatten()
+
+    if isinstance(each, Norm):
+        factor, weight = torch.rsqrt(tensors[each.var].detach().double() + each.eps), read(each.weight)
+        return factor if weight is None else factor * weight, read(each.bias)
+    if isinstance(each, Vector):
+        scale = read(each.scale)
+        return torch.ones((), dtype=torch.float64) if scale is None else scale, read(each.shift)
+    return torch.tensor(each.scale, dtype=torch.float64), torch.tensor(each.shift, dtype=torch.float64)
+
+
+def _only_scales(each: Map) -> bool:
+    if isinstance(each, Fixed):
+        return not any(each.shift)
+    return isinstance(each, Vector) and each.shift is None
+
+
+def _names(each: Map) -> tuple[str | None, ...]:
+    if isinstance(each, Norm):
+        return (each.mean, each.var, each.weight, each.bias)
+    return (each.scale, each.shift) if isinstance(each, Vector) else ()
+
+
+def _in_memory_order(weight: Tensor, spatial: tuple[int, int, int] | None) -> Tensor:
+    if spatial is None:
+        return weight.contiguous()
+    return weight.view(-1, *spatial).permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
+
+
+def _stacked(parts: list[Folded]) -> Folded:
+    weight = torch.cat([weight for weight, _ in parts])
+    if all(bias is None for _, bias in parts):
+        return weight, None
+    return weight, torch.cat([w.new_zeros(w.shape[0]) if b is None else b for w, b in parts])
+
+
+def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """What the model computes in; fold is asked for float64 only by tests."""
+    return next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)

@@ -1,0 +1,306 @@
+"""Recognisers: what an ATen call means to the engine.
+
+Each takes the bound arguments of one call and its result, and returns `(op, inputs, attrs)`, or None when
+this call is not the plain case; the call then stays as it is, an "aten" node. `roles` among the attrs says
+what the inputs are when there is more than x.
+
+Norms, activations, sums, products with numbers and gates all become "affine" nodes:
+
+    act((x * scale + shift) * gate + residual)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .graph import Live, Node
+from .recipes import Fixed, Norm, Recipe, scaling
+
+aten = torch.ops.aten
+Recognised = tuple[str, list[Node], dict[str, Any]] | None
+RECOGNISERS: dict[Any, Callable[[dict[str, Any], torch.Tensor], Recognised]] = {}
+
+
+def recognises(*targets: Any) -> Callable[[Any], Any]:
+    def register(function: Any) -> Any:
+        for target in targets:
+            RECOGNISERS[target] = function
+        return function
+
+    return register
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """ATen writes [s] for [s, s]."""
+    value = [value] if isinstance(value, int) else list(value)
+    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
+
+
+def is_float(node: Any) -> bool:
+    """A float32 tensor that some node computes (not a parameter)."""
+    return isinstance(node, Node) and node.dtype is torch.float32 and node.shape is not None
+
+
+def is_map(node: Any, rank: int = 4) -> bool:
+    return is_float(node) and len(node.shape) == rank
+
+
+def is_map_or_rows(node: Any) -> bool:
+    return is_map(node) or is_map(node, 2)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_gate(node: Any, of: Node) -> bool:
+    """One number per image and channel."""
+    return is_map(node) and is_map(of) and node.shape == (*(of.shape or ())[:2], 1, 1)
+
+
+def known_tensors(*tensors: Any) -> bool:
+    return all(isinstance(tensor, Live | None) for tensor in tensors)
+
+
+def name_of(live: Live | None) -> str | None:
+    return None if live is None else live.name
+
+
+# ---- convolutions and linear layers ----
+
+
+def same_padding(a: dict[str, Any]) -> tuple[int, int] | None:
+    """padding="same" in numbers, when it is the same on both sides."""
+    kernel = a["weight_shape"][2:]
+    total = [d * (k - 1) for d, k in zip(pair(a["dilation"]), kernel)]
+    return None if any(t % 2 for t in total) else (total[0] // 2, total[1] // 2)
+
+
+@recognises(aten.conv2d.default, aten.conv2d.padding)
+def conv2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    if not (is_map(a["input"]) and isinstance(a["weight"], Live) and known_tensors(a["bias"])):
+        return None
+    padding = a["padding"]
+    if isinstance(padding, str):
+        padding = (0, 0) if padding == "valid" else same_padding(a)
+        if padding is None:
+            return None
+    attrs = {
+        "recipe": Recipe(a["weight"].name, name_of(a["bias"])), "activation": "none",
+        "kernel": tuple(a["weight_shape"][2:]), "filters": a["weight_shape"][0], "groups": a["groups"],
+        "stride": pair(a["stride"]), "padding": pair(padding), "dilation": pair(a["dilation"]),
+    }  # fmt: skip
+    return "conv2d", [a["input"]], attrs
+
+
+@recognises(aten.linear.default)
+def linear(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    if not (is_map(a["input"], 2) and isinstance(a["weight"], Live) and known_tensors(a["bias"])):
+        return None
+    recipe = Recipe(a["weight"].name, name_of(a["bias"]))
+    return "linear", [a["input"]], {"recipe": recipe, "filters": a["weight_shape"][0], "activation": "none"}
+
+
+# ---- one number per channel, elementwise ----
+
+
+def affine(x: Node, label: str, *maps: Any, activation: str = "none", **others: Node) -> Recognised:
+    recipe = scaling(x.channels, *maps) if maps else None
+    attrs = {"recipe": recipe, "activation": activation, "label": label, "roles": ("x", *others)}
+    return "affine", [x, *others.values()], attrs
+
+
+@recognises(aten.batch_norm.default)
+def batch_norm(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    stats = (a["running_mean"], a["running_var"])
+    known = all(isinstance(s, Live) for s in stats) and known_tensors(a["weight"], a["bias"])
+    if a["training"] or not known or not is_map_or_rows(a["input"]):
+        return None
+    norm = Norm(stats[0].name, stats[1].name, a["eps"], name_of(a["weight"]), name_of(a["bias"]))
+    return affine(a["input"], "norm", norm)
+
+
+def activation(x: Any, name: str) -> Recognised:
+    return affine(x, name, activation=name) if is_map_or_rows(x) else None
+
+
+@recognises(aten.relu.default)
+def relu(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    return activation(a["self"], "relu")
+
+
+@recognises(aten.relu6.default)
+def relu6(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    return activation(a["self"], "relu6")
+
+
+@recognises(aten.hardtanh.default)
+def hardtanh(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    return activation(a["self"], "relu6") if (a["min_val"], a["max_val"]) == (0, 6) else None
+
+
+@recognises(aten.clamp.default)
+def clamp(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    return activation(a["self"], "relu6") if (a["min"], a["max"]) == (0, 6) else None
+
+
+@recognises(aten.sigmoid.default)
+def sigmoid(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    return activation(a["self"], "sigmoid")
+
+
+@recognises(aten.tanh.default)
+def tanh(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    return activation(a["self"], "tanh")
+
+
+@recognises(aten.add.Tensor)
+def add(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    left, right, alpha = a["self"], a["other"], a["alpha"]
+    if not is_map_or_rows(left):
+        return None
+    if is_number(right):
+        return affine(left, "add", Fixed(shift=(float(right * alpha),)))
+    if not is_float(right) or left.shape != right.shape:
+        return None
+    if alpha != 1:
+        return affine(right, "add", Fixed((float(alpha),)), residual=left)
+    return affine(left, "add", residual=right)
+
+
+@recognises(aten.sub.Tensor)
+def sub(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    if not (is_map_or_rows(a["self"]) and is_number(a["other"])):
+        return None
+    return affine(a["self"], "sub", Fixed(shift=(-float(a["other"] * a["alpha"]),)))
+
+
+@recognises(aten.mul.Tensor)
+def mul(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    left, right = a["self"], a["other"]
+    if is_map_or_rows(left) and is_number(right):
+        return affine(left, "mul", Fixed((float(right),)))
+    if is_gate(right, left):
+        return affine(left, "gate", gate=right)
+    return affine(right, "gate", gate=left) if is_gate(left, right) else None
+
+
+@recognises(aten.div.Tensor)
+def div(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    if not (is_map_or_rows(a["self"]) and is_number(a["other"]) and a["other"] != 0):
+        return None
+    return affine(a["self"], "div", Fixed((1.0 / float(a["other"]),)))
+
+
+# ---- pools ----
+
+
+@recognises(aten.max_pool2d.default)
+def max_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    kernel = pair(a["kernel_size"])
+    if not is_map(a["self"]) or pair(a["dilation"]) != (1, 1):
+        return None
+    stride = pair(a["stride"]) if a["stride"] else kernel
+    attrs = {"kernel": kernel, "stride": stride, "padding": pair(a["padding"]), "ceil_mode": a["ceil_mode"]}
+    return "max_pool2d", [a["self"]], attrs
+
+
+@recognises(aten.avg_pool2d.default)
+def avg_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    if not is_map(a["self"]) or a["divisor_override"] is not None:
+        return None
+    kernel, padding = pair(a["kernel_size"]), pair(a["padding"])
+    if kernel == a["self"].shape[2:] and padding == (0, 0):
+        return "global_avg_pool", [a["self"]], {}
+    attrs = {
+        "kernel": kernel, "stride": pair(a["stride"]) if a["stride"] else kernel, "padding": padding,
+        "ceil_mode": a["ceil_mode"], "count_include_pad": a["count_include_pad"], "size": None,
+        "recipe": None, "activation": "none",
+    }  # fmt: skip
+    return "avg_pool2d", [a["self"]], attrs
+
+
+@recognises(aten.adaptive_avg_pool2d.default)
+def adaptive_avg_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    if not is_map(a["self"]):
+        return None
+    size = tuple(result.shape[2:])
+    if size == (1, 1):
+        return "global_avg_pool", [a["self"]], {}
+    if size == a["self"].shape[2:]:
+        return "identity", [a["self"]], {}
+    attrs = {"kernel": None, "size": size, "recipe": None, "activation": "none"}
+    return "avg_pool2d", [a["self"]], attrs
+
+
+@recognises(aten.mean.dim)
+def mean(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    if not is_map(a["self"]) or not a["dim"] or a["dtype"] is not None:
+        return None
+    spatial = sorted(d % 4 for d in a["dim"]) == [2, 3]
+    return ("global_avg_pool", [a["self"]], {}) if spatial else None
+
+
+# ---- channels, borders, shapes ----
+
+
+@recognises(aten.cat.default)
+def cat(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    parts = a["tensors"]
+    if not all(map(is_map, parts)) or a["dim"] % 4 != 1:
+        return None
+    return "cat", list(parts), {"roles": ("x",) * len(parts)}
+
+
+@recognises(aten.slice.Tensor)
+def slice_channels(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    if not is_map(a["self"]) or a["dim"] % 4 != 1 or a["step"] != 1:
+        return None
+    channels = a["self"].channels
+    start = min(max(0, (a["start"] or 0) + (channels if (a["start"] or 0) < 0 else 0)), channels)
+    return "slice", [a["self"]], {"start": start}
+
+
+@recognises(aten.pad.default, aten.constant_pad_nd.default)
+def pad(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    x, border = a["self"], list(a["pad"])
+    if not is_map(x) or a.get("mode", "constant") != "constant" or a["value"] not in (None, 0):
+        return None
+    left, right, top, bottom = border + [0] * (4 - len(border)) if len(border) <= 4 else [-1] * 4
+    if min(left, right, top, bottom) < 0:
+        return None
+    return "pad", [x], {"border": (left, right, top, bottom)}
+
+
+@recognises(aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.dims,
+            aten.unsqueeze.default)  # fmt: skip
+def flatten(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    x, shape = a["self"], tuple(result.shape)
+    if is_map(x, 2) and shape == (*x.shape, 1, 1):
+        return "flatten", [x], {}
+    if not is_map(x):
+        return None
+    if x.shape == shape:
+        return "identity", [x], {}
+    n, c, h, w = x.shape
+    return ("flatten", [x], {}) if shape == (n, c * h * w) else None
+
+
+@recognises(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
+def dropout(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    idle = not a["train"] and isinstance(a["input"], Node)
+    return ("identity", [a["input"]], {}) if idle else None
+
+
+@recognises(aten.alias.default, aten.detach.default, aten.clone.default, aten.contiguous.default)
+def same_value(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    return ("identity", [a["self"]], {}) if isinstance(a["self"], Node) else None
+
+
+@recognises(aten.to.dtype, aten.to.device, aten.to.dtype_layout)
+def to(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    same = isinstance(a["self"], Node) and a["self"].dtype is result.dtype and result.device.type == "cpu"
+    return ("identity", [a["self"]], {}) if same and result.layout is torch.strided else None
