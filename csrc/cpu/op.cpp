@@ -15,7 +15,9 @@ namespace fb {
 namespace {
 
 int64_t pooled_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, bool ceil_mode) {
-  int64_t out = (in + 2 * pad - kernel + (ceil_mode ? stride - 1 : 0)) / stride + 1;
+  const int64_t room = in + 2 * pad - kernel + (ceil_mode ? stride - 1 : 0);
+  if (room < 0) return 0;
+  int64_t out = room / stride + 1;
   if (ceil_mode && (out - 1) * stride >= in + pad) --out;  // no window starts in the padding after the image
   return out;
 }
@@ -23,6 +25,8 @@ int64_t pooled_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, boo
 int64_t convolved_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
   return (in + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
 }
+
+bool is_pool(const OpSpec& spec) { return spec.kind == "max_pool2d" || spec.kind == "avg_pool2d"; }
 
 bool is_convolution(const OpSpec& spec) {
   return spec.kind == "conv2d" || spec.kind == "winograd_conv2d" || spec.kind == "grouped_conv2d" ||
@@ -60,6 +64,8 @@ Features features(const OpSpec& spec) {
   if (spec.kind == "depthwise_conv2d") return {kRelu6, kRelu6, false, false, true};
   if (spec.kind == "separable_conv2d") return {kTanh, kRelu6, false, false, false};
   if (is_convolution(spec)) return {kRelu6};
+  if (spec.kind == "avg_pool2d") return {kRelu6};
+  if (spec.kind == "affine") return {kTanh, kNone, true};
   return {};
 }
 
@@ -81,7 +87,7 @@ std::string check(const OpSpec& spec) {
   if (std::string text = check_features(spec); !text.empty()) return text;
   if (spec.c % spec.groups != 0 || spec.k % spec.groups != 0)
     return "groups " + std::to_string(spec.groups) + " does not divide " + std::to_string(spec.c) + " input and " + std::to_string(spec.k) + " output channels";
-  if (is_convolution(spec) || spec.kind == "max_pool2d") {
+  if (is_convolution(spec)) {
     const int64_t reach_h = spec.dilation_h * (spec.r - 1) + 1, reach_w = spec.dilation_w * (spec.s - 1) + 1;
     if (spec.h + 2 * spec.pad_h < reach_h || spec.w + 2 * spec.pad_w < reach_w)
       return "kernel " + std::to_string(reach_h) + "x" + std::to_string(reach_w) + " is larger than the padded input " +
@@ -91,13 +97,10 @@ std::string check(const OpSpec& spec) {
   if (spec.kind == "grouped_conv2d") return grouped_conv2d_refusal(spec);
   if (spec.kind == "depthwise_conv2d") return depthwise_conv2d_refusal(spec);
   if (spec.kind == "separable_conv2d") return separable_conv2d_refusal(spec);
-  if (spec.kind == "max_pool2d") {
-    if (spec.r * spec.s > 64) return "window " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + ": max_pool2d handles up to 64 taps";
-    if (2 * spec.pad_h > spec.r || 2 * spec.pad_w > spec.s) return "padding is more than half of the window";
-    if (spec.dilation_h != 1 || spec.dilation_w != 1) return "dilation " + std::to_string(spec.dilation_h) + ": max_pool2d handles 1";
-    if (spec.k != spec.c) return "k differs from c in a pooling op";
-    return "";
-  }
+  if (spec.kind == "max_pool2d") return max_pool2d_refusal(spec);
+  if (spec.kind == "avg_pool2d") return avg_pool2d_refusal(spec);
+  if (spec.kind == "local_response_norm") return local_response_norm_refusal(spec);
+  if (spec.kind == "affine") return spec.k == spec.c ? "" : "k differs from c in affine";
   if (spec.kind == "linear" && (spec.h != 1 || spec.w != 1 || spec.r != 1 || spec.s != 1)) return "linear has no spatial sizes";
   if (spec.kind == "conv2d" || spec.kind == "linear") return conv2d_refusal(spec);
   if (is_convolution(spec) || spec.kind == "global_avg_pool" || spec.kind == "to_nchw" || spec.kind == "to_nhwc") return "";
@@ -123,11 +126,13 @@ class Nothing final : public Op {  // an empty batch
 }  // namespace
 
 int64_t OpSpec::p() const {
-  return kind == "max_pool2d" ? pooled_size(h, r, stride_h, pad_h, ceil_mode != 0) : convolved_size(h, r, stride_h, pad_h, dilation_h);
+  if (out_h > 0) return out_h;
+  return is_pool(*this) ? pooled_size(h, r, stride_h, pad_h, ceil_mode != 0) : convolved_size(h, r, stride_h, pad_h, dilation_h);
 }
 
 int64_t OpSpec::q() const {
-  return kind == "max_pool2d" ? pooled_size(w, s, stride_w, pad_w, ceil_mode != 0) : convolved_size(w, s, stride_w, pad_w, dilation_w);
+  if (out_w > 0) return out_w;
+  return is_pool(*this) ? pooled_size(w, s, stride_w, pad_w, ceil_mode != 0) : convolved_size(w, s, stride_w, pad_w, dilation_w);
 }
 
 Range Op::input_pixels(int64_t) const { return {0, std::numeric_limits<int64_t>::max()}; }
@@ -148,7 +153,7 @@ double Op::bytes() const {
     if (spec_.kind == "separable_conv2d") return 4.0 * (in + out + static_cast<double>(spec_.c * (spec_.r * spec_.s + spec_.k)));
     return 4.0 * (in + out + static_cast<double>(spec_.k * (spec_.c / spec_.groups) * spec_.r * spec_.s));
   }
-  if (spec_.kind == "max_pool2d") return 4.0 * (in + static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c));
+  if (is_pool(spec_)) return 4.0 * (in + static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c));
   if (spec_.kind == "global_avg_pool") return 4.0 * (in + static_cast<double>(spec_.n * spec_.c));
   return 8.0 * in;
 }
@@ -180,6 +185,9 @@ std::unique_ptr<Op> make_op(const OpSpec& wanted) {
   if (spec.kind == "depthwise_conv2d") return make_depthwise_conv2d(spec);
   if (spec.kind == "separable_conv2d") return make_separable_conv2d(spec);
   if (spec.kind == "max_pool2d") return make_max_pool2d(spec);
+  if (spec.kind == "avg_pool2d") return make_avg_pool2d(spec);
+  if (spec.kind == "affine") return make_affine(spec);
+  if (spec.kind == "local_response_norm") return make_local_response_norm(spec);
   if (spec.kind == "global_avg_pool") return make_global_avg_pool(spec);
   if (spec.kind == "to_nchw") return make_to_nchw(spec);
   return make_to_nhwc(spec);
@@ -192,6 +200,7 @@ int64_t packed_floats(const OpSpec& spec) {
   if (spec.kind == "depthwise_conv2d") return depthwise_conv2d_packed_floats(spec);
   if (spec.kind == "separable_conv2d") return separable_conv2d_packed_floats(spec);
   if (is_convolution(spec)) return conv2d_packed_floats(spec);
+  if (spec.kind == "affine") return spec.c;
   throw std::invalid_argument(spec.kind + ": has no weight");
 }
 
@@ -202,6 +211,7 @@ void pack_weight(const OpSpec& spec, const float* weight, float* out) {
   if (spec.kind == "depthwise_conv2d") return depthwise_conv2d_pack(spec, weight, out);
   if (spec.kind == "separable_conv2d") return separable_conv2d_pack(spec, weight, out);
   if (is_convolution(spec)) return conv2d_pack(spec, weight, out);
+  if (spec.kind == "affine") return static_cast<void>(std::copy(weight, weight + spec.c, out));
   throw std::invalid_argument(spec.kind + ": has no weight");
 }
 

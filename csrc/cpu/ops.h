@@ -39,8 +39,15 @@ std::string separable_conv2d_refusal(const OpSpec& spec);
 int64_t separable_conv2d_packed_floats(const OpSpec& spec);
 void separable_conv2d_pack(const OpSpec& spec, const float* weight, float* out);
 
+std::string pooling_refusal(const OpSpec& spec);  // what the pools share
 std::unique_ptr<Op> make_max_pool2d(const OpSpec& spec);
+std::string max_pool2d_refusal(const OpSpec& spec);
+std::unique_ptr<Op> make_avg_pool2d(const OpSpec& spec);
+std::string avg_pool2d_refusal(const OpSpec& spec);
 std::unique_ptr<Op> make_global_avg_pool(const OpSpec& spec);
+std::unique_ptr<Op> make_affine(const OpSpec& spec);
+std::unique_ptr<Op> make_local_response_norm(const OpSpec& spec);
+std::string local_response_norm_refusal(const OpSpec& spec);
 std::unique_ptr<Op> make_to_nchw(const OpSpec& spec);
 std::unique_ptr<Op> make_to_nhwc(const OpSpec& spec);
 

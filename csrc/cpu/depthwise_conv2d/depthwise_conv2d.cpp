@@ -125,7 +125,6 @@ std::string depthwise_conv2d_refusal(const OpSpec& spec) {
   if (spec.r > depthwise_conv2d::kMaxWindow || spec.s > depthwise_conv2d::kMaxWindow)
     return "kernel " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + ": depthwise rows handle up to 7x7";
   if (spec.nchw_in) return "planar input: depthwise rows read NHWC";
-  if (spec.pre_activation < kNone || spec.pre_activation > kRelu6) return "its input takes no other activation than relu and relu6";
   return "";
 }
 

@@ -1,4 +1,4 @@
-// Depthwise convolution of one row. Vectors run over channels; each channel has its own filter, so nothing is summed across lanes.
+// Depthwise convolution of one row. Vectors run over channels; each channel has its own filter, so nothing is summed across part.
 //
 //   for tile of 7 output pixels
 //     for vector of channels       a tile's channels first: memory is walked in its order (128x147x147: 0.44 ms, the other way 0.65)
@@ -21,37 +21,23 @@ constexpr int kTile = 7;
 
 enum Pre { kPlain, kRectified, kGeneral };
 
-// Loads and stores of a vector of channels: whole, or the first `left` lanes.
-template <bool kTail>
-struct Lanes {
-  int left;
-  FB_INLINE V load(const float* p) const { return kTail ? vload_tail(p, left) : vload(p); }
-  FB_INLINE void store(float* p, V v) const {
-    if constexpr (kTail) {
-      vstore_tail(p, v, left);
-    } else {
-      vstore(p, v);
-    }
-  }
-};
-
 // One vector of channels of a row.
-template <Pre kPre, bool kTail>
+template <Pre kPre, typename AnyPart>
 struct Strip {
   const Row& row;
   int64_t c;
-  Lanes<kTail> lanes;
+  AnyPart part;
   V scale, shift;
 
-  FB_INLINE Strip(const Row& row_, int64_t c_, int left) : row(row_), c(c_), lanes{left}, scale(vbroadcast(1.0f)), shift(vzero()) {
+  FB_INLINE Strip(const Row& row_, int64_t c_, const AnyPart& part_) : row(row_), c(c_), part(part_), scale(vbroadcast(1.0f)), shift(vzero()) {
     if (kPre == kGeneral && row.pre_scale != nullptr) {
-      scale = lanes.load(row.pre_scale + c);
-      shift = lanes.load(row.pre_shift + c);
+      scale = part.load(row.pre_scale + c);
+      shift = part.load(row.pre_shift + c);
     }
   }
 
   FB_INLINE V input(const float* p) const {
-    V v = lanes.load(p);
+    V v = part.load(p);
     if constexpr (kPre == kRectified) return vrelu(v);
     if constexpr (kPre == kGeneral) {
       if (row.pre_scale != nullptr) {
@@ -59,8 +45,7 @@ struct Strip {
         vfma_into(scaled, v, scale);
         v = scaled;
       }
-      if (row.pre_activation == fb::kRelu) v = vrelu(v);
-      if (row.pre_activation == fb::kRelu6) v = vrelu6(v);
+      v = vclip(v, row.pre_activation);
     }
     return v;
   }
@@ -68,21 +53,23 @@ struct Strip {
   // Bias, activation and store of kPixels sums.
   template <int kPixels>
   FB_INLINE void finish(V (&acc)[kPixels], int64_t q) const {
-    const V bias = row.bias != nullptr ? lanes.load(row.bias + c) : vzero();
+    const V bias = row.bias != nullptr ? part.load(row.bias + c) : vzero();
 #pragma GCC unroll 8
     for (int i = 0; i < kPixels; ++i) acc[i] = vadd(acc[i], bias);
-    if (row.activation == fb::kRelu) {
+    if (row.activation != fb::kNone) {
 #pragma GCC unroll 8
-      for (int i = 0; i < kPixels; ++i) acc[i] = vrelu(acc[i]);
-    } else if (row.activation == fb::kRelu6) {
-#pragma GCC unroll 8
-      for (int i = 0; i < kPixels; ++i) acc[i] = vrelu6(acc[i]);
+      for (int i = 0; i < kPixels; ++i) acc[i] = vclip(acc[i], row.activation);
     }
     float* y = row.y + (q - row.first) * row.ldy + c;
 #pragma GCC unroll 8
-    for (int i = 0; i < kPixels; ++i) lanes.store(y + i * row.ldy, acc[i]);
+    for (int i = 0; i < kPixels; ++i) part.store(y + i * row.ldy, acc[i]);
   }
 };
+
+template <Pre kPre, typename AnyPart>
+FB_INLINE Strip<kPre, AnyPart> strip(const Row& row, int64_t c, const AnyPart& part) {
+  return Strip<kPre, AnyPart>(row, c, part);
+}
 
 // kPixels outputs of any window from column `q` on; of the s taps in a row, those of [begin, end) are inside the image.
 template <int kPixels, typename AnyStrip>
@@ -94,7 +81,7 @@ FB_INLINE void window(const AnyStrip& strip, int64_t q, int64_t begin, int64_t e
   for (int64_t r = 0; r < row.r; ++r) {
     if (row.x[r] == nullptr) continue;
     for (int64_t s = begin; s < end; ++s) {
-      const V weight = strip.lanes.load(row.weight + (r * row.s + s) * row.ldw + strip.c);
+      const V weight = strip.part.load(row.weight + (r * row.s + s) * row.ldw + strip.c);
       const float* x = row.x[r] + (q * row.stride + s * row.dilation - row.pad) * row.ldx + strip.c;
 #pragma GCC unroll 8
       for (int i = 0; i < kPixels; ++i) vfma_into(acc[i], strip.input(x + i * row.stride * row.ldx), weight);
@@ -138,7 +125,7 @@ FB_INLINE void tile3x3(const AnyStrip& strip, int64_t q) {
     if (row.x[r] == nullptr) continue;
     V weight[3];
 #pragma GCC unroll 3
-    for (int s = 0; s < 3; ++s) weight[s] = strip.lanes.load(row.weight + (3 * r + s) * row.ldw + strip.c);
+    for (int s = 0; s < 3; ++s) weight[s] = strip.part.load(row.weight + (3 * r + s) * row.ldw + strip.c);
     const float* x = row.x[r] + column * row.ldx + strip.c;
 #pragma GCC unroll 16
     for (int j = 0; j < kColumns; ++j) {
@@ -156,9 +143,9 @@ FB_INLINE void tile3x3(const AnyStrip& strip, int64_t q) {
 // All channels of a tile, then the next tile: input and output are walked in the order of memory.
 template <int kStride, int kPixels, Pre kPre>
 FB_INLINE void channels3x3(const Row& row, int64_t q) {
-  int64_t c = 0;
-  for (; c + kLanes <= row.channels; c += kLanes) tile3x3<kStride, kPixels>(Strip<kPre, false>(row, c, kLanes), q);
-  if (c < row.channels) tile3x3<kStride, kPixels>(Strip<kPre, true>(row, c, static_cast<int>(row.channels - c)), q);
+  for_vectors(row.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
+    tile3x3<kStride, kPixels>(strip<kPre>(row, c, part), q);
+  });
 }
 
 template <int kStride, int kPixels, Pre kPre>
@@ -189,9 +176,7 @@ FB_INLINE bool is_narrow3x3(const Row& row) {
 template <Pre kPre>
 void any_channels(const Row& row) {
   if (is_narrow3x3(row)) return row.stride == 1 ? row3x3<1, kPre>(row) : row3x3<2, kPre>(row);
-  int64_t c = 0;
-  for (; c + kLanes <= row.channels; c += kLanes) any_window(Strip<kPre, false>(row, c, kLanes));
-  if (c < row.channels) any_window(Strip<kPre, true>(row, c, static_cast<int>(row.channels - c)));
+  for_vectors(row.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) { any_window(strip<kPre>(row, c, part)); });
 }
 
 void row(const Row& row) {

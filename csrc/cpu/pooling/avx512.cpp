@@ -4,7 +4,10 @@
 #include <immintrin.h>
 FB_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")
 #include "../simd/vec_avx512.h"
+#include "../simd/activation.h"
+#include "../simd/part.h"
 #include "generic.h"
+#include "average.h"
 FB_END_TARGET
-const fb::pooling::Kernels fb::pooling::kAvx512 = {window, mean};
+const fb::pooling::Kernels fb::pooling::kAvx512 = {window, mean, average_row};
 #endif

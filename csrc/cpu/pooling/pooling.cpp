@@ -1,4 +1,4 @@
-// Max pooling (any window of up to 64 taps, padding, ceil mode) and global average pooling.
+// Max pooling (any window of up to 64 taps, padding, ceil mode) and global average pooling. Other averages: avg_pool2d.cpp.
 #include "pooling.h"
 
 #include <algorithm>
@@ -101,6 +101,23 @@ class GlobalAvgPool final : public Op {
 }  // namespace pooling
 
 std::unique_ptr<Op> make_max_pool2d(const OpSpec& spec) { return std::make_unique<pooling::MaxPool2d>(spec); }
+
+std::string max_pool2d_refusal(const OpSpec& spec) {
+  if (spec.r * spec.s > pooling::kMaxTaps)
+    return "window " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + ": max_pool2d handles up to 64 taps";
+  return pooling_refusal(spec);
+}
+
+std::string pooling_refusal(const OpSpec& spec) {
+  if (2 * spec.pad_h > spec.r || 2 * spec.pad_w > spec.s) return "padding is more than half of the window";
+  if (spec.dilation_h != 1 || spec.dilation_w != 1) return "dilation " + std::to_string(spec.dilation_h) + ": " + spec.kind + " handles 1";
+  if (spec.k != spec.c) return "k differs from c in a pooling op";
+  if (spec.p() < 1 || spec.q() < 1)
+    return "window " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + " is larger than the padded input " +
+           std::to_string(spec.h + 2 * spec.pad_h) + "x" + std::to_string(spec.w + 2 * spec.pad_w);
+  return "";
+}
+
 std::unique_ptr<Op> make_global_avg_pool(const OpSpec& spec) { return std::make_unique<pooling::GlobalAvgPool>(spec); }
 
 }  // namespace fb

@@ -1,4 +1,8 @@
 #include "../simd/region.h"
+#include "pooling.h"
 #include "../simd/vec_portable.h"
+#include "../simd/activation.h"
+#include "../simd/part.h"
 #include "generic.h"
-const fb::pooling::Kernels fb::pooling::kPortable = {window, mean};
+#include "average.h"
+const fb::pooling::Kernels fb::pooling::kPortable = {window, mean, average_row};
