@@ -50,6 +50,13 @@ MORE = [
     "depthwise_conv2d n=1 h=90 w=61 c=64 k=64 groups=64 r=3 s=3 stride_h=2 stride_w=2 pad_h=1 pad_w=1",
     "depthwise_conv2d n=2 h=40 w=50 c=130 k=130 groups=130 r=5 s=3 stride_h=3 pad_h=2 dilation_w=2",
     "depthwise_conv2d n=1 h=2 w=40 c=40 k=40 groups=40 r=7 s=7 pad_h=9 pad_w=9 pre_activation=1",
+    "avg_pool2d n=2 h=50 w=61 c=48 k=48 r=3 s=3 pad_h=1 pad_w=1 activation=2",
+    "avg_pool2d n=2 h=60 w=40 c=100 k=100 r=9 s=2 stride_h=4 stride_w=2 pad_h=4 ceil_mode=1",
+    "avg_pool2d n=3 h=7 w=8 c=1030 k=1030 r=7 s=8",
+    "avg_pool2d n=2 h=61 w=40 c=64 k=64 out_h=7 out_w=50",
+    "affine n=3 h=30 w=33 c=70 k=70 activation=1",
+    "affine n=5 h=7 w=9 c=600 k=600 gated=1 activation=4",
+    "local_response_norm n=2 h=30 w=33 c=70 k=70 size=5",
 ]
 
 

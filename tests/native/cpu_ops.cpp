@@ -4,6 +4,7 @@
 //   cmake -S . -B build/asan -G Ninja -DFB_TORCH=OFF -DFB_SANITIZE=address && cmake --build build/asan && build/asan/fb_check
 //
 // FB_MAX_ISA picks the instruction set. Exit status 0: every case held.
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
@@ -61,6 +62,38 @@ int64_t last_pixel_end(int64_t pixels, int64_t ld, int64_t channels) {
 
 using Map = std::function<float(int64_t n, int64_t row, int64_t column, int64_t channel)>;
 
+// Rows or columns of window i: `count` of them are counted by an average, those of [begin, end) lie inside.
+struct Extent {
+  int64_t begin, end, count;
+};
+
+Extent extent(int64_t i, int64_t size, int64_t outputs, int64_t window, int64_t stride, int64_t pad, bool adaptive, bool count_pad) {
+  if (adaptive) {
+    const int64_t begin = i * size / outputs, end = ((i + 1) * size + outputs - 1) / outputs;
+    return {begin, end, end - begin};
+  }
+  const int64_t begin = i * stride - pad, end = std::min(begin + window, size + pad);
+  const int64_t inside = std::max<int64_t>(begin, 0), inside_end = std::min(end, size);
+  return {inside, inside_end, count_pad ? end - begin : inside_end - inside};
+}
+
+float average(const fb::OpSpec& spec, const Map& x, int64_t n, int64_t p, int64_t q, int64_t k) {
+  const bool adaptive = spec.out_h > 0, count_pad = spec.count_include_pad != 0;
+  const Extent rows = extent(p, spec.h, spec.p(), spec.r, spec.stride_h, spec.pad_h, adaptive, count_pad);
+  const Extent columns = extent(q, spec.w, spec.q(), spec.s, spec.stride_w, spec.pad_w, adaptive, count_pad);
+  float sum = 0;
+  for (int64_t h = rows.begin; h < rows.end; ++h)
+    for (int64_t w = columns.begin; w < columns.end; ++w) sum += x(n, h, w, k);
+  return sum / float(rows.count * columns.count);
+}
+
+float normalised(const fb::OpSpec& spec, const Map& x, int64_t n, int64_t p, int64_t q, int64_t k) {  // beta 1 and alpha = size: exact
+  float sum = float(spec.offset);
+  for (int64_t c = std::max<int64_t>(0, k - spec.size / 2); c <= std::min(spec.c - 1, k + (spec.size - 1) / 2); ++c)
+    sum += x(n, p, q, c) * x(n, p, q, c);
+  return x(n, p, q, k) / sum;
+}
+
 float activated(float x, int64_t activation) {
   if (activation != fb::kNone) x = std::fmax(x, 0.0f);
   return activation == fb::kRelu6 ? std::fmin(x, 6.0f) : x;
@@ -76,6 +109,8 @@ float expected(const fb::OpSpec& spec, const Map& x, const Buffer& weight, const
       for (int64_t w = 0; w < spec.w; ++w) sum += x(n, h, w, k);
     return sum / float(spec.h * spec.w);
   }
+  if (spec.kind == "avg_pool2d") return average(spec, x, n, p, q, k);
+  if (spec.kind == "local_response_norm") return normalised(spec, x, n, p, q, k);
   const bool pool = spec.kind == "max_pool2d";
   const int64_t inputs = spec.c / spec.groups, group = k / (spec.k / spec.groups);
   float sum = pool ? -INFINITY : bias[k];
@@ -98,7 +133,7 @@ float expected(const fb::OpSpec& spec, const Map& x, const Buffer& weight, const
 
 bool has_weight(const fb::OpSpec& spec) {
   return spec.kind == "conv2d" || spec.kind == "winograd_conv2d" || spec.kind == "grouped_conv2d" ||
-         spec.kind == "depthwise_conv2d" || spec.kind == "separable_conv2d" || spec.kind == "linear";
+         spec.kind == "depthwise_conv2d" || spec.kind == "separable_conv2d" || spec.kind == "affine" || spec.kind == "linear";
 }
 
 // The two convolutions of a separable one.
@@ -127,7 +162,7 @@ std::string text(const fb::OpSpec& spec) {
 }
 
 bool check(const fb::OpSpec& spec, bool with_residual) {
-  const bool spatial = has_weight(spec) || spec.kind == "max_pool2d";
+  const bool spatial = has_weight(spec) || spec.kind == "max_pool2d" || spec.kind == "avg_pool2d";
   const int64_t p = spec.kind == "global_avg_pool" ? 1 : spatial ? spec.p() : spec.h;
   const int64_t q = spec.kind == "global_avg_pool" ? 1 : spatial ? spec.q() : spec.w;
   const bool planar_in = spec.nchw_in || spec.kind == "to_nhwc", planar_out = spec.kind == "to_nchw";
@@ -221,6 +256,8 @@ std::vector<fb::OpSpec> cases() {
       conv("grouped_conv2d", 1, 5, 5, 48, 48, 3, 1, 1, 3), conv("grouped_conv2d", 2, 1, 2, 96, 96, 3, 2, 1, 3),
       conv("depthwise_conv2d", 2, 9, 15, 35, 35, 3, 1, 1, 35), conv("depthwise_conv2d", 1, 8, 13, 48, 48, 3, 2, 1, 48),
       conv("depthwise_conv2d", 1, 1, 1, 3, 3, 3, 1, 1, 3), conv("depthwise_conv2d", 2, 12, 17, 21, 21, 5, 1, 2, 21),
+      conv("affine", 2, 9, 5, 35, 35, 1, 1, 0, 35), conv("affine", 3, 1, 1, 64, 64, 1, 1, 0, 64),
+      conv("avg_pool2d", 2, 7, 9, 13, 13, 3, 1, 1), conv("avg_pool2d", 1, 6, 6, 64, 64, 2, 2, 0), conv("avg_pool2d", 1, 12, 21, 35, 35, 11, 1, 5),
       conv("max_pool2d", 2, 7, 9, 13, 13, 3, 2, 1), conv("max_pool2d", 1, 6, 6, 64, 64, 2, 2, 0), conv("max_pool2d", 1, 1, 1, 3, 3, 3, 1, 1),
       conv("global_avg_pool", 2, 7, 7, 37, 37, 1, 1, 0), conv("global_avg_pool", 1, 1, 1, 16, 16, 1, 1, 0),
       conv("linear", 3, 1, 1, 70, 33, 1, 1, 0),     conv("linear", 1, 1, 1, 1, 1, 1, 1, 0),
@@ -248,6 +285,23 @@ std::vector<fb::OpSpec> cases() {
     fb::OpSpec one = plain;
     one.depth_activation = fb::kRelu6;
     all.push_back(one);
+  }
+  for (const int64_t count_pad : {0, 1}) {
+    fb::OpSpec average = conv("avg_pool2d", 2, 8, 7, 21, 21, 3, 2, 1);
+    average.ceil_mode = 1;
+    average.count_include_pad = count_pad;
+    all.push_back(average);
+  }
+  fb::OpSpec gated = conv("affine", 3, 5, 7, 40, 40, 1, 1, 0, 40);
+  gated.gated = 1;
+  all.push_back(gated);
+  fb::OpSpec adaptive = conv("avg_pool2d", 1, 13, 9, 20, 20, 1, 1, 0);
+  adaptive.out_h = 6, adaptive.out_w = 14;
+  all.push_back(adaptive);
+  for (const int64_t size : {1, 4, 5}) {
+    fb::OpSpec norm = conv("local_response_norm", 2, 3, 7, 37, 37, 1, 1, 0);
+    norm.size = size, norm.alpha = double(size), norm.beta = 1, norm.offset = 2;
+    all.push_back(norm);
   }
   const size_t dense = all.size();
   for (size_t i = 0; i < dense; ++i) {  // the same, as slices of wider maps

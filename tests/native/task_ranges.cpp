@@ -66,20 +66,25 @@ fb::OpSpec parse(const std::string& line) {
                                                   {"act_from", &spec.act_from},
                                                   {"pre", &spec.pre},
                                                   {"pre_activation", &spec.pre_activation},
-                                                  {"depth_activation", &spec.depth_activation}};
+                                                  {"depth_activation", &spec.depth_activation},
+                                                  {"count_include_pad", &spec.count_include_pad},
+                                                  {"out_h", &spec.out_h},
+                                                  {"out_w", &spec.out_w},
+                                                  {"size", &spec.size}};
   std::istringstream words(line);
   words >> spec.kind;
   for (std::string word; words >> word;) {
     const size_t equals = word.find('=');
     *fields.at(word.substr(0, equals)) = std::stoll(word.substr(equals + 1));
   }
+  if (spec.kind == "local_response_norm") spec.alpha = 1e-4, spec.beta = 0.75, spec.offset = 1;
   return spec;
 }
 
 void check(const std::string& line) {
   const fb::OpSpec spec = parse(line);
   const auto op = fb::make_op(spec);
-  const bool pooling = spec.kind == "max_pool2d";
+  const bool pooling = spec.kind == "max_pool2d" || spec.kind == "avg_pool2d" || spec.kind == "local_response_norm";
   const int64_t outputs = pooling ? spec.c : spec.k, y_pixels = spec.n * spec.p() * spec.q();
   const Floats x = random_floats(spec.n * spec.h * spec.w * spec.c, 1);
   const Floats residual = random_floats(y_pixels * outputs, 2);
