@@ -3,6 +3,7 @@
 model = backbones.resnext50(weights="resnext50_32x4d-7cdf4587.pth").eval()
 model = backbones.create_model("resnet18", num_classes=10, in_chans=1)
 pyramid = backbones.resnet50(features_only=True, out_indices=(1, 2, 3, 4)).eval()
+image = backbones.transforms_for(model)(picture)
 """
 
 from ._base import Backbone, FeatureInfo

@@ -31,12 +31,16 @@ _BATCH_NORM = {
 
 @dataclass
 class Target:
-    """The model that a checkpoint is for: a label for messages, its own entries, notes for the user."""
+    """The model that a checkpoint is for: a label for messages, its own entries, notes for the user.
+
+    `classes` is the number of classes that the source declares beside the file, where it does.
+    """
 
     label: str
     model: nn.Module
     own: State
     notes: list[str] = field(default_factory=list)
+    classes: int | None = None
 
     @property
     def cfg(self) -> dict[str, Any]:
@@ -125,7 +129,8 @@ def background_class(state: State, target: Target) -> State:
         return state
     keys = [f"{target.cfg['classifier']}.{part}" for part in ("weight", "bias")]
     rows = {state[key].shape[0] for key in keys if key in state and state[key].dim() > 0}
-    if rows != {1001} or getattr(target.model, "num_classes", None) != 1000:
+    wanted = {getattr(target.model, "num_classes", None), target.classes or 1000}
+    if rows != {1001} or wanted != {1000}:
         return state
     target.notes.append("class 0 of 1001, the background, left out; num_classes=1001 would keep it")
     return {**state, **{key: state[key][1:] for key in keys if key in state}}

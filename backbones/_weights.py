@@ -141,7 +141,7 @@ class _Fit:
         self.warnings: list[str] = []
         self.adopt: int | None = None
         self.dropped: tuple[str, ...] = ()
-        target = Target(self.label, model, self.own, self.notes)
+        target = Target(self.label, model, self.own, self.notes, self.config.num_classes)
         state = remap(_state_dict(checkpoint.content, self.label), target)
         self.transform_input = wants_transform_input(checkpoint, model)
         state = self._without_absent_parts(state)

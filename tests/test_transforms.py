@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 from fast_backbones.backbones.transforms import preprocessing_for, random_box, transforms_for
-from test_models import peer
+from model_checks import peer
 
 from fast_backbones import backbones
 from fast_backbones.backbones import transforms

@@ -194,7 +194,7 @@ def test_input_channels_of_a_grey_checkpoint():
 @pytest.mark.peer
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])
 def test_input_channels_are_adapted_as_timm_does(channels):
-    from test_models import peer
+    from model_checks import peer
 
     theirs = importlib.import_module(f"{peer('timm').__name__}.models").adapt_input_conv
     for weight in (torch.randn(8, 3, 7, 7), torch.randn(8, 3, 3, 3).half()):

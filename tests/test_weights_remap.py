@@ -349,6 +349,9 @@ def test_cadene_names_and_the_background_class(name, classifier):
         adopted = create_model(name)
     report = load_weights(adopted, foreign, head="adopt")
     assert adopted.num_classes == 1000 and "the background, left out" in report.notes[0]
+    for declared, expected in ((None, 1000), (1000, 1000), (1001, 1001)):  # what a hub's config.json says
+        target = _remap.Target("x", adopted, adopted.state_dict(), classes=declared)
+        assert len(_remap.remap(foreign, target)[f"{classifier}.bias"]) == expected
 
 
 def test_other_networks_with_1001_classes_keep_them():
