@@ -137,6 +137,7 @@ def compare(model: nn.Module, images: Tensor) -> tuple[str | None, bool, float]:
 
 
 def run(options: argparse.Namespace, console: Console) -> Result:
+    torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     data = load_data(options.split, options.seed)
     columns = (
@@ -187,11 +188,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--split", choices=("random", "last"), default="random", help="the test fifth [%(default)s]"
     )
     parser.add_argument("--output", type=Path, default=Path("lenet5_digits.safetensors"), help="checkpoint")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="more cost more than they gain, LeNet-5 is small [%(default)s]"
+    )
     parser.add_argument("--explain", action="store_true", help="print each step of the fused plan")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(arguments)
-    if options.epochs < 1 or options.batch < 1:
-        parser.error("--epochs and --batch must be at least 1")
+    if min(options.epochs, options.batch, options.threads) < 1:
+        parser.error("--epochs, --batch and --threads must be at least 1")
     return options
 
 
