@@ -67,7 +67,8 @@ def measure_both(name: str, batch: int, size: int, threads: int) -> dict[str, di
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.densenet_memory", description=__doc__.split("\n")[0])
+    about = __doc__.split("\n\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m bench.densenet_memory", description=about)
     parser.add_argument("model", nargs="?", default="densenet121")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)

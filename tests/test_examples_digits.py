@@ -72,7 +72,7 @@ def test_images_are_prepared_as_in_the_paper(digits):
     torch.testing.assert_close(border, empty)
     data = digits.load_data("random", seed=0)
     box = data.train_images[:, :, 6:26, 6:26]
-    assert -0.1 <= box.min() and box.max() <= 1.175
+    assert box.min() >= -0.1 and box.max() <= 1.175
 
 
 def test_shifts_move_by_two_pixels_at_most(digits):

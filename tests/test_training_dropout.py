@@ -7,16 +7,17 @@ from helpers import reals
 import fast_backbones as fb
 from fast_backbones.backbones import list_families
 
-HEAVY = {"AlexNet", "VGG"}  # linear layers of up to 100 million weights
+LIGHT = {"SENet": "legacy_seresnet18", "MobileNet": "mobilenetv1_025"}
+QUICK = {"DenseNet", "LeNet", "MobileNet", "ResNet", "SENet"}  # the rest is large, and marked slow
 SIZES = {"LeNet": 32, "Inception": 96, "Inception-ResNet": 96, "SE-Inception": 96, "Xception": 96}
 
 
 def one_of_each():
-    """The first model of each family, as pytest parameters."""
+    """One model of each family, as pytest parameters."""
     cases = []
     for family in list_families():
-        name = fb.list_models(family=family)[0]
-        marks = [pytest.mark.slow] if family in HEAVY else []
+        name = LIGHT.get(family) or fb.list_models(family=family)[0]
+        marks = [] if family in QUICK else [pytest.mark.slow]
         cases.append(pytest.param(name, SIZES.get(family, 64), marks=marks, id=name))
     return cases
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_as_accurate, generator, reals
 
+import fast_backbones as fb
 from fast_backbones.training import (
     GOOGLENET_AUX_WEIGHT,
     INCEPTION_V3_AUX_WEIGHT,
@@ -267,3 +268,22 @@ def test_other_weights_and_criteria():
 def test_auxiliary_loss_refuses(outputs, options, error, message):
     with pytest.raises(error, match=message):
         auxiliary_loss(outputs, TARGET, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "scales"),
+    [
+        ("googlenet", 64, (1.0, 0.3, 0.3)),
+        pytest.param("googlenet_2014", 224, (1.0, 0.3, 0.3), marks=pytest.mark.slow),
+        pytest.param("inception_v3", 299, (1.0, 0.4), marks=pytest.mark.slow),
+    ],
+)
+def test_outputs_of_the_models(name, size, scales):
+    model = fb.create_model(name, num_classes=10)
+    x, target = reals((2, 3, size, size), 1), labels((2,), 10, 2)
+    outputs = model.train()(x)
+    expected = sum(scale * F.cross_entropy(head, target) for scale, head in zip(scales, outputs, strict=True))
+    torch.testing.assert_close(auxiliary_loss(outputs, target), expected)
+    with torch.no_grad():
+        plain = model.eval()(x)
+    torch.testing.assert_close(auxiliary_loss(plain, target), F.cross_entropy(plain, target))
