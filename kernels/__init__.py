@@ -17,6 +17,7 @@ from .grouped_conv2d import grouped_conv2d, grouped_conv2d_ref
 from .linear import linear, linear_ref
 from .max_pool2d import max_pool2d, max_pool2d_ref
 from .pointwise_conv2d import pointwise_conv2d, pointwise_conv2d_ref
+from .separable_conv2d import separable_conv2d, separable_conv2d_ref
 from .stem_conv2d import stem_conv2d, stem_conv2d_ref
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "grouped_conv2d",
     "pointwise_conv2d",
     "stem_conv2d",
+    "separable_conv2d",
     "max_pool2d",
     "global_avg_pool",
     "linear",
@@ -31,6 +33,7 @@ __all__ = [
     "grouped_conv2d_ref",
     "pointwise_conv2d_ref",
     "stem_conv2d_ref",
+    "separable_conv2d_ref",
     "max_pool2d_ref",
     "global_avg_pool_ref",
     "linear_ref",

@@ -38,9 +38,9 @@ def pair(op: str, name: str, value: int | Sequence[int], least: int) -> tuple[in
     return (first, second)
 
 
-def activation(op: str, value: str) -> str:
-    if value not in ACTIVATIONS:
-        raise ValueError(f"{op}: activation is {value!r}, expected one of {', '.join(ACTIVATIONS)}")
+def activation(op: str, value: str, name: str = "activation", known: Sequence[str] = ACTIVATIONS) -> str:
+    if value not in known:
+        raise ValueError(f"{op}: {name} is {value!r}, expected one of {', '.join(known)}")
     return value
 
 

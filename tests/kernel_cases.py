@@ -101,6 +101,27 @@ class Case:
         return refusal(self.op, backend, *self.inputs().args, **self.inputs().kwargs) is None
 
 
+@dataclass(frozen=True)
+class SeparableCase(Case):
+    """Its weights are a filter per channel and a 1x1 convolution to `filters` channels."""
+
+    filters: int = 0
+    kernel: int | tuple[int, int] = 3
+
+    def inputs(self, data: str = "integers", seed: int = 0) -> Inputs:
+        c = self.x[1]
+        shapes = [self.x, (c, 1, *_pair(self.kernel)), (self.filters, c, 1, 1), (c,), (self.filters,)]
+        if data == "integers":
+            tensors = [integers(shape, 10 * seed + i, limit=2) for i, shape in enumerate(shapes)]
+        else:
+            positive = data == "positive"
+            tensors = [reals(shape, 10 * seed + i, positive=positive) for i, shape in enumerate(shapes)]
+            for weight in tensors[1:3]:
+                weight /= weight[0].numel() ** 0.5
+        biases = tensors[3:] if self.bias else [None, None]
+        return Inputs((*tensors[:3], *biases), dict(self.options))
+
+
 def _pair(value) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
 
@@ -129,6 +150,12 @@ def stem(why, n, c, h, w, k, kernel=7, **options) -> Case:
 
 def pool(why, x, kernel_size, **options) -> Case:
     return Case("max_pool2d", why, x, options=options, positional=(kernel_size,))
+
+
+def separable(why, n, c, h, w, k, kernel=3, *, bias=True, activations=("relu", "relu"), **options) -> Case:
+    options |= {"depth_activation": activations[0], "activation": activations[1]}
+    x = (n, c, h, w)
+    return SeparableCase("separable_conv2d", why, x, None, options, bias, filters=k, kernel=kernel)
 
 
 def average(why, *x) -> Case:
@@ -219,6 +246,14 @@ CASES = [
     stem("3x3 stem", 1, 3, 17, 17, 24, 3, padding=1),
     stem("patches", 1, 3, 16, 16, 48, 4, stride=4, padding=0),
     stem("empty batch", 0, 3, 16, 16, 8),
+    separable("MobileNet on an odd image", 2, 24, 9, 11, 40),
+    separable("Xception: no activation, no bias", 1, 37, 7, 8, 53, bias=False, activations=("none", "none")),
+    separable("relu6, stride 2", 2, 16, 8, 9, 33, stride=2, activations=("relu6", "relu6")),
+    separable("empty batch", 0, 8, 4, 4, 8),
+    separable("one pixel, one channel", 1, 1, 1, 1, 1),
+    separable("5x3, dilation 2", 1, 12, 12, 9, 20, (5, 3), dilation=2, padding=(4, 1)),
+    separable("no padding", 1, 20, 6, 5, 16, padding=0, activations=("relu", "none")),
+    separable("large weights on few pixels: two phases", 2, 420, 5, 4, 360),
     pool("ResNet pool on an odd image", (2, 67, 13, 11), 3, stride=2, padding=1),
     pool("one pixel, all padding", (1, 1, 1, 1), 3, stride=2, padding=1),
     pool("empty batch", (0, 8, 4, 4), 2),
@@ -262,6 +297,11 @@ def prepared(case: Case) -> tuple:
     """The integer inputs of a case as its candidates receive them."""
     inputs = case.inputs()
     return kernels.ops()[case.op].prepare(*inputs.args, **inputs.kwargs)
+
+
+def has_parameters(case: Case) -> bool:
+    """Whether `parameters` knows the op."""
+    return len(case.x) == 4 and (case.weight is not None or case.op == "max_pool2d")
 
 
 def parameters(case: Case, args: tuple) -> dict:

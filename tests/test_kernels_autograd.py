@@ -14,7 +14,7 @@ from helpers import (
 from helpers import (
     one_thread as one_thread,
 )
-from kernel_cases import CASES, Inputs, average, conv, linear, native_candidates, pointwise, pool
+from kernel_cases import CASES, Inputs, average, conv, linear, native_candidates, pointwise, pool, separable
 from torch.autograd import forward_ad
 
 from fast_backbones import kernels
@@ -27,6 +27,10 @@ TINY = [
     conv("stride, dilation, groups", 1, 4, 5, 4, 2, groups=2, stride=2, dilation=(1, 2), padding=1),
     pointwise("stride", 1, 3, 4, 3, 2, stride=2),
     linear("ReLU", 2, 4, 3, relu=True),
+    separable("ReLU twice, stride", 2, 3, 5, 4, 2, stride=(2, 1)),
+    separable(
+        "ReLU6, dilation", 1, 2, 5, 6, 3, (3, 2), dilation=2, padding=2, activations=("relu6", "relu6")
+    ),
     pool("overlapping", (1, 2, 3, 4), (1, 3), stride=1, padding=(0, 1)),
     average("six pixels", 2, 2, 2, 3),
 ]
@@ -66,7 +70,8 @@ def test_gradients_of_integers_are_exact(case):
 def test_gradients_of_reals_equal_pytorchs(case):
     """Without ReLU and maxima, whose masks may flip with the last bit, the backward is PyTorch's own."""
     inputs = case.inputs("reals")
-    inputs.kwargs.pop("activation", None)
+    for name in ("activation", "depth_activation"):
+        inputs.kwargs.pop(name, None)
     incoming = reals(case.reference(inputs).shape, 9)
     expected_output, expected = gradients(case, inputs, "reference", incoming)
     exact = case.exact(inputs)
@@ -127,6 +132,11 @@ def test_only_the_wanted_gradients_are_made():
         y = kernels.conv2d(*tensors[:3], residual=tensors[3], backend="native")
         y.sum().backward()
         assert [t.grad is not None for t in tensors] == [i == wanted for i in range(4)]
+    separable_tensors = (x, reals((16, 1, 3, 3), 5), reals((8, 16, 1, 1), 6), bias, reals((8,), 7))
+    for wanted in range(5):
+        tensors = [t.clone().requires_grad_(i == wanted) for i, t in enumerate(separable_tensors)]
+        kernels.separable_conv2d(*tensors, depth_activation="relu", backend="native").sum().backward()
+        assert [t.grad is not None for t in tensors] == [i == wanted for i in range(5)]
     with torch.no_grad():
         assert not kernels.conv2d(x.clone().requires_grad_(), weight, backend="native").requires_grad
     shared = reals((1, 16, 5, 5), 1).requires_grad_()

@@ -19,6 +19,7 @@ W = reals((16, 16, 3, 3), 2)
 B = reals((16,), 3)
 ONE = W[:, :, :1, :1].contiguous()
 G = reals((16, 4, 3, 3), 4)
+D = reals((16, 1, 3, 3), 7)
 ROWS = reals((3, 16), 5)
 HEAD = reals((10, 16), 6)
 HUGE = torch.zeros(1).expand(2**16, 16, 2**11, 2**11)
@@ -98,6 +99,33 @@ BAD = [
     bad("pointwise_conv2d", "stride is 0", X, ONE, stride=0),
     bad("grouped_conv2d", "x has 16 channels, expected 32", X, G, groups=8),
     bad("grouped_conv2d", "padding is (0, 0, 0)", X, G, groups=4, padding=(0, 0, 0)),
+    bad("separable_conv2d", "depth_weight has sizes [16, 4, 3, 3], expected [16, 1, R, S]", X, G, ONE),
+    bad("separable_conv2d", "weight has sizes [16, 16, 3, 3], expected [K, 16, 1, 1]", X, D, W),
+    bad("separable_conv2d", "weight has sizes [16, 8, 1, 1], expected [K, 16, 1, 1]", X, D, ONE[:, :8]),
+    bad("separable_conv2d", "depth_bias has sizes [15], expected [16]", X, D, ONE, B[:15]),
+    bad("separable_conv2d", "bias has sizes [16, 1], expected [16]", X, D, ONE, None, B[:, None]),
+    bad("separable_conv2d", "stride is 0, expected 1 to", X, D, ONE, stride=0),
+    bad("separable_conv2d", "the kernel covers 11 in height", X, D, ONE, dilation=5),
+    bad("separable_conv2d", "depth_weight is torch.float64, expected torch.float32", X, D.double(), ONE),
+    bad("separable_conv2d", "weight is a NoneType, expected a tensor", X, D, None, error=TypeError),
+    bad(
+        "separable_conv2d",
+        "depth_activation is 'tanh', expected one of none, relu, relu6",
+        X,
+        D,
+        ONE,
+        depth_activation="tanh",
+        error=ValueError,
+    ),
+    bad(
+        "separable_conv2d",
+        "kernel 9x9: native handles up to 7x7",
+        X,
+        D.repeat(1, 1, 3, 3),
+        ONE,
+        padding=4,
+        backend="native",
+    ),
     bad("stem_conv2d", "stride is -2", X, W, stride=-2),
     bad("stem_conv2d", "the kernel covers 3 in width", X[..., :1], W, padding=(1, 0)),
     bad("max_pool2d", "x has sizes [16, 6]", X[0, :, :, 0], 2),

@@ -202,6 +202,11 @@ def test_output_strides_are_torchs(shape, x_layout, weight_layout):
         residual = torch.zeros_like(expected)
         actual = kernels.conv2d(x, weight, padding=kernel // 2, residual=residual, activation="relu")
         assert actual.stride() == expected.stride(), f"{kernel}x{kernel} with residual and ReLU"
+    depth_weight = reals((shape[1], 1, 3, 3), 3).to(memory_format=weight_layout)
+    weight = reals((7, shape[1], 1, 1), 4).to(memory_format=weight_layout)
+    expected = kernels.separable_conv2d_ref(x, depth_weight, weight)
+    actual = kernels.separable_conv2d(x, depth_weight, weight, backend="native")
+    assert actual.stride() == expected.stride(), "separable"
     pooled = kernels.max_pool2d(x, 3, stride=2, padding=1, backend="native")
     assert pooled.stride() == F.max_pool2d(x, 3, 2, 1).stride()
     assert kernels.global_avg_pool(x, backend="native").stride() == x.mean((2, 3)).stride()

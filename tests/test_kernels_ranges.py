@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, isas, needs_native
-from kernel_cases import CASES, KINDS, native_candidates, parameters, prepared
+from kernel_cases import CASES, KINDS, has_parameters, native_candidates, parameters, prepared
 from test_kernels_conv_epilogues import LAYERS
 
 from fast_backbones.kernels import _ext
@@ -68,7 +68,7 @@ def lines():
     yield from MORE
     yield from (line(one.kind, one.params(one.x[0])) for one in LAYERS if not one.option("nchw_in"))
     for case in CASES:
-        if len(case.x) != 4 or case.x[0] == 0 or case.op == "global_avg_pool":
+        if case.x[0] == 0 or not has_parameters(case):
             continue
         params = parameters(case, prepared(case))
         for backend in native_candidates(case.op):

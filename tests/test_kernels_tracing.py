@@ -42,6 +42,15 @@ def test_opcheck_of_convolutions(kernel):
 
 
 @needs_native
+def test_opcheck_of_separable_convolutions():
+    depth_weight, weight = reals((16, 1, 3, 3), 2), reals((8, 16, 1, 1), 3)
+    for name, x in views(reals((2, 16, 5, 6), 1)):
+        biases = (reals((16,), 4), reals((8,), 5)) if name in ("nchw", "nhwc") else (None, None)
+        arguments = (x, depth_weight, weight, *biases, [2, 1], [1, 1], [1, 1], "relu", "relu6")
+        torch.library.opcheck(operators().separable_conv2d.default, arguments)
+
+
+@needs_native
 def test_opcheck_of_the_others():
     for name, x in views(reals((2, 16, 5, 6), 1)):
         torch.library.opcheck(operators().global_avg_pool.default, (x,))
@@ -60,7 +69,9 @@ class Net(torch.nn.Module):
         self.stem = torch.nn.Parameter(reals((16, 3, 7, 7), 1) / 12)
         self.dense = torch.nn.Parameter(reals((16, 16, 3, 3), 2) / 12)
         self.grouped = torch.nn.Parameter(reals((16, 4, 3, 3), 3) / 6)
+        self.depth = torch.nn.Parameter(reals((16, 1, 3, 3), 8) / 3)
         self.pointwise = torch.nn.Parameter(reals((24, 16, 1, 1), 4) / 4)
+        self.mixing = torch.nn.Parameter(reals((16, 16, 1, 1), 9) / 4)
         self.head = torch.nn.Parameter(reals((10, 24), 5) / 5)
         self.bias = torch.nn.Parameter(reals((16,), 6))
 
@@ -69,6 +80,7 @@ class Net(torch.nn.Module):
         x = kernels.max_pool2d(x, 3, stride=2, padding=1)
         x = kernels.conv2d(x, self.dense, self.bias, padding=1, residual=x, activation="relu")
         x = kernels.grouped_conv2d(x, self.grouped, groups=4, activation="relu")
+        x = kernels.separable_conv2d(x, self.depth, self.mixing, bias=self.bias, activation="relu")
         x = kernels.pointwise_conv2d(x, self.pointwise)
         return kernels.linear(kernels.global_avg_pool(x), self.head)
 

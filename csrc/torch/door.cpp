@@ -47,10 +47,15 @@ std::array<int64_t, 2> check_pair(const char* op, const char* name, const Ints& 
   return {values[0], values[1]};
 }
 
-int64_t check_activation(const char* op, const std::string& activation) {
-  if (activation == "none") return 0;
-  check(activation == "relu", op, ": activation is \"", activation, "\", expected \"none\" or \"relu\"");
-  return 1;
+int64_t check_activation(const char* op, const std::string& activation, fb::Activation last) {
+  static const char* const names[] = {"none", "relu", "relu6", "sigmoid", "tanh"};
+  std::string known;
+  for (int64_t i = 0; i <= last; ++i) {
+    if (activation == names[i]) return i;
+    known += std::string(i == 0 ? "" : i == last ? " or " : ", ") + "\"" + names[i] + "\"";
+  }
+  check(false, op, ": activation is \"", activation, "\", expected ", known);
+  return fb::kNone;
 }
 
 int64_t output_size(const char* op, const char* axis, int64_t size, int64_t window, int64_t stride, int64_t padding,

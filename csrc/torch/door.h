@@ -37,7 +37,8 @@ std::string sizes_text(const Tensor& t);
 // float32, on the CPU, strided, of the given rank; `op` and `name` are for the message.
 void check_tensor(const char* op, const char* name, const Tensor& t, int64_t rank);
 std::array<int64_t, 2> check_pair(const char* op, const char* name, const Ints& values, int64_t least);
-int64_t check_activation(const char* op, const std::string& activation);  // the number OpSpec wants
+// The number OpSpec wants; activations after `last` are refused.
+int64_t check_activation(const char* op, const std::string& activation, fb::Activation last = fb::kRelu);
 
 // (size + 2 padding - dilation (window - 1) - 1) / stride + 1, rounded up in ceil mode but with every window starting inside
 // the image or its left padding; throws when it is not positive or does not fit in 31 bits.

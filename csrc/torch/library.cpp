@@ -16,6 +16,10 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
       "grouped_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int[] padding, int[] "
       "dilation, "
       "int groups, str activation) -> Tensor");
+  // y = act(conv1x1(depth_act(depthwise(x) + depth_bias)) + bias)
+  m.def(
+      "separable_conv2d(Tensor x, Tensor depth_weight, Tensor weight, Tensor? depth_bias, Tensor? bias, int[] stride, "
+      "int[] padding, int[] dilation, str depth_activation, str activation) -> Tensor");
   m.def("max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode) -> Tensor");
   m.def("global_avg_pool(Tensor x) -> Tensor");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor");
