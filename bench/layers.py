@@ -34,6 +34,7 @@ KINDS = {
     ("max_pool2d", "native"): "max_pool2d",
     ("global_avg_pool", "native"): "global_avg_pool",
     ("linear", "native"): "linear",
+    ("separable_conv2d", "native"): "separable_conv2d",
 }
 
 
@@ -71,6 +72,12 @@ def arguments(layer: Layer, batch: int, make: Callable[..., Tensor]) -> Call:
     if layer.op == "max_pool2d":
         options = {"stride": layer.stride, "padding": layer.padding}
         return Call((image(layer.c, layer.h, layer.w), layer.r), options)
+    if layer.op == "separable_conv2d":
+        weights = (make(layer.c, 1, layer.r, layer.r), make(layer.k, layer.c, 1, 1))
+        biases = (make(layer.c), make(layer.k))
+        options = {"stride": layer.stride, "padding": layer.padding}
+        options |= {"depth_activation": "relu", "activation": "relu"}
+        return Call((image(layer.c, layer.h, layer.w), *weights, *biases), options)
     stem = layer.op == "stem_conv2d"
     x = make(batch, layer.c, layer.h, layer.w) if stem else image(layer.c, layer.h, layer.w)
     weight = make(layer.k, layer.c // layer.groups, layer.r, layer.r).contiguous(
@@ -90,7 +97,10 @@ def inputs(layer: Layer, batch: int) -> Call:
     """Seeded random arguments; filters are scaled so that outputs have a deviation near one."""
     draw = torch.Generator().manual_seed(0)
     call = arguments(layer, batch, lambda *sizes: torch.randn(*sizes, generator=draw))
-    if layer.op not in ("max_pool2d", "global_avg_pool"):
+    if layer.op == "separable_conv2d":
+        for weight in call.args[1:3]:
+            weight.div_(weight[0].numel() ** 0.5)
+    elif layer.op not in ("max_pool2d", "global_avg_pool"):
         call.args[1].div_((layer.c // layer.groups * layer.r**2) ** 0.5)
     return call
 
@@ -121,6 +131,16 @@ def bind(layer: Layer, call: Call, candidate: str) -> Callable[[], Tensor]:
     return run
 
 
+def packed_weight(kind: str, params: dict[str, int], weight: Tensor) -> Tensor:
+    """As the kernel wants it, from a 64-byte line on."""
+    native = _ext.require()
+    room = torch.empty(native.packed_floats(kind, params) + 16)
+    out = room[-(room.data_ptr() // 4) % 16 :]
+    plain = weight.contiguous()  # kept alive while it is read
+    native.pack_weight(kind, params, plain.data_ptr(), out.data_ptr())
+    return out
+
+
 def packed(layer: Layer, call: Call, kind: str) -> Callable[[], Tensor]:
     """The C++ kernel on raw addresses: weight packed and output allocated here, once."""
     native = _ext.require()
@@ -143,12 +163,14 @@ def packed(layer: Layer, call: Call, kind: str) -> Callable[[], Tensor]:
         else torch.empty(batch, layer.k, layer.p, layer.q, memory_format=torch.channels_last)
     )
     tensors = {"x": x, "y": y}
-    if len(call.args) == 3:
-        weight, bias = call.args[1].contiguous(), call.args[2]
-        room = torch.empty(native.packed_floats(kind, params) + 16)
-        ahead = -(room.data_ptr() // 4) % 16  # floats up to the next 64-byte line
-        tensors |= {"weight": room[ahead:], "bias": bias}
-        native.pack_weight(kind, params, weight.data_ptr(), tensors["weight"].data_ptr())
+    if kind == "separable_conv2d":
+        depth_weight, weight, depth_bias, bias = call.args[1:]
+        depth = params | {"k": layer.c, "groups": layer.c}
+        tensors |= {"depth_weight": packed_weight("depthwise_conv2d", depth, depth_weight)}
+        tensors |= {"weight": packed_weight(kind, params, weight), "depth_bias": depth_bias, "bias": bias}
+        params["depth_activation"] = 1
+    elif len(call.args) == 3:
+        tensors |= {"weight": packed_weight(kind, params, call.args[1]), "bias": call.args[2]}
     if "residual" in call.options:
         tensors["residual"] = call.options["residual"]
     addresses = {name: t.data_ptr() for name, t in tensors.items()}

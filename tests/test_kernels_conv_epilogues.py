@@ -142,7 +142,8 @@ class Layer:
         sources = {"x": Place(tensors["x"], wide and not self.option("nchw_in"), float("nan"))}
         params |= {"ldy": y.ld}
         if self.option("nchw_in"):
-            sources["x"].address = tensors["x"].contiguous().data_ptr()
+            planar = tensors["x"].contiguous()
+            sources["x"].address = planar.data_ptr()
         else:
             params |= {"ldx": sources["x"].ld}
         if self.residual:
@@ -169,7 +170,8 @@ class Layer:
 def packed(kind: str, params: dict, weight: torch.Tensor) -> torch.Tensor:
     module = _ext.native()
     out = torch.full((module.packed_floats(kind, params),), float("nan"))
-    module.pack_weight(kind, params, weight.contiguous().data_ptr(), out.data_ptr())
+    plain = weight.contiguous()  # kept alive while it is read
+    module.pack_weight(kind, params, plain.data_ptr(), out.data_ptr())
     return out
 
 

@@ -47,12 +47,16 @@ class Layer:
             return batch * self.k * self.p * self.q * self.r * self.r
         if self.op == "global_avg_pool":
             return batch * self.c * self.h * self.w
+        if self.op == "separable_conv2d":
+            return 2 * batch * self.c * self.p * self.q * (self.r * self.r + self.k)
         return 2 * batch * self.k * self.p * self.q * (self.c // self.groups) * self.r * self.r
 
     def bytes(self, batch: int = 1) -> int:
         """Float32 bytes of input, weight, bias and output, each once."""
         has_weight = self.op not in ("max_pool2d", "global_avg_pool")
         weight = self.k * (self.c // self.groups) * self.r * self.r + self.k if has_weight else 0
+        if self.op == "separable_conv2d":
+            weight = self.c * self.r * self.r + self.c + self.k * self.c + self.k
         return 4 * (batch * self.c * self.h * self.w + weight + batch * self.k * self.p * self.q)
 
 

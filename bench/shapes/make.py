@@ -15,7 +15,15 @@ import torch
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
-NETWORKS = ("resnet18", "resnet50", "resnext50_32x4d", "resnext101_32x8d", "vgg16")
+NETWORKS = (
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "vgg16",
+    "mobilenetv1_100",
+    "legacy_xception",
+)
 # VGG's configuration D (Simonyan and Zisserman 2014, arXiv 1409.1556, table 1)
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 
@@ -45,10 +53,17 @@ def vgg16() -> nn.Module:
     return nn.Sequential(OrderedDict(layers))
 
 
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """One filter for each of several channels."""
+    return conv.groups == conv.in_channels == conv.out_channels > 1
+
+
 def conv_op(conv: nn.Conv2d) -> str:
     """The kernel op that this convolution belongs to."""
     if conv.kernel_size == (1, 1) and conv.groups == 1:
         return "pointwise_conv2d"
+    if is_depthwise(conv):
+        return "depthwise_conv2d"
     if conv.groups > 1:
         return "grouped_conv2d"
     return "stem_conv2d" if conv.in_channels == 3 and conv.stride == (2, 2) else "conv2d"
@@ -91,16 +106,32 @@ def layer_of(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple | Non
     return None
 
 
+def separable(depth: tuple, pointwise: tuple) -> tuple:
+    """The layer that a depthwise and the 1x1 convolution behind it are together."""
+    _, c, h, w, _, r, stride, padding, _ = depth
+    return ("separable_conv2d", c, h, w, pointwise[4], r, stride, padding, 1)
+
+
 def layers_of(model: nn.Module, image: torch.Tensor) -> dict[tuple, list[str]]:
     """Distinct layers in the order of the forward, each with the names of the modules that have that
     shape."""
     found: dict[tuple, list[str]] = {}
+    depthwise: tuple[str, tuple, torch.Size] | None = None  # the last one: its name, layer and output
 
     def listen(name: str):
         def hook(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+            nonlocal depthwise
             layer = layer_of(module, inputs[0], output)
-            if layer is not None:
-                found.setdefault(layer, []).append(name)
+            if layer is None:
+                return
+            found.setdefault(layer, []).append(name)
+            if layer[0] == "depthwise_conv2d":
+                depthwise = (name, layer, output.shape)
+            elif layer[0] == "pointwise_conv2d" and depthwise and inputs[0].shape == depthwise[2]:
+                found.setdefault(separable(depthwise[1], layer), []).append(depthwise[0])
+                depthwise = None
+            else:
+                depthwise = None
 
         return hook
 
