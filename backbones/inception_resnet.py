@@ -177,6 +177,8 @@ class InceptionResNetV1(InceptionResNet):
         embedding before it is normalised.
     """
 
+    __constants__ = ("embeds", "features_only")  # each head has modules that the other lacks
+
     def __init__(
         self,
         *,
@@ -235,12 +237,13 @@ class InceptionResNetV1(InceptionResNet):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = drop(torch.flatten(self.avgpool_1a(x), 1), self.drop_rate, self.training)
-        if not self.embeds:
+        if self.embeds:
+            x = self.last_bn(self.last_linear(x))
+            if pre_logits:
+                return x
+            return self.logits(x) if self.num_classes > 0 else F.normalize(x, p=2.0, dim=1)
+        else:
             return x if pre_logits else self.last_linear(x)
-        x = self.last_bn(self.last_linear(x))
-        if pre_logits:
-            return x
-        return self.logits(x) if self.num_classes > 0 else F.normalize(x, p=2.0, dim=1)
 
 
 class InceptionResNetV2(InceptionResNet):
