@@ -40,6 +40,8 @@ class Block(nn.Module):
             needs what came in.
     """
 
+    __constants__ = ("projected",)  # lets TorchScript leave out a shortcut that does not exist
+
     def __init__(
         self,
         inplanes: int,
