@@ -11,13 +11,17 @@ in plain PyTorch. `explain` says who runs and why, `backend` pins it.
 
 from ._dispatch import backend, current_backend, explain, ops
 from ._ext import build_info
+from .avg_pool2d import avg_pool2d, avg_pool2d_ref
 from .conv2d import conv2d, conv2d_ref
+from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_ref
 from .global_avg_pool import global_avg_pool, global_avg_pool_ref
 from .grouped_conv2d import grouped_conv2d, grouped_conv2d_ref
 from .linear import linear, linear_ref
+from .local_response_norm import local_response_norm, local_response_norm_ref
 from .max_pool2d import max_pool2d, max_pool2d_ref
 from .pointwise_conv2d import pointwise_conv2d, pointwise_conv2d_ref
 from .separable_conv2d import separable_conv2d, separable_conv2d_ref
+from .squeeze_excite import squeeze_excite, squeeze_excite_ref
 from .stem_conv2d import stem_conv2d, stem_conv2d_ref
 
 __all__ = [
@@ -26,17 +30,25 @@ __all__ = [
     "pointwise_conv2d",
     "stem_conv2d",
     "separable_conv2d",
+    "depthwise_conv2d",
     "max_pool2d",
+    "avg_pool2d",
     "global_avg_pool",
     "linear",
+    "local_response_norm",
+    "squeeze_excite",
     "conv2d_ref",
     "grouped_conv2d_ref",
     "pointwise_conv2d_ref",
     "stem_conv2d_ref",
     "separable_conv2d_ref",
+    "depthwise_conv2d_ref",
     "max_pool2d_ref",
+    "avg_pool2d_ref",
     "global_avg_pool_ref",
     "linear_ref",
+    "local_response_norm_ref",
+    "squeeze_excite_ref",
     "backend",
     "build_info",
     "current_backend",

@@ -66,18 +66,17 @@ def output_size(
     dilation: int = 1,
     ceil_mode: bool = False,
 ) -> int:
-    """(size + 2 padding - dilation (window - 1) - 1) / stride + 1, at least 1."""
+    """(size + 2 padding - dilation (window - 1) - 1) / stride + 1, at least 1; rounded up in ceil mode, where
+    every window still starts inside the image or its left padding."""
     extent = dilation * (window - 1) + 1
-    room = size + 2 * padding - extent
+    room = size + 2 * padding - extent + (stride - 1 if ceil_mode else 0)
     if room < 0:
         padded = f"{size} + 2 * {padding}"
         raise RuntimeError(
             f"{op}: the kernel covers {extent} in {axis}, more than the padded input, {padded}"
         )
-    if not ceil_mode:
-        return room // stride + 1
-    count = (room + stride - 1) // stride + 1
-    return count - 1 if (count - 1) * stride >= size + padding else count
+    count = room // stride + 1
+    return count - 1 if ceil_mode and (count - 1) * stride >= size + padding else count
 
 
 def image(op: str, x: Tensor) -> None:

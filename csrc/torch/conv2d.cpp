@@ -38,7 +38,7 @@ Tensor convolution(const char* kind, const Tensor& x, const Tensor& weight, cons
   spec.dilation_h = dilations[0];
   spec.dilation_w = dilations[1];
   spec.groups = groups;
-  spec.activation = check_activation(kind, activation);
+  spec.activation = check_activation(kind, activation, spec.kind == "depthwise_conv2d" ? fb::kRelu6 : fb::kRelu);
   check(groups >= 1, kind, ": groups is ", groups, ", expected at least 1");
   check(spec.c >= 1 && spec.h >= 1 && spec.w >= 1, kind, ": x has sizes ", sizes_text(x),
         ", only the batch may be empty");
@@ -104,10 +104,19 @@ FB_CONVOLUTION(winograd_conv2d)
 FB_CONVOLUTION(grouped_conv2d)
 #undef FB_CONVOLUTION
 
+// One filter per channel: weight [C, 1, R, S].
+Tensor depthwise_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
+                        const Ints& padding, const Ints& dilation, const std::string& activation) {
+  fb::door::check_tensor("depthwise_conv2d", "x", x, 4);
+  const int64_t channels = x.size(1) > 0 ? x.size(1) : 1;  // none is refused in words later
+  return convolution("depthwise_conv2d", x, weight, bias, std::nullopt, stride, padding, dilation, channels, activation);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fast_backbones, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("winograd_conv2d", TORCH_BOX(&winograd_conv2d));
   m.impl("grouped_conv2d", TORCH_BOX(&grouped_conv2d));
+  m.impl("depthwise_conv2d", TORCH_BOX(&depthwise_conv2d));
 }

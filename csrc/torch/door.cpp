@@ -62,8 +62,9 @@ int64_t output_size(const char* op, const char* axis, int64_t size, int64_t wind
                     int64_t dilation, bool ceil_mode) {
   // Every factor has at most 31 bits, except size, whose tensor exists: nothing below overflows.
   const int64_t padded = size + 2 * padding, extent = dilation * (window - 1) + 1;
-  check(extent <= padded, op, ": the window covers ", extent, " in ", axis, ", but the padded input has only ", padded);
-  int64_t outputs = (padded - extent + (ceil_mode ? stride - 1 : 0)) / stride + 1;
+  const int64_t room = padded - extent + (ceil_mode ? stride - 1 : 0);
+  check(room >= 0, op, ": the window covers ", extent, " in ", axis, ", but the padded input has only ", padded);
+  int64_t outputs = room / stride + 1;
   if (ceil_mode && (outputs - 1) * stride >= size + padding) --outputs;
   check(outputs <= INT32_MAX, op, ": the output would have ", outputs, " elements in ", axis, ", at most ", INT32_MAX,
         " are supported");
@@ -134,6 +135,67 @@ Tensor Output::finish() const {
     run_op(map_spec("to_nchw", sizes_), pointers, 0);
   }
   return y_;
+}
+
+OpSpec map_spec(const char* kind, const Tensor& x) {
+  const auto sizes = x.sizes();
+  return map_spec(kind, Ints(sizes.begin(), sizes.end()));
+}
+
+OpSpec pool_spec(const char* op, const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding, bool ceil_mode) {
+  check_tensor(op, "x", x, 4);
+  const auto windows = check_pair(op, "kernel_size", kernel_size, 1);
+  const auto strides = check_pair(op, "stride", stride, 1);
+  const auto pads = check_pair(op, "padding", padding, 0);
+  OpSpec spec = map_spec(op, x);
+  spec.r = windows[0];
+  spec.s = windows[1];
+  spec.stride_h = strides[0];
+  spec.stride_w = strides[1];
+  spec.pad_h = pads[0];
+  spec.pad_w = pads[1];
+  spec.ceil_mode = ceil_mode;
+  check(2 * pads[0] <= windows[0] && 2 * pads[1] <= windows[1], op, ": padding (", pads[0], ", ", pads[1],
+        ") is more than half of kernel_size (", windows[0], ", ", windows[1], ")");
+  return spec;
+}
+
+namespace {
+
+Tensor run(OpSpec spec, const Tensor& x, int64_t p, int64_t q) {
+  if (const std::string reason = refusal(spec); !reason.empty()) check(false, spec.kind, ": ", reason);
+  const Output output({spec.n, spec.k, p, q}, suggests_channels_last(x));
+  if (spec.n > 0) {
+    const Map image = as_nhwc(x);
+    spec.ldx = image.ld;
+    Pointers pointers;
+    pointers.x = image.data;
+    pointers.y = output.data();
+    run_op(spec, pointers, 0);
+  }
+  return output.finish();
+}
+
+void check_image(const OpSpec& spec, const Tensor& x) {
+  check(spec.c >= 1 && spec.h >= 1 && spec.w >= 1, spec.kind, ": x has sizes ", sizes_text(x),
+        ", only the batch may be empty");
+}
+
+}  // namespace
+
+Tensor run_map(OpSpec spec, const Tensor& x) {
+  check_image(spec, x);
+  return run(spec, x, spec.h, spec.w);
+}
+
+Tensor run_pool(OpSpec spec, const Tensor& x) {
+  check_image(spec, x);
+  const char* op = spec.kind.c_str();
+  const bool ceil_mode = spec.ceil_mode != 0;
+  const int64_t p = output_size(op, "height", spec.h, spec.r, spec.stride_h, spec.pad_h, 1, ceil_mode);
+  const int64_t q = output_size(op, "width", spec.w, spec.s, spec.stride_w, spec.pad_w, 1, ceil_mode);
+  check_addressable(op, {spec.n, spec.k, p, q});
+  return run(spec, x, p, q);
 }
 
 const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }

@@ -20,7 +20,15 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
   m.def(
       "separable_conv2d(Tensor x, Tensor depth_weight, Tensor weight, Tensor? depth_bias, Tensor? bias, int[] stride, "
       "int[] padding, int[] dilation, str depth_activation, str activation) -> Tensor");
+  m.def(
+      "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
+      "str activation) -> Tensor");
   m.def("max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode) -> Tensor");
+  m.def(
+      "avg_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, bool count_include_pad) -> "
+      "Tensor");
   m.def("global_avg_pool(Tensor x) -> Tensor");
+  m.def("local_response_norm(Tensor x, int size, float alpha, float beta, float k) -> Tensor");
+  m.def("squeeze_excite(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2) -> Tensor");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor");
 }

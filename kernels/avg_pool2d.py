@@ -1,0 +1,133 @@
+"""Mean over a sliding window."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from . import _checks, _dispatch, _native
+
+
+def avg_pool2d_ref(
+    x, kernel_size, *, stride=None, padding=0, ceil_mode=False, count_include_pad=True
+) -> Tensor:
+    """The formula in plain PyTorch: F.avg_pool2d. Any floating dtype, any device."""
+    stride = kernel_size if stride is None else stride
+    return _formula(x, kernel_size, stride, padding, ceil_mode, count_include_pad)
+
+
+def _formula(x, kernel_size, stride, padding, ceil_mode, count_include_pad) -> Tensor:
+    return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, count_include_pad)
+
+
+def _prepare(x, kernel_size, *, stride=None, padding=0, ceil_mode=False, count_include_pad=True) -> tuple:
+    op = "avg_pool2d"
+    _checks.tensor(op, "x", x)
+    if x.dim() == 3:
+        x = x.unsqueeze(0)
+    _checks.image(op, x)
+    kernel_size = _checks.pair(op, "kernel_size", kernel_size, 1)
+    stride = kernel_size if stride is None else _checks.pair(op, "stride", stride, 1)
+    padding = _checks.pair(op, "padding", padding, 0)
+    if 2 * padding[0] > kernel_size[0] or 2 * padding[1] > kernel_size[1]:
+        raise RuntimeError(f"{op}: padding is {padding}, expected at most half of kernel_size, {kernel_size}")
+    _output_sizes(x, kernel_size, stride, padding, ceil_mode)
+    return x, kernel_size, stride, padding, bool(ceil_mode), bool(count_include_pad)
+
+
+def _output_sizes(x, kernel_size, stride, padding, ceil_mode) -> tuple[int, int]:
+    p, q = (
+        _checks.output_size(
+            "avg_pool2d", axis, x.shape[2 + i], kernel_size[i], stride[i], padding[i], 1, ceil_mode
+        )
+        for i, axis in enumerate(("height", "width"))
+    )
+    return p, q
+
+
+class _NativeAvgPool(torch.autograd.Function):
+    """Native forward with PyTorch's own backward."""
+
+    @staticmethod
+    def forward(x, kernel_size, stride, padding, ceil_mode, count_include_pad):
+        op = torch.ops.fast_backbones.avg_pool2d
+        return op(x, kernel_size, stride, padding, ceil_mode, count_include_pad)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, *ctx.window = inputs
+        ctx.save_for_backward(x)  # of which backward reads the sizes
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        grad_x = torch.ops.aten.avg_pool2d_backward(grad, x, *ctx.window, None)
+        return grad_x, None, None, None, None, None
+
+
+def _refuse(x, kernel_size, stride, padding, ceil_mode, count_include_pad) -> str | None:
+    return _native.refusal(x)
+
+
+def _run(x, *window) -> Tensor:
+    if _native.needs_grad(x):
+        return _NativeAvgPool.apply(x, *window)
+    return torch.ops.fast_backbones.avg_pool2d(x, *window)
+
+
+@_native.register_fake("avg_pool2d")
+def _fake(x, kernel_size, stride, padding, ceil_mode, count_include_pad):
+    p, q = _output_sizes(x, kernel_size, stride, padding, ceil_mode)
+    layout = _native.memory_format(x)
+    return torch.empty((x.shape[0], x.shape[1], p, q), dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+_OP = _dispatch.register(
+    "avg_pool2d",
+    _prepare,
+    _dispatch.Candidate("native", "native", _refuse, _run),
+    _dispatch.reference(_formula),
+)
+
+
+def avg_pool2d(
+    x: Tensor,
+    kernel_size: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """The mean of every window.
+
+    y[n, c, p, q] = sum_rs x[n, c, p*stride + r - padding, q*stride + s - padding] / count
+
+    count is the part of the window inside the padded image, or inside the image without count_include_pad.
+
+    Args:
+        x: [N, C, H, W] or [C, H, W], any dtype and layout that PyTorch pools; the output keeps its layout.
+        kernel_size, stride, padding: an integer or two; stride None means kernel_size; padding is at most
+            half of kernel_size.
+        ceil_mode: round the output size up; every window still starts inside the image or its left padding.
+        count_include_pad: whether padding counts as pixels that are zero.
+        backend: None (the current one), "auto", "native" or "reference".
+    Returns: [N, C, P, Q], P = (H + 2*padding - R) // stride + 1, or rounded up.
+    Raises: RuntimeError for sizes that do not fit together, or when a backend asked for by name refuses.
+
+    Fast path: float32 on the CPU. Columns of a window are summed first, which differs from PyTorch's order.
+    Derivatives come from PyTorch's own pooling.
+    """
+    options = {
+        "stride": stride,
+        "padding": padding,
+        "ceil_mode": ceil_mode,
+        "count_include_pad": count_include_pad,
+    }
+    if has_torch_function_variadic(x):
+        return handle_torch_function(avg_pool2d, (x,), x, kernel_size, **options, backend=backend)
+    y = _dispatch.run(_OP, _prepare(x, kernel_size, **options), backend)
+    return y.squeeze(0) if x.dim() == 3 else y
