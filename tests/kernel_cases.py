@@ -122,6 +122,32 @@ class SeparableCase(Case):
         return Inputs((*tensors[:3], *biases), dict(self.options))
 
 
+@dataclass(frozen=True)
+class SqueezeCase(Case):
+    """Its weights are two layers over the means of channels, with `hidden` values between them.
+
+    On integers means are whole numbers, and the sigmoid sees multiples of 256: gates are 0, 1/2 or 1.
+    """
+
+    hidden: int = 1
+
+    def inputs(self, data: str = "integers", seed: int = 0) -> Inputs:
+        _, c, h, w = self.x
+        shapes = [self.x, (self.hidden, c), (self.hidden,), (c, self.hidden, 1, 1), (c,)]
+        if data == "integers":
+            multiples = (h * w, 1, 1, 256, 256)
+            tensors = [
+                integers(s, 10 * seed + i, limit=1, multiple=multiples[i]) for i, s in enumerate(shapes)
+            ]
+        else:
+            positive = data == "positive"
+            tensors = [reals(shape, 10 * seed + i, positive=positive) for i, shape in enumerate(shapes)]
+            for weight in (tensors[1], tensors[3]):
+                weight /= weight[0].numel() ** 0.5
+        biases = (tensors[2], tensors[4]) if self.bias else (None, None)
+        return Inputs((tensors[0], tensors[1], biases[0], tensors[3], biases[1]), {})
+
+
 def _pair(value) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
 
@@ -150,6 +176,24 @@ def stem(why, n, c, h, w, k, kernel=7, **options) -> Case:
 
 def pool(why, x, kernel_size, **options) -> Case:
     return Case("max_pool2d", why, x, options=options, positional=(kernel_size,))
+
+
+def mean_pool(why, x, kernel_size, **options) -> Case:
+    return Case("avg_pool2d", why, x, options=options, positional=(kernel_size,))
+
+
+def depthwise(why, n, c, h, w, kernel=3, *, bias=True, activation="relu", **options) -> Case:
+    options["activation"] = activation
+    return Case("depthwise_conv2d", why, (n, c, h, w), (c, 1, *_pair(kernel)), options, bias)
+
+
+def response_norm(why, x, size, *, k=1.0) -> Case:
+    """With beta 1 and alpha = size nothing but the division rounds."""
+    return Case("local_response_norm", why, x, options={"alpha": size, "beta": 1, "k": k}, positional=(size,))
+
+
+def squeeze(why, n, c, h, w, hidden, *, bias=True) -> Case:
+    return SqueezeCase("squeeze_excite", why, (n, c, h, w), bias=bias, hidden=hidden)
 
 
 def separable(why, n, c, h, w, k, kernel=3, *, bias=True, activations=("relu", "relu"), **options) -> Case:
@@ -262,6 +306,50 @@ CASES = [
     pool("stride larger than the window", (1, 33, 11, 9), 2, stride=(3, 4)),
     pool("overlapping, non-square", (2, 20, 7, 9), (1, 3), stride=1, padding=(0, 1)),
     pool("the largest window", (1, 17, 9, 9), 8, stride=1, padding=4),
+    pool("ceil mode, image smaller than the window", (1, 18, 2, 1), 3, stride=3, ceil_mode=True),
+    mean_pool("Inception's, beside its convolutions", (1, 35, 9, 11), 3, stride=1, padding=1),
+    mean_pool(
+        "without padding in the divisor", (2, 17, 7, 5), 3, stride=1, padding=1, count_include_pad=False
+    ),
+    mean_pool("DenseNet's on an odd image", (1, 64, 9, 7), 2, stride=2),
+    mean_pool("empty batch", (0, 8, 4, 4), 2),
+    mean_pool("one pixel, all padding", (1, 1, 1, 1), 3, stride=2, padding=1),
+    mean_pool(
+        "ceil mode, last windows leave the image", (1, 20, 8, 7), 3, stride=2, padding=1, ceil_mode=True
+    ),
+    mean_pool(
+        "ceil mode without padding in the divisor",
+        (2, 16, 8, 6),
+        (4, 3),
+        stride=3,
+        padding=(2, 1),
+        ceil_mode=True,
+        count_include_pad=False,
+    ),
+    mean_pool("ceil mode, image smaller than the window", (1, 18, 2, 1), 3, stride=3, ceil_mode=True),
+    mean_pool("the whole image, many channels", (2, 200, 8, 8), 8),
+    mean_pool("window longer than a chain of 8", (1, 33, 13, 24), (11, 19), stride=(2, 3), padding=(5, 9)),
+    depthwise("odd channels, odd image: every tail", 2, 17, 13, 9, padding=1),
+    depthwise("stride 2, relu6", 2, 35, 9, 16, stride=2, padding=1, activation="relu6"),
+    depthwise("empty batch", 0, 8, 4, 4),
+    depthwise("one pixel, all padding", 1, 3, 1, 1, padding=1, activation="none"),
+    depthwise("rows of one and two outputs", 1, 20, 6, 2, padding=1, bias=False),
+    depthwise("no padding, several channel blocks", 1, 150, 6, 17),
+    depthwise("7x7, dilation 2", 1, 16, 9, 20, 7, dilation=2, padding=6),
+    depthwise("5x3, stride 3 by 1", 2, 24, 12, 16, (5, 3), stride=(3, 1), padding=(2, 1)),
+    depthwise("padding wider than the kernel reaches", 1, 8, 3, 4, padding=4),
+    depthwise("large enough for several tasks", 1, 64, 40, 61, padding=1),
+    response_norm("AlexNet's window", (2, 37, 3, 5), 5, k=2.0),
+    response_norm("even window", (1, 16, 4, 3), 4),
+    response_norm("window wider than the channels", (1, 3, 5, 2), 9),
+    response_norm("one channel alone", (1, 1, 1, 1), 1),
+    response_norm("empty batch", (0, 8, 3, 3), 3),
+    response_norm("more pixels than a task", (1, 96, 15, 14), 5),
+    squeeze("SE-ResNet's", 2, 64, 5, 7, 4),
+    squeeze("odd sizes, no biases", 3, 19, 3, 2, 5, bias=False),
+    squeeze("one pixel, one channel", 1, 1, 1, 1, 1),
+    squeeze("empty batch", 0, 8, 4, 4, 2),
+    squeeze("several tasks of gates", 2, 130, 18, 17, 8),
     average("one pixel", 1, 1, 1, 1),
     average("empty batch", 0, 8, 3, 3),
     average("49 pixels, odd channels", 3, 67, 7, 7),
@@ -299,24 +387,43 @@ def prepared(case: Case) -> tuple:
     return kernels.ops()[case.op].prepare(*inputs.args, **inputs.kwargs)
 
 
+POOLS = ("max_pool2d", "avg_pool2d")
+
+
 def has_parameters(case: Case) -> bool:
     """Whether `parameters` knows the op."""
-    return len(case.x) == 4 and (case.weight is not None or case.op == "max_pool2d")
+    return len(case.x) == 4 and (case.weight is not None or case.op in (*POOLS, "local_response_norm"))
+
+
+def operands(case: Case, args: tuple) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Weight, bias and residual of prepared arguments."""
+    if case.weight is None:
+        return None, None, None
+    return (args[1], args[2], None) if case.op == "depthwise_conv2d" else args[1:4]
 
 
 def parameters(case: Case, args: tuple) -> dict:
-    """What the torch-free interface calls the sizes of prepared arguments; for convolutions and pools."""
+    """What the torch-free interface calls the sizes of prepared arguments."""
     x = args[0]
-    params = {"n": x.shape[0], "c": x.shape[1], "h": x.shape[2], "w": x.shape[3]}
-    if case.op == "max_pool2d":
-        _, kernel, stride, padding, ceil_mode = args
+    params = {"n": x.shape[0], "c": x.shape[1], "h": x.shape[2], "w": x.shape[3], "k": x.shape[1]}
+    if case.op == "local_response_norm":
+        return params | dict(zip(("size", "alpha", "beta", "offset"), args[1:]))
+    if case.op in POOLS:
+        _, kernel, stride, padding, ceil_mode, *count_include_pad = args
         pairs = {"stride": stride, "pad": padding}
-        params |= {"k": x.shape[1], "r": kernel[0], "s": kernel[1], "ceil_mode": int(ceil_mode)}
+        params |= {"r": kernel[0], "s": kernel[1], "ceil_mode": int(ceil_mode)}
+        if count_include_pad:
+            params["count_include_pad"] = int(count_include_pad[0])
     else:
-        _, weight, _, _, stride, padding, dilation, groups, activation = args
+        weight = args[1]
+        if case.op == "depthwise_conv2d":
+            stride, padding, dilation, activation = args[3:]
+            groups = x.shape[1]
+        else:
+            stride, padding, dilation, groups, activation = args[4:]
         pairs = {"stride": stride, "pad": padding, "dilation": dilation}
         params |= {"k": weight.shape[0], "r": weight.shape[2], "s": weight.shape[3], "groups": groups}
-        params["activation"] = int(activation == "relu")
+        params["activation"] = ("none", "relu", "relu6").index(activation)
     for name, pair in pairs.items():
         params |= {f"{name}_h": pair[0], f"{name}_w": pair[1]}
     return params

@@ -1,5 +1,7 @@
 """Derivatives: the formula's, of first and second order; forward mode and torch.func take the reference."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,20 @@ from helpers import (
 from helpers import (
     one_thread as one_thread,
 )
-from kernel_cases import CASES, Inputs, average, conv, linear, native_candidates, pointwise, pool, separable
+from kernel_cases import (
+    CASES,
+    Inputs,
+    average,
+    conv,
+    depthwise,
+    linear,
+    mean_pool,
+    native_candidates,
+    pointwise,
+    pool,
+    prepared,
+    separable,
+)
 from torch.autograd import forward_ad
 
 from fast_backbones import kernels
@@ -32,8 +47,30 @@ TINY = [
         "ReLU6, dilation", 1, 2, 5, 6, 3, (3, 2), dilation=2, padding=2, activations=("relu6", "relu6")
     ),
     pool("overlapping", (1, 2, 3, 4), (1, 3), stride=1, padding=(0, 1)),
+    depthwise("ReLU, stride", 2, 2, 5, 4, stride=(2, 1), padding=1),
+    depthwise("ReLU6, dilation", 1, 2, 5, 6, (3, 2), dilation=2, padding=2, activation="relu6"),
+    mean_pool(
+        "ceil mode", (1, 2, 4, 5), (2, 3), stride=2, padding=1, ceil_mode=True, count_include_pad=False
+    ),
     average("six pixels", 2, 2, 2, 3),
 ]
+
+
+ROUNDED = (
+    "local_response_norm",
+    "squeeze_excite",
+)  # derivatives with powers; test_kernels_norms_and_gates.py
+
+
+def whole_share(case) -> int:
+    """A multiple that makes the share of a pixel in an average a whole number."""
+    if case.op == "global_avg_pool":
+        return case.x[2] * case.x[3]
+    if case.op == "avg_pool2d":
+        _, kernel, *_ = prepared(case)
+        inside = case.options.get("padding", 0) == 0 and not case.options.get("ceil_mode", False)
+        return math.prod(size if inside else math.lcm(*range(1, size + 1)) for size in kernel)
+    return 1
 
 
 def accepted(case):
@@ -49,13 +86,11 @@ def gradients(case, inputs, backend, incoming):
 
 
 @needs_native
-@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [c for c in SMALL if c.op not in ROUNDED], ids=lambda case: case.id)
 def test_gradients_of_integers_are_exact(case):
     """Forward and backward without rounding: equal to float64 through the reference."""
     inputs = case.inputs("integers")
-    incoming = integers(case.reference(inputs).shape, 9, limit=2)
-    if case.op == "global_avg_pool":
-        incoming = incoming * (case.x[2] * case.x[3])  # the share of a pixel is then a whole number
+    incoming = integers(case.reference(inputs).shape, 9, limit=2, multiple=whole_share(case))
     _, exact = gradients(case, inputs.double(), "reference", incoming.double())
     for backend in accepted(case):
         _, actual = gradients(case, inputs, backend, incoming)
@@ -65,7 +100,9 @@ def test_gradients_of_integers_are_exact(case):
 
 @needs_native
 @pytest.mark.parametrize(
-    "case", [c for c in SMALL if c.x[0] > 0 and c.op != "max_pool2d"][::4], ids=lambda case: case.id
+    "case",
+    [c for c in SMALL if c.x[0] > 0 and c.op not in ("max_pool2d", *ROUNDED)][::4],
+    ids=lambda case: case.id,
 )
 def test_gradients_of_reals_equal_pytorchs(case):
     """Without ReLU and maxima, whose masks may flip with the last bit, the backward is PyTorch's own."""
@@ -107,7 +144,7 @@ def test_double_backward_of_integers_is_exact(case):
         leaves = inputs.map(lambda t: t.to(dtype).requires_grad_())  # noqa: B023
         tensors = [t for t in (*leaves.args, *leaves.kwargs.values()) if isinstance(t, torch.Tensor)]
         output = case.run(leaves, backend)
-        scale = case.x[2] * case.x[3] if case.op == "global_avg_pool" else 1
+        scale = whole_share(case)
         incoming = integers(output.shape, 9, limit=2, multiple=scale, dtype=dtype).requires_grad_()
         first = torch.autograd.grad(output, tensors, incoming, create_graph=True)
         outer = [integers(g.shape, 20 + i, limit=1, multiple=scale, dtype=dtype) for i, g in enumerate(first)]

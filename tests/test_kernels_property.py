@@ -5,7 +5,7 @@ from helpers import LAYOUTS, assert_equal, needs_native
 from helpers import one_thread as one_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import Case, conv, linear, native_candidates, pool
+from kernel_cases import Case, conv, depthwise, linear, mean_pool, native_candidates, pool
 
 EXAMPLES = settings(max_examples=500, deadline=None, derandomize=True)
 
@@ -92,6 +92,45 @@ def test_any_max_pool_is_exact(n, c, r, s, stride, pad, ceil_mode, data, layout)
         data.draw(st.integers(max(1, s - 2 * pad[1]), 12)),
     )
     check(pool("random", (n, c, h, w), (r, s), stride=stride, padding=pad, ceil_mode=ceil_mode), layout)
+
+
+@needs_native
+@EXAMPLES
+@given(
+    st.tuples(*[st.integers(1, 6)] * 2),
+    st.tuples(*[st.integers(1, 4)] * 2),
+    st.integers(0, 2),
+    st.tuples(*[st.booleans()] * 2),
+    st.data(),
+    st.sampled_from(LAYOUTS),
+)
+def test_any_avg_pool_is_exact(kernel, stride, pad, modes, data, layout):
+    pad = tuple(min(pad, size // 2) for size in kernel)
+    h, w = (data.draw(st.integers(max(1, size - 2 * p), 12)) for size, p in zip(kernel, pad))
+    x = (data.draw(st.integers(1, 2)), data.draw(st.integers(1, 40)), h, w)
+    options = {"stride": stride, "padding": pad, "ceil_mode": modes[0], "count_include_pad": modes[1]}
+    check(mean_pool("random", x, kernel, **options), layout)
+
+
+@needs_native
+@EXAMPLES
+@given(
+    st.tuples(*[st.integers(1, 5)] * 2),
+    st.tuples(*[st.integers(1, 3)] * 2),
+    st.integers(0, 3),
+    st.integers(1, 2),
+    st.data(),
+    st.sampled_from(LAYOUTS),
+)
+def test_any_depthwise_convolution_is_exact(kernel, stride, padding, dilation, data, layout):
+    if data.draw(st.booleans()):
+        kernel, stride, padding, dilation = (3, 3), data.draw(st.integers(1, 2)), min(padding, 1), 1
+    reach = [max(1, dilation * (size - 1) + 1 - 2 * padding) for size in kernel]
+    h, w = (data.draw(st.integers(size, size + 17)) for size in reach)
+    sizes = (data.draw(st.integers(1, 2)), data.draw(st.integers(1, 40)), h, w)
+    bias, activation = data.draw(st.booleans()), data.draw(st.sampled_from(["none", "relu", "relu6"]))
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    check(depthwise("random", *sizes, kernel, bias=bias, activation=activation, **options), layout)
 
 
 @needs_native

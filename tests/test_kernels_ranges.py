@@ -64,6 +64,9 @@ def line(kind: str, params: dict) -> str:
     return " ".join([kind, *(f"{name}={value}" for name, value in params.items())])
 
 
+REALS = ("alpha", "beta", "offset")  # the program sets them itself
+
+
 def lines():
     yield from MORE
     yield from (line(one.kind, one.params(one.x[0])) for one in LAYERS if not one.option("nchw_in"))
@@ -74,7 +77,7 @@ def lines():
         for backend in native_candidates(case.op):
             kind = KINDS.get(backend, case.op)
             if not _ext.native().refusal(kind, params):
-                yield line(kind, params)
+                yield line(kind, {name: value for name, value in params.items() if name not in REALS})
 
 
 @needs_native

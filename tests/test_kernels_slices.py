@@ -7,7 +7,7 @@ read (it is NaN) and must not be written.
 import pytest
 import torch
 from helpers import assert_bit_equal, assert_equal, integers, needs_native, threads
-from kernel_cases import CASES, KINDS, has_parameters, native_candidates, parameters, prepared
+from kernel_cases import CASES, KINDS, has_parameters, native_candidates, operands, parameters, prepared
 
 from fast_backbones.kernels import _ext
 
@@ -46,7 +46,7 @@ def test_slices(case):
     expected = case.exact(case.inputs()).float()
     args = prepared(case)
     params = parameters(case, args)
-    weight, bias, residual = (None,) * 3 if case.op == "max_pool2d" else args[1:4]
+    weight, bias, residual = operands(case, args)
     x = filled(args[0], 3, 2)
     for backend in native_candidates(case.op):
         if not case.accepted_by(backend):

@@ -51,11 +51,29 @@ def test_opcheck_of_separable_convolutions():
 
 
 @needs_native
+def test_opcheck_of_depthwise_convolutions():
+    weight, bias = reals((16, 1, 3, 3), 2), reals((16,), 3)
+    for name, x in views(reals((2, 16, 5, 6), 1)):
+        arguments = (x, weight, bias if name == "nchw" else None, [2, 1], [1, 1], [1, 1], "relu6")
+        torch.library.opcheck(operators().depthwise_conv2d.default, arguments)
+
+
+@needs_native
+def test_opcheck_of_squeeze_excite():
+    weights = (reals((4, 16), 2), reals((4,), 3), reals((16, 4), 4), reals((16,), 5))
+    for name, x in views(reals((2, 16, 5, 6), 1)):
+        layers = weights if name == "nchw" else (weights[0], None, weights[2], None)
+        torch.library.opcheck(operators().squeeze_excite.default, (x, *layers))
+
+
+@needs_native
 def test_opcheck_of_the_others():
     for name, x in views(reals((2, 16, 5, 6), 1)):
         torch.library.opcheck(operators().global_avg_pool.default, (x,))
         if name != "one pixel":
             torch.library.opcheck(operators().max_pool2d.default, (x, [3, 2], [2, 1], [1, 1], True))
+            torch.library.opcheck(operators().avg_pool2d.default, (x, [3, 2], [2, 1], [1, 1], True, False))
+        torch.library.opcheck(operators().local_response_norm.default, (x, 5, 0.3, 0.75, 2.0))
         torch.library.opcheck(
             operators().linear.default, (x[:, :, 0, 0], reals((5, 16), 2), reals((5,), 3), "relu")
         )
@@ -72,6 +90,7 @@ class Net(torch.nn.Module):
         self.depth = torch.nn.Parameter(reals((16, 1, 3, 3), 8) / 3)
         self.pointwise = torch.nn.Parameter(reals((24, 16, 1, 1), 4) / 4)
         self.mixing = torch.nn.Parameter(reals((16, 16, 1, 1), 9) / 4)
+        self.squeeze = torch.nn.Parameter(reals((4, 16), 10) / 4)
         self.head = torch.nn.Parameter(reals((10, 24), 5) / 5)
         self.bias = torch.nn.Parameter(reals((16,), 6))
 
@@ -80,6 +99,9 @@ class Net(torch.nn.Module):
         x = kernels.max_pool2d(x, 3, stride=2, padding=1)
         x = kernels.conv2d(x, self.dense, self.bias, padding=1, residual=x, activation="relu")
         x = kernels.grouped_conv2d(x, self.grouped, groups=4, activation="relu")
+        x = kernels.depthwise_conv2d(x, self.depth, self.bias, padding=1, activation="relu6")
+        x = kernels.local_response_norm(kernels.avg_pool2d(x, 3, stride=1, padding=1), 5)
+        x = kernels.squeeze_excite(x, self.squeeze, None, self.squeeze.t(), self.bias)
         x = kernels.separable_conv2d(x, self.depth, self.mixing, bias=self.bias, activation="relu")
         x = kernels.pointwise_conv2d(x, self.pointwise)
         return kernels.linear(kernels.global_avg_pool(x), self.head)
