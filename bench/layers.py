@@ -35,7 +35,13 @@ KINDS = {
     ("global_avg_pool", "native"): "global_avg_pool",
     ("linear", "native"): "linear",
     ("separable_conv2d", "native"): "separable_conv2d",
+    ("depthwise_conv2d", "native"): "depthwise_conv2d",
+    ("avg_pool2d", "native"): "avg_pool2d",
+    ("local_response_norm", "native"): "local_response_norm",
 }
+
+
+WEIGHTLESS = ("max_pool2d", "avg_pool2d", "global_avg_pool", "local_response_norm")
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,14 @@ def arguments(layer: Layer, batch: int, make: Callable[..., Tensor]) -> Call:
         return Call((make(batch, layer.c), make(layer.k, layer.c), make(layer.k)), {})
     if layer.op == "global_avg_pool":
         return Call((image(layer.c, layer.h, layer.w),), {})
-    if layer.op == "max_pool2d":
+    if layer.op in ("max_pool2d", "avg_pool2d"):
         options = {"stride": layer.stride, "padding": layer.padding}
         return Call((image(layer.c, layer.h, layer.w), layer.r), options)
+    if layer.op == "local_response_norm":
+        return Call((image(layer.c, layer.h, layer.w), layer.r), {})
+    if layer.op == "squeeze_excite":
+        c, k = layer.c, layer.k
+        return Call((image(c, layer.h, layer.w), make(k, c), make(k), make(c, k), make(c)), {})
     if layer.op == "separable_conv2d":
         weights = (make(layer.c, 1, layer.r, layer.r), make(layer.k, layer.c, 1, 1))
         biases = (make(layer.c), make(layer.k))
@@ -97,10 +108,10 @@ def inputs(layer: Layer, batch: int) -> Call:
     """Seeded random arguments; filters are scaled so that outputs have a deviation near one."""
     draw = torch.Generator().manual_seed(0)
     call = arguments(layer, batch, lambda *sizes: torch.randn(*sizes, generator=draw))
-    if layer.op == "separable_conv2d":
-        for weight in call.args[1:3]:
+    if layer.op in ("separable_conv2d", "squeeze_excite"):
+        for weight in (call.args[1], call.args[2 if layer.op == "separable_conv2d" else 3]):
             weight.div_(weight[0].numel() ** 0.5)
-    elif layer.op not in ("max_pool2d", "global_avg_pool"):
+    elif layer.op not in WEIGHTLESS:
         call.args[1].div_((layer.c // layer.groups * layer.r**2) ** 0.5)
     return call
 
@@ -149,6 +160,8 @@ def packed(layer: Layer, call: Call, kind: str) -> Callable[[], Tensor]:
     params = {"n": batch, "h": layer.h, "w": layer.w, "c": layer.c, "k": layer.k}
     if kind == "linear":
         params = {"n": batch, "c": layer.c, "k": layer.k}
+    elif kind == "local_response_norm":
+        params |= {"size": layer.r, "alpha": 1e-4, "beta": 0.75, "offset": 1.0}
     elif kind != "global_avg_pool":
         params |= {**r, "pad_h": layer.padding, "pad_w": layer.padding, "groups": layer.groups}
     if call.options.get("activation") == "relu":

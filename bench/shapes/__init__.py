@@ -42,9 +42,13 @@ class Layer:
 
     def flops(self, batch: int = 1) -> int:
         """Arithmetic of the direct algorithm: two per multiply-accumulate; pools count one per element they
-        read."""
-        if self.op == "max_pool2d":
+        read, norms one per root and division."""
+        if self.op in ("max_pool2d", "avg_pool2d"):
             return batch * self.k * self.p * self.q * self.r * self.r
+        if self.op == "local_response_norm":
+            return batch * self.c * self.h * self.w * (2 * self.r + 6)
+        if self.op == "squeeze_excite":
+            return batch * self.c * (2 * self.h * self.w + 4 * self.k)
         if self.op == "global_avg_pool":
             return batch * self.c * self.h * self.w
         if self.op == "separable_conv2d":
@@ -53,7 +57,9 @@ class Layer:
 
     def bytes(self, batch: int = 1) -> int:
         """Float32 bytes of input, weight, bias and output, each once."""
-        has_weight = self.op not in ("max_pool2d", "global_avg_pool")
+        if self.op == "squeeze_excite":
+            return 4 * (2 * batch * self.c * self.h * self.w + (2 * self.c + 1) * self.k + self.c)
+        has_weight = self.op not in ("max_pool2d", "avg_pool2d", "global_avg_pool", "local_response_norm")
         weight = self.k * (self.c // self.groups) * self.r * self.r + self.k if has_weight else 0
         if self.op == "separable_conv2d":
             weight = self.c * self.r * self.r + self.c + self.k * self.c + self.k

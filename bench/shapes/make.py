@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from fast_backbones.backbones.layers import SqueezeExcite
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
@@ -23,7 +24,11 @@ NETWORKS = (
     "vgg16",
     "mobilenetv1_100",
     "legacy_xception",
+    "alexnet_2012",
+    "densenet121",
+    "legacy_seresnet50",
 )
+SIZES = {"alexnet_2012": 227}  # of images, where it is not 224
 # VGG's configuration D (Simonyan and Zisserman 2014, arXiv 1409.1556, table 1)
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 
@@ -77,6 +82,10 @@ def role(op: str, c: int, k: int, stride: int) -> str:
         return "head"
     if op == "stem_conv2d":
         return "first layer"
+    if op == "local_response_norm":
+        return "normalises"
+    if op == "squeeze_excite":
+        return "gates channels"
     parts = ["halves the image"] if stride > 1 else []
     if op == "pointwise_conv2d" or c != k:
         parts.append("widens" if k > c else "narrows" if k < c else "keeps the width")
@@ -96,9 +105,14 @@ def layer_of(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple | Non
     if isinstance(module, nn.Conv2d):
         geometry = (number(module.kernel_size), number(module.stride), number(module.padding), module.groups)
         return (conv_op(module), *x.shape[1:], module.out_channels, *geometry)
-    if isinstance(module, nn.MaxPool2d):
+    if isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
+        op = "max_pool2d" if isinstance(module, nn.MaxPool2d) else "avg_pool2d"
         geometry = (number(module.kernel_size), number(module.stride), number(module.padding), 1)
-        return ("max_pool2d", *x.shape[1:], x.shape[1], *geometry)
+        return (op, *x.shape[1:], x.shape[1], *geometry)
+    if isinstance(module, nn.LocalResponseNorm):
+        return ("local_response_norm", *x.shape[1:], x.shape[1], module.size, 1, module.size // 2, 1)
+    if isinstance(module, SqueezeExcite):
+        return ("squeeze_excite", *x.shape[1:], module.fc1.out_channels, 1, 1, 0, 1)
     if isinstance(module, nn.AdaptiveAvgPool2d) and y.shape[2:] == (1, 1):
         return ("global_avg_pool", *x.shape[1:], x.shape[1], 1, 1, 0, 1)
     if isinstance(module, nn.Linear):
@@ -154,7 +168,8 @@ def lines(name: str) -> Iterable[str]:
             import fast_backbones as fb
 
             model = fb.create_model(name).eval()
-        image = torch.empty(1, 3, 224, 224)
+        size = SIZES.get(name, 224)
+        image = torch.empty(1, 3, size, size)
     rows = [COLUMNS]
     for layer, names in layers_of(model, image).items():
         op, c, _, _, k, _, stride, _, _ = layer
@@ -167,7 +182,7 @@ def lines(name: str) -> Iterable[str]:
         right = [v.rjust(w) for v, w in zip(numbers, widths[1:], strict=True)]
         return "  ".join([first.ljust(widths[0]), *right, row[-1]])
 
-    yield HEADER.format(name=name, size="224 x 224", columns=aligned(rows[0]))
+    yield HEADER.format(name=name, size=f"{size} x {size}", columns=aligned(rows[0]))
     for row in rows[1:]:
         yield f"  {aligned(row)}\n"
 
