@@ -177,6 +177,8 @@ def _read(memory: _Memory, extent: Extent, reader: int, mode: int, modes: Modes)
             continue
         for other in span.before:
             modes.setdefault(other, set()).add(ALL)
+        if span.before:  # what it reads may have been written by one of them
+            span.before.add(reader)
         for band in span.bands:
             if band.first < columns.end and columns.first < band.end:
                 band.readers.append(reader)

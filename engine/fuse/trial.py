@@ -20,9 +20,12 @@ class Kernels:
         return choose(node, self.refusal)[0]
 
     def keeps(self, node: Node, changed: Node) -> bool:
-        """Whether the changed node runs on the kind of kernel that the node has; PyTorch takes everything."""
-        kind = self.of(node)
-        return kind == "aten" or self.of(changed) == kind
+        """Whether the changed node runs on the kind of kernel that the node has; PyTorch takes everything.
+
+        "linear" is "conv2d" for maps of one pixel.
+        """
+        kinds = [{"linear": "conv2d"}.get(kind, kind) for kind in (self.of(node), self.of(changed))]
+        return kinds[0] in ("aten", kinds[1])
 
 
 def changed(
