@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .capture import PREFIX, Uncapturable
-from .graph import Graph, Live, Node, leaves, map_leaves
+from .graph import Call, Graph, Live, Node, leaves, map_leaves
 from .recognise import RECOGNISERS
 
 aten = torch.ops.aten
@@ -43,6 +43,7 @@ class _Converter:
         self.nodes: list[Node] = []
         self.memory = _Memory(self.fx_nodes)
         self.weight_shapes: dict[Live, tuple[int, ...]] = {}
+        self.computed: dict[str, Call] = {}
 
     def run(self) -> Graph:
         source = self.placeholders()
@@ -52,7 +53,8 @@ class _Converter:
             elif fx_node.op not in ("placeholder", "output"):
                 raise Uncapturable(f"the exported graph holds a {fx_node.op} node ({fx_node.target})")
         outputs = self.outputs()
-        return Graph(self.nodes, source, outputs, self.exported.call_spec.out_spec)
+        spec = self.exported.call_spec.out_spec
+        return Graph(self.nodes, source, outputs, spec, computed=self.computed)
 
     def placeholders(self) -> Node:
         signature = self.exported.graph_signature
@@ -105,12 +107,13 @@ class _Converter:
         written = written_argument(target)
         if written is not None:
             target = self.functional(position, fx_node, target, written)
-        bound = bind(target, args, kwargs)
+        bound = {key: self.as_live(value) for key, value in bind(target, args, kwargs).items()}
         bound["weight_shape"] = self.weight_shapes.get(bound.get("weight"))  # type: ignore[arg-type]
+        bound |= {"shapes": self.weight_shapes, "computed": self.computed}
         recogniser = RECOGNISERS.get(target)
         result = fx_node.meta.get("val")
         found = recogniser(bound, result) if recogniser and isinstance(result, torch.Tensor) else None
-        if found is None:
+        if found is None or not self.image_by_image(result, found[1]):
             self.aten(fx_node, target, args, kwargs)
         else:
             op, inputs, attrs = found
@@ -126,7 +129,39 @@ class _Converter:
     def aten(self, fx_node: Any, target: Any, args: Any, kwargs: Any) -> None:
         inputs = [leaf for leaf in leaves([args, kwargs]) if isinstance(leaf, Node)]
         name = module_name(fx_node) or str(fx_node.name)
-        self.node(fx_node, "aten", name, inputs, {"target": target, "args": args, "kwargs": kwargs})
+        if target is aten.view.default:  # eager's strides allow the view, the ones in the arena may not
+            target = aten.reshape.default
+        node = self.node(fx_node, "aten", name, inputs, {"target": target, "args": args, "kwargs": kwargs})
+        self.note_constant(fx_node, node)
+
+    def note_constant(self, fx_node: Any, node: Node) -> None:
+        """Remember what depends on parameters alone: a layer may use it as its weight, packed once.
+
+        Its name is the expression itself, so that equal names mean equal values in every plan of the model.
+        """
+        target, args, kwargs = (node.attrs[key] for key in ("target", "args", "kwargs"))
+        random = torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+        if node.dtype is not torch.float32 or random or target is operator.getitem:
+            return
+        group = self.memory.group(fx_node)
+        if any(written_argument(user.target) is not None for other in group for user in other.users):
+            return
+        args, kwargs = map_leaves([args, kwargs], self.as_live)
+        if any(isinstance(leaf, Node) for leaf in leaves([args, kwargs])):
+            return
+        texts = [*map(_text, args), *(f"{key}={_text(value)}" for key, value in kwargs.items())]
+        live = Live(f"{target}({', '.join(texts)})")
+        node.attrs["constant"] = live
+        self.computed[live.name] = (target, args, kwargs)
+        self.weight_shapes[live] = node.shape or ()
+
+    def image_by_image(self, result: torch.Tensor, inputs: list[Node]) -> bool:
+        """Whether the first dimension is the batch: kernels take as many images as the model was given."""
+        batch = (self.nodes[0].shape or ())[:1]
+        return all(tuple(shape or ())[:1] == batch for shape in (result.shape, *(n.shape for n in inputs)))
+
+    def as_live(self, value: Any) -> Any:
+        return value.attrs.get("constant", value) if isinstance(value, Node) and value.op == "aten" else value
 
     def functional(self, position: int, fx_node: Any, target: Any, written: int) -> Any:
         """The twin of an in-place operation, once it is sure that nobody can tell the difference."""
@@ -200,6 +235,10 @@ class _Memory:
 
     def is_input(self, node: Any) -> bool:
         return any(other.op == "placeholder" for other in self.group(node))
+
+
+def _text(value: Any) -> str:
+    return value.name if isinstance(value, Live) else repr(value)
 
 
 def written_argument(target: Any) -> int | None:

@@ -35,6 +35,9 @@ class Live:
     name: str
 
 
+Call = tuple[Any, Any, Any]  # target, args, kwargs
+
+
 @dataclass(eq=False)
 class Node:
     op: str
@@ -78,6 +81,7 @@ class Graph:
     input: Node
     outputs: list[Any]  # nodes, or constants that the model returned
     out_spec: Any  # how to rebuild the model's return value from `outputs`
+    computed: dict[str, Call] = field(default_factory=dict)  # from parameters alone, by name
     _readers: dict[Node, list[Node | None]] | None = None
 
     def users(self) -> dict[Node, list[Node | None]]:

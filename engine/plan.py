@@ -188,6 +188,7 @@ class Plan:
     arena_bytes: int = 0
     instances: list[Instance] = field(default_factory=list)
     parts: list[Any] = field(default_factory=list)  # of lower.Part
+    computed: dict[str, Any] = field(default_factory=dict)  # calls whose results recipes name, see graph.py
     rewrites: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # of making it: capture, fuse, place, pack
 

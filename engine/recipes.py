@@ -12,11 +12,14 @@ A recipe names tensors and never holds them, so that a changed weight means the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .graph import Live, map_leaves
 
 Folded = tuple[Tensor, Tensor | None]
 
@@ -96,6 +99,33 @@ class Stack:
 def scaling(channels: int, *maps: Map) -> Recipe:
     """The recipe of maps alone."""
     return Recipe(None, norms=maps, channels=channels)
+
+
+class Tensors(Mapping[str, Tensor]):
+    """The model's tensors, and those computed from them alone, each made when it is asked for first."""
+
+    def __init__(self, own: Mapping[str, Tensor]) -> None:
+        self.own = own
+        self.calls: dict[str, Any] = {}
+        self.made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self.own:
+            return self.own[name]
+        if name not in self.made:
+            target, args, kwargs = map_leaves(list(self.calls[name]), self._value)
+            with torch.no_grad():
+                self.made[name] = target(*args, **kwargs)
+        return self.made[name]
+
+    def _value(self, leaf: Any) -> Any:
+        return self[leaf.name].detach() if isinstance(leaf, Live) else leaf
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self.own, **self.calls})
+
+    def __len__(self) -> int:
+        return len({**self.own, **self.calls})
 
 
 def fold(recipe: Recipe | Stack, tensors: Mapping[str, Tensor]) -> Folded:
@@ -179,4 +209,5 @@ def _stacked(parts: list[Folded]) -> Folded:
 
 def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
     """What the model computes in; fold is asked for float64 only by tests."""
-    return next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
+    own = tensors.own if isinstance(tensors, Tensors) else tensors
+    return next((t.dtype for t in own.values() if t.is_floating_point()), torch.float32)

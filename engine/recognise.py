@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from .graph import Live, Node
-from .recipes import Fixed, Norm, Recipe, scaling
+from .recipes import Fixed, Norm, Recipe, Vector, scaling
 
 aten = torch.ops.aten
 Recognised = tuple[str, list[Node], dict[str, Any]] | None
@@ -59,6 +59,13 @@ def is_number(value: Any) -> bool:
 def is_gate(node: Any, of: Node) -> bool:
     """One number per image and channel."""
     return is_map(node) and is_map(of) and node.shape == (*(of.shape or ())[:2], 1, 1)
+
+
+def is_per_channel(value: Any, of: Node, a: dict[str, Any]) -> bool:
+    """A parameter, or something computed from parameters, with one number per channel of a map or of rows."""
+    shape = a["shapes"].get(value) if isinstance(value, Live) else None
+    tail = (of.channels, *(1,) * (len(of.shape or ()) - 2))
+    return shape in (tail, (1, *tail))
 
 
 def known_tensors(*tensors: Any) -> bool:
@@ -164,6 +171,8 @@ def add(a: dict[str, Any], result: torch.Tensor) -> Recognised:
         return None
     if is_number(right):
         return affine(left, "add", Fixed(shift=(float(right * alpha),)))
+    if is_per_channel(right, left, a) and alpha == 1:
+        return affine(left, "add", Vector(shift=right.name))
     if not is_float(right) or left.shape != right.shape:
         return None
     if alpha != 1:
@@ -183,6 +192,8 @@ def mul(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     left, right = a["self"], a["other"]
     if is_map_or_rows(left) and is_number(right):
         return affine(left, "mul", Fixed((float(right),)))
+    if is_map_or_rows(left) and is_per_channel(right, left, a):
+        return affine(left, "mul", Vector(scale=right.name))
     if is_gate(right, left):
         return affine(left, "gate", gate=right)
     return affine(right, "gate", gate=left) if is_gate(left, right) else None
@@ -210,9 +221,11 @@ def max_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 
 @recognises(aten.avg_pool2d.default)
 def avg_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    if not is_map(a["self"]) or a["divisor_override"] is not None:
+    if not is_map(a["self"]):
         return None
     kernel, padding = pair(a["kernel_size"]), pair(a["padding"])
+    if a["divisor_override"] is not None:
+        return window_sum(a, kernel, padding)
     if kernel == a["self"].shape[2:] and padding == (0, 0):
         return "global_avg_pool", [a["self"]], {}
     attrs = {
@@ -221,6 +234,22 @@ def avg_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
         "recipe": None, "activation": "none",
     }  # fmt: skip
     return "avg_pool2d", [a["self"]], attrs
+
+
+def window_sum(a: dict[str, Any], kernel: tuple[int, int], padding: tuple[int, int]) -> Recognised:
+    """A pool with a divisor of its own is a depthwise convolution whose taps are all one over it."""
+    if a["ceil_mode"]:
+        return None
+    channels = a["self"].channels
+    shape, value = [channels, 1, *kernel], 1.0 / a["divisor_override"]
+    name = f"aten.full.default({shape}, {value})"
+    a["computed"][name] = (aten.full.default, [shape, value], {})
+    attrs = {
+        "recipe": Recipe(name), "activation": "none", "kernel": kernel, "filters": channels,
+        "groups": channels, "stride": pair(a["stride"]) if a["stride"] else kernel, "padding": padding,
+        "dilation": (1, 1),
+    }  # fmt: skip
+    return "conv2d", [a["self"]], attrs
 
 
 @recognises(aten.adaptive_avg_pool2d.default)

@@ -60,6 +60,7 @@ class Runner:
     def __init__(self, plan: Plan, store: WeightStore, arenas: ArenaPool) -> None:
         self.plan, self.arenas, self.native = plan, arenas, store.native
         self.tensors = store.tensors
+        store.tensors.calls.update(plan.computed)
         self.weights: list[Packed] = []  # keeps the memory alive that the native plans point to
         self.parts: list[tuple[Part, Any]] = [(part, self.lower(part, store)) for part in plan.parts]
         self.external: list[Value] = [v for v in plan.values if v.is_external]

@@ -17,14 +17,12 @@ from torch.utils import _pytree as pytree
 
 from .graph import Live, map_leaves
 from .plan import Instance, Place, Plan, Ref, Step, Value
-from .recipes import fold
-
-Tensors = Mapping[str, Tensor]
+from .recipes import Tensors, fold
 
 
-def run(plan: Plan, x: Tensor, tensors: Tensors, dtype: torch.dtype = torch.float32) -> Any:
+def run(plan: Plan, x: Tensor, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Any:
     """What the model returns for x, by the steps of the plan in order, computed in `dtype`."""
-    tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    tensors = known({name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}, plan)
     results: dict[int, Any] = {plan.input: x.to(dtype)}
 
     def read(value: int) -> Any:
@@ -41,6 +39,13 @@ def run(plan: Plan, x: Tensor, tensors: Tensors, dtype: torch.dtype = torch.floa
             else:
                 read(step.output).copy_(result)
     return rebuild(plan, lambda value: read(value))
+
+
+def known(tensors: Mapping[str, Tensor], plan: Plan) -> Tensors:
+    """The tensors of the model and what the plan's recipes name besides."""
+    found = Tensors(tensors)
+    found.calls = plan.computed
+    return found
 
 
 def shown(plan: Plan, value: int, owner: Any) -> Any:
@@ -195,9 +200,10 @@ def view(memory: Tensor, value: Value, place: Place, first: int, last: int, star
 
 
 def run_in_arena(
-    plan: Plan, x: Tensor, tensors: Tensors, arena: Tensor, order: list[int] | None = None
+    plan: Plan, x: Tensor, tensors: Mapping[str, Tensor], arena: Tensor, order: list[int] | None = None
 ) -> Any:
     """Like `run`, instance by instance (in `order`, default the plan's), with arena values in `arena`."""
+    tensors = known(tensors, plan)
     results: dict[int, Any] = {plan.input: x}
     for value in plan.values:
         if value.is_external:

@@ -40,7 +40,7 @@ class _Builder:
         outputs = [self.output(item) for item in self.graph.outputs]
         batch = (self.graph.input.shape or (0,))[0]
         return Plan(batch, self.values, self.steps, self.id[self.graph.input], outputs, self.graph.out_spec,
-                    self.planar_input)  # fmt: skip
+                    self.planar_input, computed=self.graph.computed)  # fmt: skip
 
     def value(self, node: Node, home: str, same_as: int | None = None, channel: int = 0) -> int:
         gap = node.attrs.get("gap", 0) if node.op == "buffer" else 0

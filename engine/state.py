@@ -24,6 +24,7 @@ from .guard import Guard
 from .locks import ForkSafeLock
 from .lower import lower
 from .plan import Plan
+from .recipes import Tensors
 from .run_cpu import STALE, ArenaPool, Runner
 from .select import make_plan
 from .weights import WeightStore
@@ -167,7 +168,7 @@ class EngineState:
         store, same = None, False
         if refusal is None:
             guard.take_weights()
-            store = WeightStore(guard.native, guard.aliases)
+            store = WeightStore(guard.native, Tensors(guard.aliases))
             same = (
                 structure and self.refusal is None and old is not None and old.geometry() == guard.geometry()
             )

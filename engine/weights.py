@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .recipes import Recipe, Stack, fold
+from .recipes import Recipe, Stack, Tensors, fold
 
 SIZES = ("c", "k", "r", "s", "groups")  # what the layout of packed weights depends on, besides the kernel
 BLOCK_FLOATS = 2 << 20  # small weights share blocks of 8 MiB
@@ -57,7 +57,7 @@ class WeightStore:
     """Packed weights of one state of the model, shared by its plans for different input shapes."""
 
     native: Any
-    tensors: Mapping[str, Tensor]
+    tensors: Tensors
     packed: dict[tuple[Any, ...], Packed] = field(default_factory=dict)
     block: Tensor | None = None  # what room() cuts from
     used: int = 0

@@ -323,12 +323,41 @@ def test_norm_in_training_mode_is_not_folded():
     assert_same_function(model, plan, x)
 
 
-def test_weights_that_are_computed_stay_with_pytorch():
-    """A standardised weight is no parameter: nothing could be packed once."""
-    model = Net(lambda m, x: F.conv2d(x, m.conv.weight - m.conv.weight.mean()), conv=conv()).eval()
+def test_weights_computed_from_parameters_alone_are_packed_once():
+    """A standardised weight, a table of connections: evaluated when weights are packed, not in every call."""
+
+    def body(m, x):
+        weight = m.conv.weight - m.conv.weight.mean()
+        scale = m.bn.weight.view(1, -1, 1, 1)
+        return F.conv2d(x, weight) * scale + m.bn.bias.view(-1, 1, 1)
+
+    model = settle(Net(body, conv=conv(), bn=norm()))
     x = torch.randn(2, 8, 6, 6)
     plan = plan_of(model, x)
-    assert {s.kernel for s in plan.steps} == {"aten"}
+    assert [s.kernel for s in plan.steps if s.op == "conv2d"] == ["conv2d"]
+    assert all(s.native for s in plan.steps) and len(plan.computed) >= 3
+    assert_same_function(model, plan, x)
+
+
+def test_weights_that_depend_on_the_image_or_on_chance_stay_with_pytorch():
+    for body in (
+        lambda m, x: F.conv2d(x, m.conv.weight * x.mean()),
+        lambda m, x: F.conv2d(x, m.conv.weight + 0 * torch.rand_like(m.conv.weight)),
+    ):
+        model = Net(body, conv=conv()).eval()
+        x = torch.randn(2, 8, 6, 6)
+        plan = plan_of(model, x)
+        assert [s.kernel for s in plan.steps if s.call and "conv2d" in str(s.call[0])] == ["aten"]
+        assert_same_function(model, plan, x)
+
+
+def test_a_map_whose_first_dimension_is_not_the_batch_stays_with_pytorch():
+    """Kernels are told how many images the model was given."""
+    model = Net(lambda m, x: m.conv(m.conv(x).view(-1, 8, 5, 5)).view(x.shape).relu(), conv=conv()).eval()
+    x = torch.randn(2, 8, 10, 10)
+    plan = plan_of(model, x)
+    assert [s.kernel for s in plan.steps if s.op in ("conv2d", "affine")] == ["conv2d", "affine"]
+    assert sum(s.kernel == "aten" for s in plan.steps) == 3
     assert_same_function(model, plan, x)
 
 
