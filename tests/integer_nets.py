@@ -34,8 +34,11 @@ def integers_in(model: nn.Module, seed: int) -> nn.Module:
             if id(module) in closing:
                 keep = torch.rand(module.weight.shape[0], generator=draw) < 0.25
                 module.weight.mul_(keep.float().view(-1, *(1,) * (module.weight.dim() - 1)))
+        for module in model.modules():
             if isinstance(getattr(module, "scale", None), float) and module.scale != 1.0:
                 module.scale = 0.125
+                for parameter in module.conv2d.parameters():
+                    parameter.mul_(8.0)
     return model.eval()
 
 
