@@ -173,8 +173,8 @@ def avg_pool_candidates(node: Node) -> Iterator[Candidate]:
     if a["size"] is not None:
         p |= {"out_h": a["size"][0], "out_w": a["size"][1]}
     else:
-        counts = {"ceil_mode": int(a["ceil_mode"]), "count_include_pad": int(a["count_include_pad"])}
-        p |= {**window_params(node), **counts}
+        counts = {"count_include_pad": int(a["count_include_pad"]), "divisor": a["divisor"] or 0}
+        p |= {**window_params(node), "ceil_mode": int(a["ceil_mode"]), **counts}
     yield "avg_pool2d", p, added_declined(node)
 
 

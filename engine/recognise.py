@@ -223,33 +223,15 @@ def max_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 def avg_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     if not is_map(a["self"]):
         return None
-    kernel, padding = pair(a["kernel_size"]), pair(a["padding"])
-    if a["divisor_override"] is not None:
-        return window_sum(a, kernel, padding)
-    if kernel == a["self"].shape[2:] and padding == (0, 0):
+    kernel, padding, divisor = pair(a["kernel_size"]), pair(a["padding"]), a["divisor_override"]
+    if kernel == a["self"].shape[2:] and padding == (0, 0) and divisor is None:
         return "global_avg_pool", [a["self"]], {}
     attrs = {
         "kernel": kernel, "stride": pair(a["stride"]) if a["stride"] else kernel, "padding": padding,
         "ceil_mode": a["ceil_mode"], "count_include_pad": a["count_include_pad"], "size": None,
-        "recipe": None, "activation": "none",
+        "divisor": divisor, "recipe": None, "activation": "none",
     }  # fmt: skip
     return "avg_pool2d", [a["self"]], attrs
-
-
-def window_sum(a: dict[str, Any], kernel: tuple[int, int], padding: tuple[int, int]) -> Recognised:
-    """A pool with a divisor of its own is a depthwise convolution whose taps are all one over it."""
-    if a["ceil_mode"]:
-        return None
-    channels = a["self"].channels
-    shape, value = [channels, 1, *kernel], 1.0 / a["divisor_override"]
-    name = f"aten.full.default({shape}, {value})"
-    a["computed"][name] = (aten.full.default, [shape, value], {})
-    attrs = {
-        "recipe": Recipe(name), "activation": "none", "kernel": kernel, "filters": channels,
-        "groups": channels, "stride": pair(a["stride"]) if a["stride"] else kernel, "padding": padding,
-        "dilation": (1, 1),
-    }  # fmt: skip
-    return "conv2d", [a["self"]], attrs
 
 
 @recognises(aten.adaptive_avg_pool2d.default)

@@ -125,7 +125,7 @@ def avg_pool2d(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
     if a["size"] is not None:
         y = F.adaptive_avg_pool2d(x, a["size"])
     else:
-        window = a["kernel"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"]
+        window = a["kernel"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"], a["divisor"]
         y = F.avg_pool2d(x, *window)
     return finished(a, y + per_channel(parts["bias"][1], y) if "bias" in parts else y, inputs)
 

@@ -30,6 +30,7 @@ struct OpSpec {
   int64_t nchw_in = 0;                // x is planar, [n, c, h, w]
   int64_t ceil_mode = 0;              // pooling output size rounds up
   int64_t count_include_pad = 1;      // avg_pool2d divides by the whole window, else by its part inside the image
+  int64_t divisor = 0;                // avg_pool2d divides by this when it is not 0
   int64_t out_h = 0, out_w = 0;       // avg_pool2d, adaptive when not 0: the output size
   int64_t size = 0;                   // local_response_norm: channels in the window
   double alpha = 0, beta = 0, offset = 0;

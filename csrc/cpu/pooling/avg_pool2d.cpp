@@ -1,7 +1,7 @@
 // Average pooling, with PyTorch's divisors, and adaptive average pooling to any size.
 //
-// Windows of a plain average are cut at the padded image for the divisor (count_include_pad) and at the image for the sum. Adaptive
-// window i of m over n pixels is [i n / m, (i + 1) n / m), rounded down and up. task = (image, block of output rows).
+// Windows of a plain average are cut at the padded image for the divisor (count_include_pad), unless one is given, and at the image for
+// the sum. Adaptive window i of m over n pixels is [i n / m, (i + 1) n / m), rounded down and up. task = (image, block of output rows).
 #include <algorithm>
 #include <vector>
 
@@ -34,11 +34,11 @@ std::vector<Extent> extents(const Axis& axis) {
   return out;
 }
 
-// The pixels that AverageRow calls sliding: a run of windows of 3, one column apart and with one divisor.
+// The pixels that AverageRow calls sliding: a run of windows of 3, one column apart.
 Range sliding_pixels(const std::vector<Extent>& columns) {
   const auto fits = [&](size_t i) {
     const Extent& one = columns[i];
-    return one.end - one.begin == 3 && one.count == 3;
+    return one.end - one.begin == 3;
   };
   size_t begin = 0;
   while (begin < columns.size() && !fits(begin)) ++begin;
@@ -53,6 +53,10 @@ class AvgPool2d final : public Op {
     const bool adaptive = spec.out_h > 0, count_pad = spec.count_include_pad != 0;
     rows_ = extents({spec.h, p_, spec.r, spec.stride_h, spec.pad_h, adaptive, count_pad});
     columns_ = extents({spec.w, q_, spec.s, spec.stride_w, spec.pad_w, adaptive, count_pad});
+    if (spec.divisor != 0) {
+      for (Extent& row : rows_) row.count = spec.divisor;
+      for (Extent& column : columns_) column.count = 1;
+    }
     sliding_ = sliding_pixels(columns_);
     int64_t highest = 0, reads = 0;
     for (const Extent& row : rows_) {
