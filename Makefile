@@ -3,8 +3,8 @@
 #
 #   make build      the package and its native library, into .venv
 #   make demo       ResNeXt-50 on a photograph
-#   make test       the tests, without the slow ones
-#   make test-all   all of them, with torchvision, timm, ONNX Runtime and OpenVINO as witnesses
+#   make test       the tests, with torchvision and timm as witnesses, without the slow ones
+#   make test-all   all of them, with ONNX Runtime and OpenVINO too
 #   make bench      microbenchmarks of each kernel; `make bench-models` compares whole models with other stacks
 #   make lint       look; `make format` changes
 #   make clean      no build products; the environment stays (`rm -r .venv` for that)
@@ -51,10 +51,13 @@ $(STAMPS)/build: $(STAMPS)/install CMakeLists.txt $(SOURCES)
 	@$(BIN)/python -c 'import json, fast_backbones as fb; print(json.dumps(fb.build_info(), indent=1))'
 	touch $@
 
-# torchvision and timm depend on torch, so they come without dependencies.
-$(STAMPS)/peers: $(STAMPS)/install
+# The public implementations that tests compare with. They depend on torch, so they come without dependencies.
+$(STAMPS)/models: $(STAMPS)/install
 	$(PIP) install --no-deps torchvision timm
 	$(PIP) install huggingface_hub pyyaml
+	touch $@
+
+$(STAMPS)/peers: $(STAMPS)/models
 	$(PIP) install --no-build-isolation --editable '.[peers]'
 	touch $@
 
@@ -67,8 +70,8 @@ build: $(STAMPS)/build
 demo: build
 	$(BIN)/fast-backbones run sample:china --model resnext50_32x4d $(ARGS)
 
-test: build
-	$(BIN)/python -m pytest -m 'not slow and not peer' $(ARGS)
+test: build $(STAMPS)/models
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
 
 test-all: build $(STAMPS)/peers
 	$(BIN)/python -m pytest $(ARGS)

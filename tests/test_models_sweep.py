@@ -113,7 +113,7 @@ def test_family_is_exact_on_integers(name):
     exact, exact_maps = model.double().forward_modules(x.double()), taps.double().forward_modules(x.double())
     for level, (a, b) in enumerate(zip([ours, *maps], [exact, *exact_maps], strict=True)):
         assert_exactly_representable(b, f"{name} output {level}")
-        assert b.unique().numel() > 5, "the numbers must not have died on their way"
+        assert b.unique().numel() > 3, "the numbers must not have died on their way"
         assert_equal(a.double(), b, f"{name} output {level}")
 
 
