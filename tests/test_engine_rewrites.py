@@ -108,7 +108,7 @@ NETS = {  # why: (network, steps without layout copies)
     ),
     "a pool whose divisor is given": (
         Net(lambda m, x: F.avg_pool2d(m.conv(x), 3, 1, 1, divisor_override=8), conv=conv()),
-        "conv2d depthwise_conv2d",
+        "conv2d avg_pool2d",
     ),
     "local response norm": (
         Net(local_response, conv=conv(), norm=nn.LocalResponseNorm(5, 1e-2, 0.75, 2.0)),

@@ -18,12 +18,13 @@ pytestmark = needs_native
 # One variant of each family; an image small enough for a quick test, whose last map has 1, 2, 4 ... pixels:
 # an exact mean.
 QUICK = {
-    "lenet5": 32, "lenet5_1998": 32, "alexnet": 65, "alexnet_2012": 227, "vgg11_bn": 64, "vgg11_lrn": 64, "vgg16_c": 64,
-    "googlenet": 64, "googlenet_2014": 64, "bninception": 64, "inception_v3": 107, "inception_v4": 107,
-    "inception_resnet_v1": 107, "inception_resnet_v2": 107, "resnet18": 64, "resnet50": 64, "resnext50_32x4d": 64,
-    "resnext50_8x14d": 64, "legacy_xception": 64, "densenet121": 64, "mobilenetv1_025": 64, "legacy_seresnet18": 64,
-    "legacy_seresnet50": 64, "legacy_seresnext26_32x4d": 64, "legacy_senet154": 64, "se_bninception": 64,
-    "se_googlenet": 64, "se_inception_v3": 107, "se_inception_resnet_v2": 107, "se_mobilenetv1_100": 64,
+    "lenet5": 32, "lenet5_1998": 32, "alexnet": 65, "alexnet_2012": 227, "vgg11_bn": 64, "vgg11_lrn": 64,
+    "vgg16_c": 64, "googlenet": 64, "googlenet_2014": 64, "bninception": 64, "inception_v3": 107,
+    "inception_v4": 107, "inception_resnet_v1": 107, "inception_resnet_v2": 107, "resnet18": 64,
+    "resnet50": 64, "resnext50_32x4d": 64, "resnext50_8x14d": 64, "legacy_xception": 64, "densenet121": 64,
+    "mobilenetv1_025": 64, "legacy_seresnet18": 64, "legacy_seresnet50": 64, "legacy_seresnext26_32x4d": 64,
+    "legacy_senet154": 64, "se_bninception": 64, "se_googlenet": 64, "se_inception_v3": 107,
+    "se_inception_resnet_v2": 107, "se_mobilenetv1_100": 64,
 }  # fmt: skip
 # These read a fixed number of pixels: another size is an error in the reference, too.
 FIXED_SIZE = {"lenet5", "lenet5_1998", "alexnet_2012"}
