@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .exact import float64
 from .peers import Peer, Refused, as_list, plain
 from .timing import Candidate, NoiseGuard, Session, measure
 
@@ -66,7 +67,7 @@ def exact_outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     """The plain modules in float64."""
     module = plain(model).double()
     with torch.inference_mode():
-        return as_list(module(x.double()))
+        return as_list(float64(module, x))
 
 
 def eager_error(model: nn.Module, x: Tensor, exact: Sequence[Tensor]) -> Error:

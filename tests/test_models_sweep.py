@@ -6,6 +6,7 @@ registry at its default size, at an odd size and with three images.
 
 import pytest
 import torch
+from fast_backbones.bench.exact import float64
 from fast_backbones.bench.subject import calibrate, input_size
 from helpers import assert_as_accurate, assert_bit_equal, assert_equal, needs_native
 from integer_nets import assert_exactly_representable, integer_image, integers_in
@@ -84,7 +85,7 @@ def compare(model, x, what):
         reference = model(x)
     as_lists = [[y] if isinstance(y, torch.Tensor) else list(y) for y in (ours, plain, reference)]
     engine.refresh(model)
-    exact = model.double().forward_modules(x.double())
+    exact = float64(model.double().forward_modules, x)
     model.float()
     exact = [exact] if isinstance(exact, torch.Tensor) else list(exact)
     for level, (a, b, c, d) in enumerate(zip(*as_lists, exact, strict=True)):
@@ -111,7 +112,7 @@ def test_family_is_exact_on_integers(name):
     ours = planned(model, x)
     taps = as_taps(name, model)
     maps = planned(integers_in(taps, seed=1), x)
-    exact, exact_maps = model.double().forward_modules(x.double()), taps.double().forward_modules(x.double())
+    exact, exact_maps = (float64(m.double().forward_modules, x) for m in (model, taps))
     for level, (a, b) in enumerate(zip([ours, *maps], [exact, *exact_maps], strict=True)):
         assert_exactly_representable(b, f"{name} output {level}")
         assert b.unique().numel() > 3, "the numbers must not have died on their way"
