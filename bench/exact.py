@@ -1,8 +1,8 @@
 """The float64 truth that every result is compared with: plain modules, in double precision.
 
-PyTorch has no float64 kernel for depthwise convolution: it convolves channel by channel, which takes 43 s for a
-MobileNet on two images of 66 pixels. `float64` computes those convolutions tap by tap instead, over all channels
-at once; everything else is PyTorch's own.
+PyTorch has no float64 kernel for depthwise convolution: it convolves channel by channel, which takes 43 s for
+a MobileNet on two images of 66 pixels. `float64` computes those convolutions tap by tap instead, over all
+channels at once; everything else is PyTorch's own.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def sum_of_taps(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Tensor:
-    """y[n, c, p, q] = bias[c] + sum_rs x[n, c, p*stride + r*dilation, q*stride + s*dilation] weight[c, 0, r, s].
+    """y[n, c, p, q] = bias[c] + sum_rs x[n, c, p*stride + r*dilation, q*stride + s*dilation] w[c, 0, r, s].
 
-    x [N, C, H, W] is padded with zeros first; weight [C, 1, R, S].
+    x [N, C, H, W] is padded with zeros first; w, the weight, is [C, 1, R, S].
     """
     x = F.pad(x, [padding[1], padding[1], padding[0], padding[0]])
     rows, columns = weight.shape[2:]
@@ -74,7 +74,6 @@ def sum_of_taps(
         for s in range(columns):
             top, left = r * dilation[0], s * dilation[1]
             below, right = top + (height - 1) * stride[0] + 1, left + (width - 1) * stride[1] + 1
-            total.addcmul_(
-                x[:, :, top : below : stride[0], left : right : stride[1]], weight[:, :1, r, s].unsqueeze(-1)
-            )
+            seen = x[:, :, top : below : stride[0], left : right : stride[1]]
+            total.addcmul_(seen, weight[:, :1, r, s].unsqueeze(-1))
     return total if bias is None else total + bias.view(-1, 1, 1)

@@ -1,4 +1,4 @@
-"""The float64 truth: depthwise convolutions by taps are what PyTorch computes, and only those are replaced."""
+"""The float64 truth: depthwise convolutions by taps give what PyTorch gives; nothing else is replaced."""
 
 import pytest
 import torch
@@ -7,9 +7,9 @@ from fast_backbones.bench.exact import depthwise_by_taps, float64
 from torch import nn
 
 CASES = {
-    "same": dict(kernel_size=3, padding=1),
-    "stride, no padding": dict(kernel_size=3, stride=2),
-    "uneven everything": dict(kernel_size=(5, 2), stride=(1, 3), padding=(2, 0), dilation=(2, 1)),
+    "same": {"kernel_size": 3, "padding": 1},
+    "stride, no padding": {"kernel_size": 3, "stride": 2},
+    "uneven everything": {"kernel_size": (5, 2), "stride": (1, 3), "padding": (2, 0), "dilation": (2, 1)},
 }
 
 

@@ -38,8 +38,8 @@ OPTIONS = {
     "inception_v3": {"aux_logits": False},
     "se_inception_v3": {"aux_logits": False},
 }
-# Steps that a plan may leave to PyTorch, and why that is right.
-LEFT_TO_PYTORCH: dict[str, str] = {}
+# Modules whose steps a plan may leave to PyTorch: squared distances to ten centres, in one network of 1998.
+LEFT_TO_PYTORCH = {"lenet5_1998": {"output"}}
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,9 @@ def planned(model, x):
     """model(x), certain that a plan ran and that kernels did all of it."""
     assert engine.why_not(model, x) is None
     result = model(x)
-    left = [f"{s.name} ({s.op}): {s.refusals}" for s in engine.plan_for(model, x).steps if not s.native]
+    allowed = LEFT_TO_PYTORCH.get(model.default_cfg["architecture"], ())
+    steps = [s for s in engine.plan_for(model, x).steps if not s.native and s.name not in allowed]
+    left = [f"{s.name} ({s.op}): {s.refusals}" for s in steps]
     assert not left, f"steps left to PyTorch: {left}"
     return result
 
