@@ -30,6 +30,7 @@ __all__ = ["build_info", "cuda", "cuda_why_not", "native", "require", "why_not"]
 
 _HERE = Path(__file__).resolve().parent
 _CUDA_LIBRARY = _HERE / "_C_cuda.so"
+_INTERFACE = 2  # what this Python code asks of the library: csrc/python/module.cpp has the same number
 
 
 def _build_facts() -> dict[str, Any]:
@@ -57,10 +58,14 @@ def _load() -> tuple[ModuleType | None, str | None]:
     if not any((_HERE / f"_C{suffix}").is_file() for suffix in EXTENSION_SUFFIXES):
         return None, _why_not_built()
     try:
-        return importlib.import_module("._C", __package__), None
+        module = importlib.import_module("._C", __package__)
     except ImportError as error:  # it is there and the loader refused it: keep the loader's own words
         built = _build_facts().get("torch", "an unknown version")
         return None, f"failed to load: {error} (built with torch {built}, running torch {torch.__version__})"
+    found = getattr(module, "interface", 1)
+    if found != _INTERFACE:
+        return None, f"built from other sources: interface {found}, need {_INTERFACE}; run `make build`"
+    return module, None
 
 
 _module, _reason = _load()

@@ -147,6 +147,23 @@ def test_a_library_of_another_interpreter_is_named(bare, tmp_path):
     assert "not built for this interpreter: found _C.cpython-30-x86_64-linux-gnu.so" in done.stdout
 
 
+@pytest.mark.skipif(
+    not (ROOT / "kernels" / f"_C{SUFFIX}").is_file(), reason="no compiled library in this checkout"
+)
+def test_a_library_of_other_sources_is_not_used(bare, tmp_path):
+    """After an update without a rebuild: Python asks for operators that the old library does not have."""
+    shutil.copytree(bare, tmp_path, dirs_exist_ok=True)
+    shutil.copy(ROOT / "kernels" / f"_C{SUFFIX}", tmp_path / "kernels")
+    source = tmp_path / "kernels" / "_ext.py"
+    newer = source.read_text().replace("_INTERFACE = ", "_INTERFACE = 1000 + ")
+    source.write_text(newer)
+    done = python(USE, tmp_path)
+    assert done.returncode == 0, done.stderr
+    warned, reason = done.stdout.splitlines()
+    assert warned == "1"
+    assert reason.startswith("built from other sources: interface ") and "make build" in reason
+
+
 def test_a_whole_model_runs_without_a_build(bare):
     code = """
 import torch, fast_backbones as fb
