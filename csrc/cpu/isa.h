@@ -18,4 +18,16 @@ Isa detected_isa();                     // what the CPU can run, cap ignored
 Isa isa();                              // detected_isa() capped by FB_MAX_ISA; throws std::invalid_argument on a misspelt cap
 std::vector<std::string> compiled_isas();
 
+template <class Table>
+const Table& table_of(Isa isa, const Table& portable, const Table& avx2, const Table& avx512) {
+  return isa == Isa::avx512 ? avx512 : isa == Isa::avx2 ? avx2 : portable;
+}
+
+// The kernel table of an instruction set, among an op's own kPortable, kAvx2 and kAvx512; other processors have the first alone.
+#if defined(__x86_64__)
+#define FB_TABLE_OF(isa) ::fb::table_of(isa, kPortable, kAvx2, kAvx512)
+#else
+#define FB_TABLE_OF(isa) (static_cast<void>(isa), kPortable)
+#endif
+
 }  // namespace fb

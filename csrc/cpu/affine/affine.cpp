@@ -16,13 +16,7 @@ namespace {
 
 constexpr int64_t kTaskFloats = 1 << 15;
 
-const Kernels& kernels() {
-#if defined(__x86_64__)
-  if (isa() == Isa::avx512) return kAvx512;
-  if (isa() == Isa::avx2) return kAvx2;
-#endif
-  return kPortable;
-}
+const Kernels& kernels() { return FB_TABLE_OF(isa()); }
 
 class Affine final : public Op {
  public:

@@ -6,14 +6,7 @@
 
 namespace fb::conv2d {
 
-const Kernels& kernels(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::avx512) return kAvx512;
-  if (isa == Isa::avx2) return kAvx2;
-#endif
-  (void)isa;
-  return kPortable;
-}
+const Kernels& kernels(Isa isa) { return FB_TABLE_OF(isa); }
 
 std::vector<Segment> blocked_segments(const std::vector<Segment>& runs, int64_t max_block) {
   int64_t total = 0;

@@ -8,19 +8,14 @@
 #include <algorithm>
 
 #include "../ops.h"
+#include "../row_blocks.h"
 #include "rows.h"
 
 namespace fb {
 
 namespace depthwise_conv2d {
 
-const Kernels& kernels() {
-#if defined(__x86_64__)
-  if (isa() == Isa::avx512) return kAvx512;
-  if (isa() == Isa::avx2) return kAvx2;
-#endif
-  return kPortable;
-}
+const Kernels& kernels() { return FB_TABLE_OF(isa()); }
 
 namespace {
 
@@ -75,34 +70,26 @@ class DepthwiseConv2d final : public Op {
  public:
   explicit DepthwiseConv2d(const OpSpec& spec) : Op(spec), p_(spec.p()), q_(spec.q()) {
     const int64_t row_products = q_ * spec.c * spec.r * spec.s;
-    const int64_t blocks = ceil_div(p_, std::clamp<int64_t>(kTaskProducts / row_products, 1, p_));
-    rows_per_task_ = ceil_div(p_, blocks);
-    blocks_per_image_ = ceil_div(p_, rows_per_task_);
+    blocks_ = RowBlocks(spec, ceil_div(p_, std::clamp<int64_t>(kTaskProducts / row_products, 1, p_)));
   }
 
-  int64_t tasks() const override { return spec_.n * blocks_per_image_; }
+  int64_t tasks() const override { return blocks_.tasks(); }
 
   void run(int64_t task, const Pointers& x, const Worker&) const override {
-    const int64_t image = task / blocks_per_image_, first = task % blocks_per_image_ * rows_per_task_;
-    const Range rows{image * p_ + first, image * p_ + std::min(first + rows_per_task_, p_)};
-    compute_rows(spec_, x, rows, x.y + rows.begin * q_ * spec_.ldy, spec_.ldy);
+    const int64_t above = blocks_.image(task) * p_;  // rows of the images before
+    const Range rows = blocks_.rows(task);
+    compute_rows(spec_, x, {above + rows.begin, above + rows.end}, x.y + (above + rows.begin) * q_ * spec_.ldy, spec_.ldy);
   }
 
   Range input_pixels(int64_t task) const override {
-    const int64_t image = task / blocks_per_image_, row = task % blocks_per_image_ * rows_per_task_;
-    const int64_t last_row = std::min(row + rows_per_task_, p_) - 1;
-    const int64_t first = std::clamp<int64_t>(row * spec_.stride_h - spec_.pad_h, 0, spec_.h);
+    const int64_t image = blocks_.image(task);
+    const Range rows = blocks_.rows(task);
+    const int64_t last_row = rows.end - 1;
+    const int64_t first = std::clamp<int64_t>(rows.begin * spec_.stride_h - spec_.pad_h, 0, spec_.h);
     const int64_t end = std::clamp<int64_t>(last_row * spec_.stride_h - spec_.pad_h + (spec_.r - 1) * spec_.dilation_h + 1, first, spec_.h);
     return {(image * spec_.h + first) * spec_.w, (image * spec_.h + end) * spec_.w};
   }
-  Range tasks_writing(Range pixels) const override {
-    if (pixels.begin >= pixels.end) return {0, 0};
-    const auto block = [&](int64_t pixel) {
-      const int64_t row = pixel / q_;
-      return row / p_ * blocks_per_image_ + row % p_ / rows_per_task_;
-    };
-    return {block(pixels.begin), block(pixels.end - 1) + 1};
-  }
+  Range tasks_writing(Range pixels) const override { return blocks_.tasks_writing(pixels); }
 
   std::string detail() const override {
     return std::string(isa_name(isa())) + " depthwise rows, " + std::to_string(tasks()) + " tasks";
@@ -110,7 +97,7 @@ class DepthwiseConv2d final : public Op {
 
  private:
   const int64_t p_, q_;
-  int64_t rows_per_task_ = 1, blocks_per_image_ = 1;
+  RowBlocks blocks_;
 };
 
 }  // namespace

@@ -19,13 +19,7 @@ namespace {
 constexpr int64_t kCopyBytes = 28 * 1024;  // copied rows of a channel block: they share L1 with weights and output
 constexpr int64_t kTaskProducts = 3 << 19;
 
-const Kernels& kernels() {
-#if defined(__x86_64__)
-  if (isa() == Isa::avx512) return kAvx512;
-  if (isa() == Isa::avx2) return kAvx2;
-#endif
-  return kPortable;
-}
+const Kernels& kernels() { return FB_TABLE_OF(isa()); }
 
 int group_index(int64_t group) { return group == 4 ? 0 : group == 8 ? 1 : group == 16 ? 2 : 3; }
 

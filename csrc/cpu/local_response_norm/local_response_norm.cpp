@@ -17,13 +17,7 @@ namespace {
 constexpr int64_t kTaskFloats = 1 << 14;
 constexpr int64_t kMostChannelsInWindow = 64;
 
-const Kernels& kernels() {
-#if defined(__x86_64__)
-  if (isa() == Isa::avx512) return kAvx512;
-  if (isa() == Isa::avx2) return kAvx2;
-#endif
-  return kPortable;
-}
+const Kernels& kernels() { return FB_TABLE_OF(isa()); }
 
 Root root(double beta) { return beta == 0.5 ? kHalf : beta == 0.75 ? kThreeQuarters : kOne; }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../ops.h"
+#include "../row_blocks.h"
 #include "pooling.h"
 
 namespace fb {
@@ -64,14 +65,14 @@ class AvgPool2d final : public Op {
       reads += (row.end - row.begin) * spec.w * spec.c;
     }
     if (highest > kChain) sliding_ = {0, 0};
-    rows_per_task_ = ceil_div(p_, std::clamp<int64_t>(reads / kTaskReads, 1, p_));
-    blocks_per_image_ = ceil_div(p_, rows_per_task_);
+    blocks_ = RowBlocks(spec, std::clamp<int64_t>(reads / kTaskReads, 1, p_));
   }
 
-  int64_t tasks() const override { return spec_.n * blocks_per_image_; }
+  int64_t tasks() const override { return blocks_.tasks(); }
 
   void run(int64_t task, const Pointers& x, const Worker&) const override {
-    const int64_t image = task / blocks_per_image_, first = task % blocks_per_image_ * rows_per_task_;
+    const int64_t image = blocks_.image(task);
+    const Range rows = blocks_.rows(task);
     AverageRow row{};
     row.row_step = spec_.w * spec_.ldx;
     row.ldx = spec_.ldx;
@@ -83,7 +84,7 @@ class AvgPool2d final : public Op {
     row.ldy = spec_.ldy;
     row.pixels = q_;
     row.channels = spec_.c;
-    for (int64_t p = first; p < std::min(first + rows_per_task_, p_); ++p) {
+    for (int64_t p = rows.begin; p < rows.end; ++p) {
       const Extent window = rows_[p];
       row.x = x.x + (image * spec_.h + window.begin) * row.row_step;
       row.rows = window.end - window.begin;
@@ -94,18 +95,11 @@ class AvgPool2d final : public Op {
   }
 
   Range input_pixels(int64_t task) const override {
-    const int64_t image = task / blocks_per_image_, first = task % blocks_per_image_ * rows_per_task_;
-    const int64_t last = std::min(first + rows_per_task_, p_) - 1;
-    return {(image * spec_.h + rows_[first].begin) * spec_.w, (image * spec_.h + rows_[last].end) * spec_.w};
+    const int64_t above = blocks_.image(task) * spec_.h;
+    const Range rows = blocks_.rows(task);
+    return {(above + rows_[rows.begin].begin) * spec_.w, (above + rows_[rows.end - 1].end) * spec_.w};
   }
-  Range tasks_writing(Range pixels) const override {
-    if (pixels.begin >= pixels.end) return {0, 0};
-    const auto block = [&](int64_t pixel) {
-      const int64_t row = pixel / q_;
-      return row / p_ * blocks_per_image_ + row % p_ / rows_per_task_;
-    };
-    return {block(pixels.begin), block(pixels.end - 1) + 1};
-  }
+  Range tasks_writing(Range pixels) const override { return blocks_.tasks_writing(pixels); }
 
  private:
   static constexpr int64_t kTaskReads = 1 << 17;
@@ -114,7 +108,7 @@ class AvgPool2d final : public Op {
   const int64_t p_, q_;
   std::vector<Extent> rows_, columns_;
   Range sliding_{0, 0};
-  int64_t rows_per_task_ = 1, blocks_per_image_ = 1;
+  RowBlocks blocks_;
 };
 
 }  // namespace

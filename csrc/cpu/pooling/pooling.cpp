@@ -4,36 +4,30 @@
 #include <algorithm>
 
 #include "../ops.h"
+#include "../row_blocks.h"
 
 namespace fb {
 
 namespace pooling {
 
-const Kernels& kernels() {
-#if defined(__x86_64__)
-  if (isa() == Isa::avx512) return kAvx512;
-  if (isa() == Isa::avx2) return kAvx2;
-#endif
-  return kPortable;
-}
+const Kernels& kernels() { return FB_TABLE_OF(isa()); }
 
 namespace {
 
 class MaxPool2d final : public Op {
  public:
-  explicit MaxPool2d(const OpSpec& spec) : Op(spec), kernels_(kernels()), p_(spec.p()), q_(spec.q()) {
-    const int64_t blocks = std::max<int64_t>(1, std::min(p_, p_ * q_ * spec.c * spec.r * spec.s / (1 << 18)));
-    rows_per_task_ = ceil_div(p_, blocks);
-    blocks_per_image_ = ceil_div(p_, rows_per_task_);
-  }
+  explicit MaxPool2d(const OpSpec& spec)
+      : Op(spec), kernels_(kernels()), p_(spec.p()), q_(spec.q()),
+        blocks_(spec, std::max<int64_t>(1, std::min(p_, p_ * q_ * spec.c * spec.r * spec.s / (1 << 18)))) {}
 
-  int64_t tasks() const override { return spec_.n * blocks_per_image_; }
+  int64_t tasks() const override { return blocks_.tasks(); }
 
   void run(int64_t task, const Pointers& x, const Worker&) const override {
-    const int64_t image = task / blocks_per_image_, first = task % blocks_per_image_ * rows_per_task_;
+    const int64_t image = blocks_.image(task);
+    const Range rows = blocks_.rows(task);
     Window window;
     window.channels = spec_.c;
-    for (int64_t p = first; p < std::min(first + rows_per_task_, p_); ++p) {
+    for (int64_t p = rows.begin; p < rows.end; ++p) {
       const int64_t h0 = p * spec_.stride_h - spec_.pad_h;
       for (int64_t q = 0; q < q_; ++q) {
         const int64_t w0 = q * spec_.stride_w - spec_.pad_w;
@@ -48,25 +42,18 @@ class MaxPool2d final : public Op {
   }
 
   Range input_pixels(int64_t task) const override {
-    const int64_t image = task / blocks_per_image_, row = task % blocks_per_image_ * rows_per_task_;
-    const int64_t rows = std::min(rows_per_task_, p_ - row);
-    const int64_t first = std::max<int64_t>(0, row * spec_.stride_h - spec_.pad_h);
-    const int64_t last = std::min(spec_.h, (row + rows - 1) * spec_.stride_h - spec_.pad_h + spec_.r);
+    const int64_t image = blocks_.image(task);
+    const Range rows = blocks_.rows(task);
+    const int64_t first = std::max<int64_t>(0, rows.begin * spec_.stride_h - spec_.pad_h);
+    const int64_t last = std::min(spec_.h, (rows.end - 1) * spec_.stride_h - spec_.pad_h + spec_.r);
     return {(image * spec_.h + first) * spec_.w, (image * spec_.h + last) * spec_.w};
   }
-  Range tasks_writing(Range pixels) const override {
-    if (pixels.begin >= pixels.end) return {0, 0};
-    const auto block = [&](int64_t pixel) {
-      const int64_t row = pixel / q_;
-      return row / p_ * blocks_per_image_ + row % p_ / rows_per_task_;
-    };
-    return {block(pixels.begin), block(pixels.end - 1) + 1};
-  }
+  Range tasks_writing(Range pixels) const override { return blocks_.tasks_writing(pixels); }
 
  private:
   const Kernels& kernels_;
   const int64_t p_, q_;
-  int64_t rows_per_task_ = 1, blocks_per_image_ = 1;
+  const RowBlocks blocks_;
 };
 
 class GlobalAvgPool final : public Op {

@@ -28,13 +28,7 @@ constexpr int64_t kTaskProducts = 3 << 20;
 constexpr int64_t kFewestTasks = 4;
 constexpr int64_t kFilterBytesInL2 = 384 * 1024;  // filters up to this may be walked by many small tasks
 
-const Transforms& transforms() {
-#if defined(__x86_64__)
-  if (isa() == Isa::avx512) return kAvx512;
-  if (isa() == Isa::avx2) return kAvx2;
-#endif
-  return kPortable;
-}
+const Transforms& transforms() { return FB_TABLE_OF(isa()); }
 
 class WinogradConv2d final : public Op {
  public:
