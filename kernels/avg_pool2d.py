@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _checks, _dispatch, _native
+from . import _dispatch, _native, _pool
 
 
 def avg_pool2d_ref(
@@ -23,28 +23,8 @@ def _formula(x, kernel_size, stride, padding, ceil_mode, count_include_pad) -> T
 
 
 def _prepare(x, kernel_size, *, stride=None, padding=0, ceil_mode=False, count_include_pad=True) -> tuple:
-    op = "avg_pool2d"
-    _checks.tensor(op, "x", x)
-    if x.dim() == 3:
-        x = x.unsqueeze(0)
-    _checks.image(op, x)
-    kernel_size = _checks.pair(op, "kernel_size", kernel_size, 1)
-    stride = kernel_size if stride is None else _checks.pair(op, "stride", stride, 1)
-    padding = _checks.pair(op, "padding", padding, 0)
-    if 2 * padding[0] > kernel_size[0] or 2 * padding[1] > kernel_size[1]:
-        raise RuntimeError(f"{op}: padding is {padding}, expected at most half of kernel_size, {kernel_size}")
-    _output_sizes(x, kernel_size, stride, padding, ceil_mode)
-    return x, kernel_size, stride, padding, bool(ceil_mode), bool(count_include_pad)
-
-
-def _output_sizes(x, kernel_size, stride, padding, ceil_mode) -> tuple[int, int]:
-    p, q = (
-        _checks.output_size(
-            "avg_pool2d", axis, x.shape[2 + i], kernel_size[i], stride[i], padding[i], 1, ceil_mode
-        )
-        for i, axis in enumerate(("height", "width"))
-    )
-    return p, q
+    window = _pool.prepare("avg_pool2d", x, kernel_size, stride, padding, ceil_mode)
+    return *window, bool(ceil_mode), bool(count_include_pad)
 
 
 class _NativeAvgPool(torch.autograd.Function):
@@ -79,9 +59,7 @@ def _run(x, *window) -> Tensor:
 
 @_native.register_fake("avg_pool2d")
 def _fake(x, kernel_size, stride, padding, ceil_mode, count_include_pad):
-    p, q = _output_sizes(x, kernel_size, stride, padding, ceil_mode)
-    layout = _native.memory_format(x)
-    return torch.empty((x.shape[0], x.shape[1], p, q), dtype=x.dtype, device=x.device, memory_format=layout)
+    return _pool.fake("avg_pool2d", x, kernel_size, stride, padding, ceil_mode)
 
 
 _OP = _dispatch.register(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _checks, _dispatch, _native
+from . import _dispatch, _native, _pool
 
 _NATIVE_TAPS = 64  # of a window
 
@@ -22,19 +22,7 @@ def _formula(x, kernel_size, stride, padding, ceil_mode) -> Tensor:
 
 
 def _prepare(x, kernel_size, *, stride=None, padding=0, ceil_mode=False) -> tuple:
-    op = "max_pool2d"
-    _checks.tensor(op, "x", x)
-    if x.dim() == 3:
-        x = x.unsqueeze(0)
-    _checks.image(op, x)
-    kernel_size = _checks.pair(op, "kernel_size", kernel_size, 1)
-    stride = kernel_size if stride is None else _checks.pair(op, "stride", stride, 1)
-    padding = _checks.pair(op, "padding", padding, 0)
-    if 2 * padding[0] > kernel_size[0] or 2 * padding[1] > kernel_size[1]:
-        raise RuntimeError(f"{op}: padding is {padding}, expected at most half of kernel_size, {kernel_size}")
-    for axis, i in (("height", 0), ("width", 1)):
-        _checks.output_size(op, axis, x.shape[2 + i], kernel_size[i], stride[i], padding[i], 1, ceil_mode)
-    return x, kernel_size, stride, padding, bool(ceil_mode)
+    return *_pool.prepare("max_pool2d", x, kernel_size, stride, padding, ceil_mode), bool(ceil_mode)
 
 
 class _NativeMaxPool(torch.autograd.Function):
@@ -78,14 +66,7 @@ def _run(x, kernel_size, stride, padding, ceil_mode) -> Tensor:
 
 @_native.register_fake("max_pool2d")
 def _fake(x, kernel_size, stride, padding, ceil_mode):
-    p, q = (
-        _checks.output_size(
-            "max_pool2d", "size", x.shape[2 + i], kernel_size[i], stride[i], padding[i], 1, ceil_mode
-        )
-        for i in (0, 1)
-    )
-    layout = _native.memory_format(x)
-    return torch.empty((x.shape[0], x.shape[1], p, q), dtype=x.dtype, device=x.device, memory_format=layout)
+    return _pool.fake("max_pool2d", x, kernel_size, stride, padding, ceil_mode)
 
 
 _OP = _dispatch.register(
