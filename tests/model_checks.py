@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from fast_backbones.bench.exact import float64
 from torch import nn
 
 from fast_backbones import backbones
@@ -103,7 +104,7 @@ def check_same_network(ours: nn.Module, theirs: nn.Module, *shapes: tuple[int, i
     for n, c, h, w in shapes:
         x = image(n, c, h, w)
         with torch.inference_mode():
-            plain, true = theirs(x), exact(x.double())
+            plain, true = theirs(x), float64(exact, x)
             as_accurate(ours.forward_modules(x), plain, true)
             as_accurate(ours(x), plain, true)
 
@@ -116,7 +117,7 @@ def check_same_features(ours: nn.Module, theirs: nn.Module, *shapes: tuple[int, 
     for n, c, h, w in shapes:
         x = image(n, c, h, w)
         with torch.inference_mode():
-            plain, true, direct, fused = theirs(x), exact(x.double()), ours.forward_modules(x), ours(x)
+            plain, true, direct, fused = theirs(x), float64(exact, x), ours.forward_modules(x), ours(x)
         assert len(plain) == len(direct) == len(fused) == len(info.channels())
         for tap in zip(direct, plain, true):
             as_accurate(*tap)
@@ -167,7 +168,7 @@ def check_common_face(build, *shape: int, activated: tuple[str, ...] = ()) -> No
         assert torch.equal(model.forward_head(features), y)
         assert torch.equal(model.get_classifier()(pooled), y)
         exact = copy.deepcopy(model).double()
-        as_accurate(model(x), y, exact.forward_modules(x.double()))
+        as_accurate(model(x), y, float64(exact.forward_modules, x))
         headless = build(num_classes=0).eval()
         backbones.load_weights(headless, model.state_dict())
         assert torch.equal(headless.forward_modules(x), pooled)
@@ -211,7 +212,7 @@ def _check_taps(build, model: nn.Module, x: torch.Tensor, activated: tuple[str, 
     backbones.load_weights(every, model.state_dict())
     with torch.inference_mode():
         assert same(every.forward_modules(x), [seen[i] for i in range(len(seen))])
-        exact = copy.deepcopy(every).double().forward_modules(x.double())
+        exact = float64(copy.deepcopy(every).double().forward_modules, x)
         for fused, true, plain in zip(every(x), exact, every.forward_modules(x)):
             as_accurate(fused, plain, true)
 
