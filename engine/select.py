@@ -28,6 +28,7 @@ class _Builder:
         self.id: dict[Node, int] = {}
         self.chosen: dict[Node, Choice] = {}
         self.input_as_map: int | None = None  # the input, once copied to NHWC
+        self.copies: dict[tuple[int, str], int] = {}  # of values, for the caller, by the kernel that copies
 
     def build(self) -> Plan:
         self.id[self.graph.input] = self.value(self.graph.input, home="input")
@@ -133,13 +134,11 @@ class _Builder:
         return Output(value.id)
 
     def copy_out(self, item: Node, value: int, kernel: str, home: str) -> int:
-        for step in self.steps:
-            if step.kernel == kernel and step.inputs == [value] and self.values[step.output].home == home:
-                return step.output
-        copy = self.value(item, home)
-        attrs = {"activation": "none"}
-        self.steps.append(Step(kernel, kernel, item.name, [value], copy, sizes_of(item), attrs=attrs))
-        return copy
+        if (value, kernel) not in self.copies:
+            copy = self.copies[value, kernel] = self.value(item, home)
+            attrs = {"activation": "none"}
+            self.steps.append(Step(kernel, kernel, item.name, [value], copy, sizes_of(item), attrs=attrs))
+        return self.copies[value, kernel]
 
 
 CALLS = ("aten", "identity", "pad")  # what PyTorch runs as it was written when no rewrite has found better

@@ -75,6 +75,22 @@ def local_response(m, x):
     return m.norm(m.conv(x))
 
 
+def slice_beside_its_norm(m, x):
+    y = m.a(x)
+    return y, torch.cat([y, m.b(x)], 1), m.norm(y).relu()
+
+
+def flattened_prefix(m, x):
+    y, z = m.a(x), m.b(x)
+    return m.fc(torch.cat([y, z], 1).flatten(1)), m.d(torch.cat([y, z, x], 1))
+
+
+def gate_and_its_mean(m, x):
+    y = m.conv(x)
+    mean = y.mean((2, 3), keepdim=True)
+    return y * torch.sigmoid(mean), mean
+
+
 NETS = {  # why: (network, steps without layout copies)
     "ReLU6, sigmoid, tanh": (
         Net(lambda m, x: m.c(m.b(m.a(x).sigmoid()).tanh()).clamp(0, 6), a=pointwise(8, 8), b=pointwise(8, 8),
@@ -178,6 +194,23 @@ NETS = {  # why: (network, steps without layout copies)
         Net(lambda m, x: (lambda y, z: (torch.cat([y, z], 1), z, torch.cat([y, z], 1).relu()))(
             m.a(x), m.b(x)), a=conv(), b=conv()),
         None,
+    ),
+    "a slice that the caller receives beside its norm": (
+        Net(slice_beside_its_norm, a=conv(), b=conv(), norm=norm()),
+        None,
+    ),
+    "siblings, one of them flattened into a linear layer": (
+        Net(lambda m, x: m.fc(m.a(x).flatten(1)) + m.b(x).mean((2, 3)), a=unit(8, 32), b=unit(8, 32),
+            fc=nn.Linear(3200, 32)),
+        "conv2d linear conv2d global_avg_pool affine",
+    ),
+    "a prefix flattened into a linear layer": (
+        Net(flattened_prefix, a=conv(), b=conv(), d=conv(24, 8), fc=nn.Linear(1600, 5)),
+        None,
+    ),
+    "a gate whose mean the caller receives": (
+        Net(gate_and_its_mean, conv=pointwise(8, 8)),
+        "global_avg_pool linear affine conv2d",
     ),
 }  # fmt: skip
 LAYOUTS = [torch.contiguous_format, torch.channels_last]

@@ -18,7 +18,7 @@ def write_into_slices(graph: Graph, kernels: Kernels) -> int:
     """Set `inside` of everything that is concatenated; insert copies where that cannot be."""
     cats = [n for n in graph.nodes if n.op == "cat"]
     for cat in reversed(cats):
-        home = _common_home(cat) if cat.inside is None else None
+        home = _common_home(cat) if cat.inside is None and not is_flattened(graph, cat) else None
         if home is not None:
             cat.inside = home
         else:
@@ -62,10 +62,14 @@ def _place_inputs(graph: Graph, cat: Node) -> None:
         graph.rewire(cat, inputs)
 
 
+def is_flattened(graph: Graph, node: Node) -> bool:
+    """Whether the map is read as one row [H*W*C] besides: then its pixels have to lie side by side."""
+    return node.pixels > 1 and any(r is not None and r.op == "flatten" for r in graph.readers(node))
+
+
 def _may_move(graph: Graph, node: Node) -> bool:
-    """The input is the caller's; what is flattened into a linear layer has to be dense."""
-    flattened = node.pixels > 1 and any(r is not None and r.op == "flatten" for r in graph.readers(node))
-    return node.op not in ("input", "flatten", "slice") and not flattened
+    """The input is the caller's; the bytes of a flatten or a slice lie where its source lies."""
+    return node.op not in ("input", "flatten", "slice") and not is_flattened(graph, node)
 
 
 def _copy(graph: Graph, part: Node, cat: Node, channel: int) -> Node:

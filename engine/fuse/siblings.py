@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from ..candidates import is_pointwise
 from ..graph import Graph, Node
 from ..recipes import Recipe, Stack
+from .concat import is_flattened
 from .trial import Kernels
 
 ACT_FROM_MULTIPLE = 32  # the kernel switches its activation on between two panels of filters
@@ -65,14 +66,17 @@ def _may_merge(conv: Node) -> bool:
 
 
 def _family(graph: Graph, siblings: list[Node]) -> Family:
-    """Who goes together. Who opens no concatenation but stands in one, or is returned, stays alone."""
+    """Who goes together.
+
+    Who opens no concatenation but stands in one, is returned, or is flattened into a row stays alone.
+    """
     family = Family([], [], None, None)
     activations = {s.attrs["activation"] for s in siblings} - {"none"}
     common = activations.pop() if len(activations) == 1 else "none"
     for sibling in siblings:
         readers, activation = graph.readers(sibling), sibling.attrs["activation"]
         cats = [r for r in readers if r is not None and r.op == "cat"]
-        if None in readers or activation not in ("none", common):
+        if None in readers or is_flattened(graph, sibling) or activation not in ("none", common):
             continue
         if activation == "none" and common != "none":
             if not cats and sibling.attrs["filters"] % ACT_FROM_MULTIPLE == 0:
@@ -87,8 +91,8 @@ def _family(graph: Graph, siblings: list[Node]) -> Family:
 def _opens(graph: Graph, sibling: Node, cat: Node) -> bool:
     """Whether the sibling is the first input of an outermost concatenation, whose bytes are still free."""
     nested = any(r is not None and r.op == "cat" for r in graph.readers(cat))
-    flattened = any(r is not None and r.op == "flatten" for r in graph.readers(cat))
-    return cat.inputs[0] is sibling and cat.inputs.count(sibling) == 1 and not nested and not flattened
+    opens = cat.inputs[0] is sibling and cat.inputs.count(sibling) == 1
+    return opens and not nested and not is_flattened(graph, cat)
 
 
 def _merged(family: Family) -> Node:

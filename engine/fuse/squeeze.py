@@ -52,7 +52,7 @@ def _swap(graph: Graph, mean: Node, conv: Node) -> None:
     )
     graph.insert(squeezed, before=mean)
     pooled = replace(
-        conv, name=f"{conv.name} of the mean", inputs=[squeezed], shape=shape, stride=None,
+        conv, name=f"{conv.name} of the mean", inputs=[squeezed], shape=shape, stride=mean.stride,
         attrs=dict(conv.attrs), fused=list(conv.fused), op="conv2d" if len(shape) == 4 else "linear",
     )  # fmt: skip
     graph.insert(pooled, before=mean)
