@@ -21,6 +21,7 @@ from .local_response_norm import local_response_norm, local_response_norm_ref
 from .max_pool2d import max_pool2d, max_pool2d_ref
 from .pointwise_conv2d import pointwise_conv2d, pointwise_conv2d_ref
 from .separable_conv2d import separable_conv2d, separable_conv2d_ref
+from .softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_ref
 from .squeeze_excite import squeeze_excite, squeeze_excite_ref
 from .stem_conv2d import stem_conv2d, stem_conv2d_ref
 
@@ -37,6 +38,7 @@ __all__ = [
     "linear",
     "local_response_norm",
     "squeeze_excite",
+    "softmax_cross_entropy",
     "conv2d_ref",
     "grouped_conv2d_ref",
     "pointwise_conv2d_ref",
@@ -49,6 +51,7 @@ __all__ = [
     "linear_ref",
     "local_response_norm_ref",
     "squeeze_excite_ref",
+    "softmax_cross_entropy_ref",
     "backend",
     "build_info",
     "current_backend",

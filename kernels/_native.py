@@ -37,6 +37,11 @@ def refusal(*tensors: Tensor | None, cast_by_autocast: bool = False) -> str | No
     return None
 
 
+def transforming() -> bool:
+    """Whether torch.func (vmap, grad, jvp) or forward-mode differentiation is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd must record a call on these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -364,6 +364,10 @@ CASES = [
 ]
 
 
+# Ops of layers, which CASES covers one and all; a loss has tests of its own.
+OPS = sorted(set(kernels.ops()) - {"softmax_cross_entropy"})
+
+
 def cases(op: str | None = None) -> list[Case]:
     return [case for case in CASES if op is None or case.op == op]
 

@@ -255,7 +255,7 @@ MAY_IMPORT = {  # room -> the rooms it may use
     "kernels": set(),
     "engine": {"kernels"},
     "backbones": {"kernels", "engine"},
-    "training": set(),
+    "training": {"kernels"},
 }
 
 

@@ -13,12 +13,10 @@ from helpers import (
     poisoned,
     run_python,
 )
-from kernel_cases import CASES, KINDS, Case, conv, native_candidates, parameters, pool, prepared
+from kernel_cases import CASES, KINDS, OPS, Case, conv, native_candidates, parameters, pool, prepared
 
 from fast_backbones import kernels
 from fast_backbones.kernels import _ext
-
-OPS = sorted(kernels.ops())
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

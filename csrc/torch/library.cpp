@@ -31,4 +31,11 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
   m.def("local_response_norm(Tensor x, int size, float alpha, float beta, float k) -> Tensor");
   m.def("squeeze_excite(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2) -> Tensor");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor");
+  // the loss, and what its gradient needs of each row beside the logits: the maximum and the sum of exponentials
+  m.def(
+      "softmax_cross_entropy(Tensor logits, Tensor target, Tensor? weight, float label_smoothing, int ignore_index, "
+      "str reduction) -> (Tensor loss, Tensor kept)");
+  m.def(
+      "softmax_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, Tensor kept, "
+      "float label_smoothing, int ignore_index, str reduction) -> Tensor");
 }

@@ -17,6 +17,7 @@
 
 #include "isa.h"
 #include "op.h"
+#include "softmax_cross_entropy/softmax_cross_entropy.h"
 
 namespace {
 
@@ -314,6 +315,47 @@ std::vector<fb::OpSpec> cases() {
   return all;
 }
 
+namespace loss = fb::softmax_cross_entropy;
+
+// Loss and gradient of one row in double, for an upstream gradient of 1.
+double plain_row(const loss::Problem& problem, int64_t row, std::vector<double>& gradient) {
+  const float* x = problem.logits + row * problem.ld;
+  const int64_t classes = problem.classes, label = problem.target[row];
+  double sum = 0, value = 0, shares = 0;
+  std::vector<double> share(static_cast<size_t>(classes));
+  for (int64_t k = 0; k < classes; ++k) sum += std::exp(double(x[k]));
+  for (int64_t k = 0; k < classes; ++k) {
+    share[k] = (problem.weight ? problem.weight[k] : 1.0) * (problem.smoothing / double(classes) + (k == label ? 1 - problem.smoothing : 0.0));
+    shares += share[k];
+    value -= share[k] * (double(x[k]) - std::log(sum));
+  }
+  for (int64_t k = 0; k < classes; ++k) gradient[k] = shares * std::exp(double(x[k])) / sum - share[k];
+  return value;
+}
+
+// One problem without reduction; the last row is ignored.
+bool check_loss(int64_t rows, int64_t classes, int64_t ld, bool weighted) {
+  Buffer logits((rows - 1) * ld + classes), weight(classes), kept(rows * loss::kRowFloats), value(rows), grad(rows), y(rows * classes);
+  logits.fill(-4, 4, 1, 1);
+  weight.fill(1, 3, 1, 2);
+  grad.fill(1, 1, 1, 3);
+  std::vector<int64_t> target(static_cast<size_t>(rows));
+  for (int64_t row = 0; row < rows; ++row) target[row] = row + 1 < rows ? (row * 5) % classes : -100;
+  const loss::Problem problem{logits.data(), ld, rows, classes, target.data(), weighted ? weight.data() : nullptr, 0.1, -100, loss::Reduction::none};
+  loss::forward(problem, kept.data(), value.data());
+  loss::backward(problem, kept.data(), grad.data(), 1, y.data());
+  bool good = loss::wrong_row(problem) == -1;
+  std::vector<double> gradient(static_cast<size_t>(classes));
+  for (int64_t row = 0; row < rows; ++row) {
+    const bool ignored = target[row] == -100;
+    const double exact = ignored ? 0.0 : plain_row(problem, row, gradient);
+    good &= std::fabs(value[row] - exact) <= 1e-5 * (1 + exact);
+    for (int64_t k = 0; k < classes; ++k) good &= std::fabs(y[row * classes + k] - (ignored ? 0.0 : gradient[k])) <= 1e-6;
+  }
+  if (!good) std::fprintf(stderr, "softmax_cross_entropy of %ld x %ld is wrong\n", long(rows), long(classes));
+  return good;
+}
+
 }  // namespace
 
 int main() {
@@ -330,6 +372,12 @@ int main() {
       fb::OpSpec one = spec;
       one.activation = residual ? 1 : 0;
       failed += !check(one, residual);
+      ++count;
+    }
+  }
+  for (const int64_t classes : {1, 2, 7, 16, 17, 64, 511, 513, 1001}) {
+    for (const bool weighted : {false, true}) {
+      failed += !check_loss(40, classes, classes + (weighted ? 3 : 0), weighted);
       ++count;
     }
   }
