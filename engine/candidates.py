@@ -19,7 +19,7 @@ Choice = tuple[str, Params, list[str]]  # kernel, parameters, what the better on
 
 ACTIVATIONS = ("none", "relu", "relu6", "sigmoid", "tanh")  # by their number in the library
 
-# Below these sizes the transforms of F(2x2, 3x3) cost more than the multiplications they save.
+# Below these sizes Winograd's transforms cost more than the multiplications they save.
 WINOGRAD_MIN_CHANNELS = 32
 WINOGRAD_MIN_OUTPUT = 4
 

@@ -117,10 +117,11 @@ def conv2d(
         name refuses; ValueError for an unknown activation, padding or backend; TypeError for what is not a
         tensor or an integer.
 
-    Fast path: float32 on the CPU. 3x3 of stride 1 takes Winograd's F(2x2, 3x3) (Lavin and Gray, arXiv
-    1509.09308) from 16 channels on, 3x3 with 4, 8, 16 or 32 channels a group its own kernel, the rest
+    Fast path: float32 on the CPU. 3x3 of stride 1 takes Winograd's algorithm (Lavin and Gray, arXiv
+    1509.09308) from 16 channels on: F(4x4, 3x3) at a complex point where the image has 40 tiles of 4x4
+    outputs, F(2x2, 3x3) below. 3x3 with 4, 8, 16 or 32 channels a group takes its own kernel, the rest
     register tiles straight from the image. Products are added in blocks of at most 128, so the order of
-    summation differs from PyTorch's. With Winograd an infinite or NaN pixel spoils the whole 2x2 output tiles
+    summation differs from PyTorch's. With Winograd an infinite or NaN pixel spoils the whole output tiles
     that touch it, where the formula spoils single pixels. Derivatives of first and second order come from the
     formula; forward mode and torch.func take the reference.
     """

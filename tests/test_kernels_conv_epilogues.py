@@ -84,7 +84,8 @@ class Layer:
 
         n, c, _, _ = self.x
         shape = (self.filters, c // self.groups, *self.dense_kernel())
-        tensors = {"x": make(self.x, 0), "weight": make(shape, 1, limit=2, multiple=4)}
+        quarters = 16 if self.option("tile") == 4 else 4  # Winograd divides filters by 4 or 16
+        tensors = {"x": make(self.x, 0), "weight": make(shape, 1, limit=2, multiple=quarters)}
         if self.kind == "separable_conv2d":
             tensors["depth_weight"] = make((c, 1, *_pair(self.kernel)), 7, limit=2)
             if self.bias:
@@ -201,6 +202,11 @@ def layer(why, x, filters, kernel=1, *, residual=False, bias=True, **rest) -> La
     return Layer(why, x, filters, kernel, residual=residual, bias=bias, options=rest, **geometry)
 
 
+def winograd(why, x, filters, tile, **rest) -> Layer:
+    rest = {"padding": 1, "tile": tile, "activation": RELU} | rest
+    return layer(f"F({tile}x{tile}): {why}", x, filters, 3, kind="winograd_conv2d", **rest)
+
+
 def separable(why, x, filters, kernel=3, **rest) -> Layer:
     padding = rest.pop("padding", 1)
     return layer(f"separable: {why}", x, filters, kernel, kind="separable_conv2d", padding=padding, **rest)
@@ -209,7 +215,19 @@ def separable(why, x, filters, kernel=3, **rest) -> Layer:
 LAYERS = [
     layer("relu6 of a 1x1", (2, 37, 5, 7), 53, activation=RELU6),
     layer("relu6 of a 3x3, residual", (1, 24, 9, 8), 40, 3, padding=1, residual=True, activation=RELU6),
-    layer("relu6 of winograd", (2, 19, 7, 9), 37, 3, padding=1, kind="winograd_conv2d", activation=RELU6),
+    *(
+        winograd(why, x, filters, tile, **rest)
+        for tile in (2, 4)
+        for why, x, filters, rest in [
+            ("relu6", (2, 19, 7, 9), 37, {"activation": RELU6}),
+            ("one pixel, all padding", (1, 5, 1, 1), 3, {}),
+            ("no padding, no bias", (1, 33, 10, 6), 32, {"padding": 0, "bias": False}),
+            ("padding in one direction, wider than the window", (2, 16, 3, 5), 20, {"padding": (0, 4)}),
+            ("several tasks, residual", (1, 20, 37, 42), 40, {"residual": True}),
+            ("several images in a task, residual", (5, 70, 9, 7), 35, {"residual": True}),
+            ("large weights on few pixels: two phases", (2, 256, 6, 5), 136, {"residual": True}),
+        ]
+    ),
     layer(
         "relu6 of grouped rows",
         (1, 32, 6, 9),
@@ -467,6 +485,7 @@ REFUSED = [
     (layer("", (1, 16, 4, 4), 16, pre_activation=7), "pre_activation number 7"),
     (layer("", (1, 16, 4, 4), 64, act_from=24, activation=1), "act_from is 24"),
     (layer("", (1, 64, 4, 4), 64, groups=2, act_from=32, activation=1), "act_from with 2 groups"),
+    (winograd("", (1, 16, 4, 4), 16, 3), "tile is 3, expected 2, 4 or 0"),
     (layer("", (1, 16, 4, 4), 16, 3, padding=1, kind="winograd_conv2d", activation=3), "sigmoid"),
     (layer("", (1, 16, 4, 4), 16, 3, padding=1, kind="winograd_conv2d", gated=1), "no gate"),
     (layer("", (1, 16, 4, 4), 16, 3, padding=1, kind="winograd_conv2d", pre=1), "scale"),
@@ -542,3 +561,20 @@ def test_every_instruction_set_is_exact_and_avx2_equals_avx512(tmp_path):
 
 if __name__ == "__main__":
     main(sys.argv[1])
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "x, padding, form",
+    [
+        ((1, 64, 56, 56), 1, "F(4x4,3x3)"),
+        ((1, 32, 27, 27), 0, "F(4x4,3x3)"),
+        ((1, 64, 24, 24), 1, "F(2x2,3x3)"),  # 36 tiles of 16: too few to read 46 weights for each
+        ((1, 64, 14, 14), 1, "F(2x2,3x3)"),
+        ((1, 64, 200, 1), 1, "F(2x2,3x3)"),  # three quarters of each large tile would lie beside the image
+    ],
+)
+def test_the_layer_alone_chooses_the_size_of_winograds_tiles(x, padding, form):
+    for n in (1, 5):
+        one = layer("", (n, *x[1:]), 32, 3, padding=padding, kind="winograd_conv2d")
+        assert form in detail(one, one.params(n))

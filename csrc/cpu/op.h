@@ -33,6 +33,7 @@ struct OpSpec {
   int64_t divisor = 0;                // avg_pool2d divides by this when it is not 0
   int64_t out_h = 0, out_w = 0;       // avg_pool2d, adaptive when not 0: the output size
   int64_t size = 0;                   // local_response_norm: channels in the window
+  int64_t tile = 0;                   // winograd_conv2d: outputs per side of a tile, 2 or 4; 0: what suits the layer
   double alpha = 0, beta = 0, offset = 0;
 
   int64_t p() const;

@@ -22,7 +22,7 @@ fb::OpSpec spec_from(const std::string& kind, const py::dict& params) {
       {"dilation_h", &spec.dilation_h}, {"dilation_w", &spec.dilation_w}, {"groups", &spec.groups}, {"ldx", &spec.ldx}, {"ldy", &spec.ldy},
       {"ldr", &spec.ldr}, {"gated", &spec.gated}, {"ldg", &spec.ldg}, {"activation", &spec.activation}, {"act_from", &spec.act_from}, {"pre", &spec.pre},
       {"pre_activation", &spec.pre_activation}, {"depth_activation", &spec.depth_activation}, {"nchw_in", &spec.nchw_in}, {"ceil_mode", &spec.ceil_mode},
-      {"count_include_pad", &spec.count_include_pad}, {"divisor", &spec.divisor}, {"out_h", &spec.out_h}, {"out_w", &spec.out_w}, {"size", &spec.size}};
+      {"count_include_pad", &spec.count_include_pad}, {"divisor", &spec.divisor}, {"out_h", &spec.out_h}, {"out_w", &spec.out_w}, {"size", &spec.size}, {"tile", &spec.tile}};
   const std::pair<const char*, double*> reals[] = {{"alpha", &spec.alpha}, {"beta", &spec.beta}, {"offset", &spec.offset}};
   for (const auto& item : params) {
     const std::string key = py::cast<std::string>(item.first);

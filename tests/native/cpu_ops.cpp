@@ -264,6 +264,11 @@ std::vector<fb::OpSpec> cases() {
       conv("linear", 3, 1, 1, 70, 33, 1, 1, 0),     conv("linear", 1, 1, 1, 1, 1, 1, 1, 0),
       conv("to_nchw", 2, 5, 7, 19, 19, 1, 1, 0),    conv("to_nhwc", 2, 5, 7, 19, 19, 1, 1, 0),  conv("to_nhwc", 1, 16, 16, 3, 3, 1, 1, 0),
       conv("conv2d", 0, 4, 4, 8, 8, 3, 1, 1)};
+  for (const auto& [n, h, w, c, k] : {std::array<int64_t, 5>{1, 8, 8, 16, 16}, {2, 7, 9, 19, 37}, {1, 30, 27, 64, 70}, {3, 3, 1, 5, 3}}) {
+    fb::OpSpec large_tiles = conv("winograd_conv2d", n, h, w, c, k, 3, 1, 1);
+    large_tiles.tile = 4;
+    all.push_back(large_tiles);
+  }
   fb::OpSpec stem = conv("conv2d", 2, 19, 13, 3, 64, 7, 2, 3);
   stem.nchw_in = 1;
   all.push_back(stem);

@@ -70,7 +70,8 @@ fb::OpSpec parse(const std::string& line) {
                                                   {"count_include_pad", &spec.count_include_pad},
                                                   {"out_h", &spec.out_h},
                                                   {"out_w", &spec.out_w},
-                                                  {"size", &spec.size}};
+                                                  {"size", &spec.size},
+                                                  {"tile", &spec.tile}};
   std::istringstream words(line);
   words >> spec.kind;
   for (std::string word; words >> word;) {

@@ -6,5 +6,5 @@ FB_BEGIN_TARGET("avx2,fma")
 #include "../simd/vec_avx2.h"
 #include "generic.h"
 FB_END_TARGET
-const fb::winograd_conv2d::Transforms fb::winograd_conv2d::kAvx2 = {input_transform, output_transform};
+const fb::winograd_conv2d::Kernels fb::winograd_conv2d::kAvx2 = FB_WINOGRAD_KERNELS;
 #endif

@@ -6,5 +6,5 @@ FB_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")
 #include "../simd/vec_avx512.h"
 #include "generic.h"
 FB_END_TARGET
-const fb::winograd_conv2d::Transforms fb::winograd_conv2d::kAvx512 = {input_transform, output_transform};
+const fb::winograd_conv2d::Kernels fb::winograd_conv2d::kAvx512 = FB_WINOGRAD_KERNELS;
 #endif

@@ -1,4 +1,4 @@
 #include "../simd/region.h"
 #include "../simd/vec_portable.h"
 #include "generic.h"
-const fb::winograd_conv2d::Transforms fb::winograd_conv2d::kPortable = {input_transform, output_transform};
+const fb::winograd_conv2d::Kernels fb::winograd_conv2d::kPortable = FB_WINOGRAD_KERNELS;

@@ -1,14 +1,19 @@
-// 3x3 convolution of stride 1 by Winograd's F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308): 16 products instead of 36 for a 2 x 2
-// output tile, y = A^T [ sum_c (G w_c G^T) * (B^T d_c B) ] A.
+// 3x3 convolution of stride 1 by Winograd's algorithm (Lavin and Gray, arXiv 1509.09308): F(2x2, 3x3) takes 16 products instead of 36
+// for 2 x 2 outputs, F(4x4, 3x3) 46 instead of 144 for 4 x 4 (at a complex point: Meng and Brothers, arXiv 1901.01965).
 //
-//   V[16][tiles][C]      = input transform
+//   y = A^T [ sum_c (G w_c G^T) * (B^T d_c B) ] A
+//
+//   V[points][tiles][C]      = input transform
 //   for panel of output channels
-//     M[16][tiles][panel] = V[i] * U[panel][i]      16 small matrix products with the register tiles of conv2d
+//     M[points][tiles][panel] = V[i] * U[panel][i]      as many small matrix products, with the register tiles of conv2d
 //     y                   = output transform of M, bias, residual, activation
 //
-// Fused form: a task does all of this for a few rows of tiles, V and M stay in its L2. Two-phase form, for many channels on few
-// pixels: first all of V into memory shared by the tasks, then tasks of (tiles, panels), so that V is made once and the
-// large U is read once. Both add up in the same order. The filters are transformed in double precision.
+// Fused: a task does all of this for some tiles, V and M stay in its cache. Two-phase, for many channels on few pixels: first all
+// of V into memory shared by the tasks, then tasks of (tiles, panels), so that V is made once and the large U is read once. Both add up in
+// the same order. The filters are transformed in double precision.
+//
+// Larger tiles save products (46 for 16 outputs instead of 64) but waste more of them beyond the border and have 2.9 times as many
+// transformed weights: F(4x4, 3x3) is for layers with enough pixels.
 #include "winograd_conv2d.h"
 
 #include <algorithm>
@@ -23,20 +28,33 @@ namespace winograd_conv2d {
 
 namespace {
 
-constexpr int64_t kFusedBytes = 640 * 1024;  // V and M of a fused task
-constexpr int64_t kTaskProducts = 3 << 20;
-constexpr int64_t kFewestTasks = 4;
-constexpr int64_t kFilterBytesInL2 = 384 * 1024;  // filters up to this may be walked by many small tasks
+constexpr int64_t kTiles = 52;        // of a task: four register tiles of 13, so that the filters are read seldom
+constexpr int64_t kFewestTiles = 12;  // one register tile
+constexpr int64_t kFewestTasks = 4;   // fewer leave threads idle
+constexpr int64_t kUnevenTasks = 16;  // below this an odd number leaves one of two threads idle at the end
+constexpr int64_t kFilterBytesInCache = 3500 << 10;
+constexpr int64_t kTaskProducts = 3 << 20;  // of a two-phase task
 
-const Transforms& transforms() { return FB_TABLE_OF(isa()); }
+constexpr int64_t kFewestLargeTiles = 40;  // of an image: with fewer, reading 46 weights for 9 costs more than the products saved
+
+const Kernels& kernels() { return FB_TABLE_OF(isa()); }
+
+// The layer decides, never the batch: an image has the same bits in company.
+Form form_of(const OpSpec& spec) {
+  if (spec.tile != 0) return spec.tile == 2 ? kForm2x2 : kForm4x4;
+  const int64_t small = ceil_div(spec.p(), 2) * ceil_div(spec.q(), 2), large = ceil_div(spec.p(), 4) * ceil_div(spec.q(), 4);
+  const bool fewer_products = 10 * large * kForm4x4.points <= 9 * small * kForm2x2.points;
+  return large >= kFewestLargeTiles && fewer_products ? kForm4x4 : kForm2x2;
+}
 
 class WinogradConv2d final : public Op {
  public:
-  explicit WinogradConv2d(const OpSpec& spec) : Op(spec), kernels_(conv2d::kernels(isa())), transforms_(transforms()) {
+  explicit WinogradConv2d(const OpSpec& spec)
+      : Op(spec), form_(form_of(spec)), kernels_(conv2d::kernels(isa())), transforms_(form_.side == 2 ? kernels().by2x2 : kernels().by4x4) {
     p_ = spec.p();
     q_ = spec.q();
-    tile_rows_ = ceil_div(p_, 2);
-    tile_columns_ = ceil_div(q_, 2);
+    tile_rows_ = ceil_div(p_, form_.side);
+    tile_columns_ = ceil_div(q_, form_.side);
     tiles_ = spec.n * tile_rows_ * tile_columns_;
     panels_ = ceil_div(spec.k, kernels_.panel);
     segments_ = conv2d::blocked_segments({{0, static_cast<int32_t>(spec.c), 0}}, conv2d::kMaxWinogradBlock);
@@ -47,10 +65,10 @@ class WinogradConv2d final : public Op {
   int64_t first_phase_tasks() const override { return first_phase_; }
   int64_t scratch_floats() const override {
     const int64_t zeros = round_up(spec_.c, 16);
-    const int64_t m = kPoints * (tiles_per_task_ * kernels_.panel + kSkew);
-    return zeros + m + (fused_ ? kPoints * (tiles_per_task_ * spec_.c + kSkew) : 0);
+    const int64_t m = form_.points * (tiles_per_task_ * kernels_.panel + kSkew);
+    return zeros + m + (fused_ ? form_.points * (tiles_per_task_ * spec_.c + kSkew) : 0);
   }
-  int64_t shared_floats() const override { return fused_ ? 0 : kPoints * (tiles_ * spec_.c + kSkew); }
+  int64_t shared_floats() const override { return fused_ ? 0 : form_.points * (tiles_ * spec_.c + kSkew); }
 
   void run(int64_t task, const Pointers& x, const Worker& worker) const override {
     float* scratch = worker.scratch;
@@ -70,7 +88,7 @@ class WinogradConv2d final : public Op {
     const float* v;
     int64_t v_stride;
     if (fused_) {
-      float* own = m + kPoints * (tiles_per_task_ * kernels_.panel + kSkew);
+      float* own = m + form_.points * (tiles_per_task_ * kernels_.panel + kSkew);
       v_stride = count * spec_.c + kSkew;
       std::fill(zeros, zeros + spec_.c, 0.0f);
       transform_input(x, tile_begin, tile_end, zeros, own, v_stride);
@@ -83,13 +101,13 @@ class WinogradConv2d final : public Op {
     const int64_t point_floats = spec_.c * kernels_.panel;
     const int64_t panel_begin = panel_block * panels_ / panel_blocks_, panel_end = (panel_block + 1) * panels_ / panel_blocks_;
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      for (int i = 0; i < kPoints; ++i) {
+      for (int i = 0; i < form_.points; ++i) {
         conv2d::Block block{};
         block.tile.a = v + i * v_stride;
         block.tile.a_stride = spec_.c;
         block.tile.segments = segments_.data();
         block.tile.segment_count = static_cast<int64_t>(segments_.size());
-        block.tile.b = x.weight + (panel * kPoints + i) * point_floats;
+        block.tile.b = x.weight + (panel * form_.points + i) * point_floats;
         block.tile.y = m + i * m_stride;
         block.tile.y_stride = kernels_.panel;
         block.pixels = count;
@@ -97,8 +115,8 @@ class WinogradConv2d final : public Op {
         block.channels = kernels_.panel;
         block.depth = spec_.c;
         block.ahead = {block.tile.b + point_floats, block.tile.b + 2 * point_floats, nullptr, nullptr};
-        if (panel + 1 == panel_end && i == kPoints - 1) block.ahead = next_task(x, panel_block, worker.team);
-        if (!fused_ && panel == panel_begin && panel_block < worker.team && i < kPoints - 1) {
+        if (panel + 1 == panel_end && i == form_.points - 1) block.ahead = next_task(x, panel_block, worker.team);
+        if (!fused_ && panel == panel_begin && panel_block < worker.team && i < form_.points - 1) {
           block.ahead.input = block.tile.a + v_stride;
           block.ahead.input_end = block.ahead.input + count * spec_.c;
         }
@@ -110,95 +128,89 @@ class WinogradConv2d final : public Op {
 
   Range input_pixels(int64_t task) const override {
     if (!fused_ && task >= first_phase_) return {0, 0};  // these wait for the first phase
+    const int64_t rows = tiles_ / tile_columns_;
     const int64_t first_row = fused_ ? first_tile(task) / tile_columns_ : task * rows_per_first_task_;
-    const int64_t last_row = (fused_ ? first_tile(task + 1) / tile_columns_ : std::min((task + 1) * rows_per_first_task_, tiles_ / tile_columns_)) - 1;
-    const int64_t first = first_row / tile_rows_ * spec_.h + std::max<int64_t>(0, first_row % tile_rows_ * 2 - spec_.pad_h);
-    const int64_t last = last_row / tile_rows_ * spec_.h + std::min(spec_.h, last_row % tile_rows_ * 2 - spec_.pad_h + 4);
+    const int64_t last_row = fused_ ? (first_tile(task + 1) - 1) / tile_columns_ : std::min((task + 1) * rows_per_first_task_, rows) - 1;
+    const int64_t first = first_row / tile_rows_ * spec_.h + std::max<int64_t>(0, first_row % tile_rows_ * form_.side - spec_.pad_h);
+    const int64_t last = last_row / tile_rows_ * spec_.h + std::min(spec_.h, last_row % tile_rows_ * form_.side - spec_.pad_h + form_.side + 2);
     return {first * spec_.w, last * spec_.w};
   }
   Range residual_pixels(int64_t task) const override {
     if (task < first_phase_) return {0, 0};
     const int64_t block = (task - first_phase_) / panel_blocks_;
     const int64_t first_row = first_tile(block) / tile_columns_, last_row = (first_tile(block + 1) - 1) / tile_columns_;
-    return {output_row(first_row) * q_, std::min(output_row(last_row) + 2, (last_row / tile_rows_ + 1) * p_) * q_};
+    return {output_row(first_row) * q_, std::min(output_row(last_row) + form_.side, (last_row / tile_rows_ + 1) * p_) * q_};
   }
   Range tasks_writing(Range pixels) const override {
     if (pixels.begin >= pixels.end) return {0, 0};
     const auto block = [&](int64_t pixel) {
       const int64_t row = pixel / q_;
-      return (row / p_ * tile_rows_ + row % p_ / 2) * tile_columns_;
+      return (row / p_ * tile_rows_ + row % p_ / form_.side) * tile_columns_;
     };
     const int64_t first = block_of(block(pixels.begin)), last = block_of(block(pixels.end - 1) + tile_columns_ - 1);
     return {first_phase_ + first * panel_blocks_, std::min(first_phase_ + (last + 1) * panel_blocks_, tasks())};
   }
 
   std::string detail() const override {
-    return std::string(isa_name(isa())) + " F(2x2,3x3) " + (fused_ ? "fused " : "two-phase " + std::to_string(first_phase_) + "+") +
+    return std::string(isa_name(isa())) + (form_.side == 2 ? " F(2x2,3x3) " : " F(4x4,3x3) ") + (fused_ ? "fused " : "two-phase " + std::to_string(first_phase_) + "+") +
            std::to_string(second_phase_) + " tasks";
   }
 
  private:
-  static constexpr int64_t kSkew = 16;  // keeps the 16 points of a channel out of one cache set
+  static constexpr int64_t kSkew = 16;  // keeps the points of a channel out of one cache set
 
-  int64_t output_row(int64_t tile_row) const { return tile_row / tile_rows_ * p_ + tile_row % tile_rows_ * 2; }
+  int64_t output_row(int64_t tile_row) const { return tile_row / tile_rows_ * p_ + tile_row % tile_rows_ * form_.side; }
 
-  // Second-phase blocks differ by one row of tiles (fused) or one tile at most.
-  int64_t first_tile(int64_t block) const { return block * (tiles_ / unit_) / tile_blocks_ * unit_; }
-  int64_t block_of(int64_t tile) const { return ((tile / unit_ + 1) * tile_blocks_ - 1) / (tiles_ / unit_); }
+  // Blocks of the second phase differ by one tile at most.
+  int64_t first_tile(int64_t block) const { return block * tiles_ / tile_blocks_; }
+  int64_t block_of(int64_t tile) const { return ((tile + 1) * tile_blocks_ - 1) / tiles_; }
 
   void choose_blocks() {
-    const int64_t rows = tiles_ / tile_columns_;           // of tiles, all images
-    const int64_t products = kPoints * spec_.c * spec_.k;  // of a tile
-    const int64_t fitting = kFusedBytes / 4 / (kPoints * (spec_.c + kernels_.panel));
-    const int64_t wanted = std::max(ceil_div(kTaskProducts, products), 4 * static_cast<int64_t>(kernels_.max_rows));
-    int64_t rows_per_task = std::max<int64_t>(1, std::min(fitting, wanted) / tile_columns_);
-    if (ceil_div(rows, rows_per_task) < kFewestTasks && products * 4 <= kFilterBytesInL2) {
-      const int64_t a_tile = ceil_div(kernels_.max_rows, tile_columns_);
-      rows_per_task = std::min(rows_per_task, std::max(a_tile, rows / kFewestTasks));
-    }
-    const int64_t fused_tasks = ceil_div(rows, rows_per_task);
-    // Fewer pixels per task read the filters too often, fewer tasks leave threads idle.
-    fused_ = fitting >= 3 * kernels_.max_rows && rows_per_task * tile_columns_ <= fitting && fused_tasks >= kFewestTasks;
+    const int64_t filter_bytes = 4 * form_.points * spec_.c * spec_.k;
+    int64_t blocks = std::max(ceil_div(tiles_, kTiles), std::min(kFewestTasks, tiles_ / kFewestTiles));
+    if (blocks < kUnevenTasks) blocks = round_up(blocks, 2);
+    // Each fused task reads all filters: large ones need more pixels to pay for that.
+    fused_ = blocks >= kFewestTasks && (filter_bytes <= kFilterBytesInCache || tiles_ / blocks >= 2 * kFewestTiles);
     if (fused_) {
-      unit_ = tile_columns_;
-      tile_blocks_ = fused_tasks;
+      tile_blocks_ = blocks;
       panel_blocks_ = 1;
-      first_phase_ = 0;
     } else {
-      unit_ = 1;
       tile_blocks_ = ceil_div(tiles_, 64);
-      const int64_t panels = std::clamp<int64_t>(ceil_div(kTaskProducts, ceil_div(tiles_, tile_blocks_) * kPoints * spec_.c * kernels_.panel), 1, panels_);
-      panel_blocks_ = ceil_div(panels_, panels);
+      const int64_t panel_products = ceil_div(tiles_, tile_blocks_) * form_.points * spec_.c * kernels_.panel;
+      panel_blocks_ = ceil_div(panels_, std::clamp<int64_t>(ceil_div(kTaskProducts, panel_products), 1, panels_));
+      const int64_t rows = tiles_ / tile_columns_;  // of tiles, all images
       rows_per_first_task_ = std::max<int64_t>(1, std::min(ceil_div(rows, 4), ceil_div(16384, tile_columns_ * spec_.c)));
       first_phase_ = ceil_div(rows, rows_per_first_task_);
     }
-    tiles_per_task_ = ceil_div(tiles_ / unit_, tile_blocks_) * unit_;
+    tiles_per_task_ = ceil_div(tiles_, tile_blocks_);
     second_phase_ = tile_blocks_ * panel_blocks_;
   }
 
   conv2d::Ahead next_task(const Pointers& x, int64_t panel_block, int64_t team) const {
     const int64_t floats = spec_.c * kernels_.panel, next = panel_block + team;
     if (panel_blocks_ > 1 && next < panel_blocks_) {
-      const float* weights = x.weight + next * panels_ / panel_blocks_ * kPoints * floats;
+      const float* weights = x.weight + next * panels_ / panel_blocks_ * form_.points * floats;
       return {weights, weights + floats, nullptr, nullptr};
     }
     return {x.next_weight, x.next_weight + std::min(floats, x.next_weight_floats), nullptr, nullptr};
   }
 
   void transform_input(const Pointers& x, int64_t begin, int64_t end, const float* zeros, float* v, int64_t v_stride) const {
+    const int64_t side = form_.side, inputs = side + 2;
     InputTile tile;
     tile.v_stride = v_stride;
     tile.channels = spec_.c;
     int64_t tile_row = begin / tile_columns_, tile_column = begin % tile_columns_;
     for (int64_t t = begin; t < end; ++t) {
       const int64_t image = tile_row / tile_rows_;
-      const int64_t row = tile_row % tile_rows_ * 2 - spec_.pad_h, column = tile_column * 2 - spec_.pad_w;
+      const int64_t row = tile_row % tile_rows_ * side - spec_.pad_h, column = tile_column * side - spec_.pad_w;
       const float* corner = x.x + ((image * spec_.h + row) * spec_.w + column) * spec_.ldx;
-      const bool interior = row >= 0 && row + 4 <= spec_.h && column >= 0 && column + 4 <= spec_.w;
-      for (int i = 0; i < kPoints; ++i) {
-        const int64_t h = row + i / 4, w = column + i % 4;
-        const bool inside = interior || (h >= 0 && h < spec_.h && w >= 0 && w < spec_.w);
-        tile.source[i] = inside ? corner + (i / 4 * spec_.w + i % 4) * spec_.ldx : zeros;
+      const bool interior = row >= 0 && row + inputs <= spec_.h && column >= 0 && column + inputs <= spec_.w;
+      for (int64_t i = 0; i < inputs; ++i) {
+        for (int64_t j = 0; j < inputs; ++j) {
+          const bool inside = interior || (row + i >= 0 && row + i < spec_.h && column + j >= 0 && column + j < spec_.w);
+          tile.source[i * inputs + j] = inside ? corner + (i * spec_.w + j) * spec_.ldx : zeros;
+        }
       }
       tile.v = v + (t - begin) * spec_.c;
       transforms_.input(tile);
@@ -211,6 +223,7 @@ class WinogradConv2d final : public Op {
 
   void transform_output(const Pointers& x, int64_t begin, int64_t end, int64_t panel, const float* m, int64_t m_stride) const {
     const int64_t channel = panel * kernels_.panel;
+    const int64_t side = form_.side;
     OutputTile tile;
     tile.m_stride = m_stride;
     tile.bias = x.bias != nullptr ? x.bias + channel : nullptr;
@@ -218,11 +231,12 @@ class WinogradConv2d final : public Op {
     tile.activation = spec_.activation;
     int64_t tile_row = begin / tile_columns_, tile_column = begin % tile_columns_;
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t p0 = tile_row % tile_rows_ * 2, q0 = tile_column * 2;
+      const int64_t p0 = tile_row % tile_rows_ * side, q0 = tile_column * side;
       const int64_t pixel = (tile_row / tile_rows_ * p_ + p0) * q_ + q0;
-      for (int i = 0; i < 4; ++i) {
-        const bool inside = p0 + i / 2 < p_ && q0 + i % 2 < q_;
-        const int64_t at = pixel + i / 2 * q_ + i % 2;
+      for (int64_t i = 0; i < side * side; ++i) {
+        const int64_t row = i / side, column = i % side;
+        const bool inside = p0 + row < p_ && q0 + column < q_;
+        const int64_t at = pixel + row * q_ + column;
         tile.y[i] = inside ? x.y + at * spec_.ldy + channel : nullptr;
         tile.residual[i] = inside && x.residual != nullptr ? x.residual + at * spec_.ldr + channel : nullptr;
       }
@@ -235,12 +249,13 @@ class WinogradConv2d final : public Op {
     }
   }
 
+  const Form form_;
   const conv2d::Kernels& kernels_;
   const Transforms& transforms_;
   std::vector<conv2d::Segment> segments_;
   int64_t p_ = 0, q_ = 0, tile_rows_ = 0, tile_columns_ = 0, tiles_ = 0, panels_ = 0;
   bool fused_ = false;
-  int64_t unit_ = 1, tile_blocks_ = 1, tiles_per_task_ = 1 /* at most */, panel_blocks_ = 1, rows_per_first_task_ = 1, first_phase_ = 0, second_phase_ = 0;
+  int64_t tile_blocks_ = 1, tiles_per_task_ = 1 /* at most */, panel_blocks_ = 1, rows_per_first_task_ = 1, first_phase_ = 0, second_phase_ = 0;
 };
 
 }  // namespace
@@ -255,52 +270,21 @@ std::string winograd_conv2d_refusal(const OpSpec& spec) {
   if (spec.dilation_h != 1 || spec.dilation_w != 1) return "dilation " + std::to_string(spec.dilation_h) + ": winograd handles dilation 1";
   if (spec.groups != 1) return std::to_string(spec.groups) + " groups: winograd handles 1";
   if (spec.nchw_in) return "planar input: winograd reads NHWC";
+  if (spec.tile != 0 && spec.tile != 2 && spec.tile != 4) return "tile is " + std::to_string(spec.tile) + ", expected 2, 4 or 0 (what suits the layer)";
   return "";
 }
 
 int64_t winograd_conv2d_packed_floats(const OpSpec& spec) {
-  return winograd_conv2d::kPoints * spec.c * round_up(spec.k, conv2d::kernels(isa()).panel);
+  return winograd_conv2d::form_of(spec).points * spec.c * round_up(spec.k, conv2d::kernels(isa()).panel);
 }
-
-namespace winograd_conv2d {
-
-namespace {
-
-constexpr int64_t kFilters = 32;  // transformed side by side
-
-// w[9][kFilters] to u[16][kFilters], in double: its own rounding would be as large as that of a whole sum.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-__attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-void transform_filters(const float* w, float* u) {
-  for (int64_t j = 0; j < kFilters; ++j) {
-    double t[3][4];
-    for (int r = 0; r < 3; ++r) {  // rows of w G^T
-      const double a = w[(3 * r) * kFilters + j], b = w[(3 * r + 1) * kFilters + j], c = w[(3 * r + 2) * kFilters + j];
-      t[r][0] = a;
-      t[r][1] = (a + b + c) * 0.5;
-      t[r][2] = (a - b + c) * 0.5;
-      t[r][3] = c;
-    }
-    for (int x = 0; x < 4; ++x) {
-      u[x * kFilters + j] = static_cast<float>(t[0][x]);
-      u[(4 + x) * kFilters + j] = static_cast<float>((t[0][x] + t[1][x] + t[2][x]) * 0.5);
-      u[(8 + x) * kFilters + j] = static_cast<float>((t[0][x] - t[1][x] + t[2][x]) * 0.5);
-      u[(12 + x) * kFilters + j] = static_cast<float>(t[2][x]);
-    }
-  }
-}
-
-}  // namespace
-
-}  // namespace winograd_conv2d
 
 // U = G w G^T, packed [panel][point][C][panel width].
 void winograd_conv2d_pack(const OpSpec& spec, const float* weight, float* out) {
-  using winograd_conv2d::kFilters, winograd_conv2d::kPoints;
+  using winograd_conv2d::kFilters;
+  const winograd_conv2d::Form form = winograd_conv2d::form_of(spec);
   const int64_t panel = conv2d::kernels(isa()).panel;
   parallel_for(ceil_div(spec.k, panel), 4 * spec.k * spec.c * 9, [&](int64_t index) {
-    float w[9 * kFilters], u[kPoints * kFilters];
+    float w[9 * kFilters], u[winograd_conv2d::kForm4x4.points * kFilters];
     for (int64_t k0 = 0; k0 < panel; k0 += kFilters) {
       const int64_t columns = std::min(kFilters, panel - k0);
       const int64_t first = index * panel + k0, width = std::clamp<int64_t>(spec.k - first, 0, columns);
@@ -308,9 +292,9 @@ void winograd_conv2d_pack(const OpSpec& spec, const float* weight, float* out) {
       for (int64_t c = 0; c < spec.c; ++c) {
         for (int64_t j = 0; j < width; ++j)
           for (int i = 0; i < 9; ++i) w[i * kFilters + j] = weight[((first + j) * spec.c + c) * 9 + i];
-        winograd_conv2d::transform_filters(w, u);
-        for (int i = 0; i < kPoints; ++i) {
-          float* target = out + ((index * kPoints + i) * spec.c + c) * panel + k0;
+        winograd_conv2d::transform_filters(form, w, u);
+        for (int i = 0; i < form.points; ++i) {
+          float* target = out + ((index * form.points + i) * spec.c + c) * panel + k0;
           std::copy(u + i * kFilters, u + i * kFilters + columns, target);
         }
       }

@@ -1,4 +1,4 @@
-// Transforms of Winograd's F(2x2, 3x3), one instruction set each.
+// Winograd's F(m x m, 3x3) for m = 2 and 4: the shapes of both forms, and their transforms, one instruction set each.
 #pragma once
 
 #include <cstdint>
@@ -8,11 +8,18 @@
 
 namespace fb::winograd_conv2d {
 
-constexpr int kPoints = 16;  // 4 x 4 transformed values of a tile
+constexpr int kMaxInputs = 36, kMaxOutputs = 16;
+
+struct Form {
+  int side;    // m: a tile is m x m outputs, made from (m + 2) x (m + 2) pixels
+  int points;  // products of a tile for each pair of input and output channel
+};
+
+constexpr Form kForm2x2 = {2, 16}, kForm4x4 = {4, 46};
 
 struct InputTile {
-  const float* source[kPoints];  // the tile's 4 x 4 pixels, row by row; pixels in the padding point to zeros
-  float* v;                      // point i of channel c goes to v[i * v_stride + c]
+  const float* source[kMaxInputs];  // the tile's pixels, row by row; pixels in the padding point to zeros
+  float* v;                         // point i of channel c goes to v[i * v_stride + c]
   int64_t v_stride;
   int64_t channels;
 };
@@ -20,9 +27,9 @@ struct InputTile {
 struct OutputTile {
   const float* m;  // point i of column j at m[i * m_stride + j]
   int64_t m_stride;
-  const float* bias;      // `columns` floats or null
-  const float* residual[4];  // of the 2 x 2 output pixels; null where there is none
-  float* y[4];               // null where the pixel lies outside the image
+  const float* bias;                   // `columns` floats or null
+  const float* residual[kMaxOutputs];  // of the output pixels, row by row; null where there is none
+  float* y[kMaxOutputs];               // null where the pixel lies outside the image
   int64_t columns;
   int64_t activation;  // none, relu or relu6
 };
@@ -32,6 +39,16 @@ struct Transforms {
   void (*output)(const OutputTile&);
 };
 
-extern const Transforms kPortable, kAvx2, kAvx512;
+struct Kernels {
+  Transforms by2x2, by4x4;
+};
+
+extern const Kernels kPortable, kAvx2, kAvx512;
+
+// Filters transformed side by side by `transform_filters`.
+constexpr int64_t kFilters = 32;
+
+// w[9][kFilters] to u[points][kFilters].
+void transform_filters(const Form& form, const float* w, float* u);
 
 }  // namespace fb::winograd_conv2d

@@ -1,0 +1,97 @@
+// U = G w G^T of both forms, in double: its own rounding would be as large as that of a whole sum.
+#include "winograd_conv2d.h"
+
+namespace fb::winograd_conv2d {
+
+namespace {
+
+using Line = double[kFilters];
+
+// Parts of a filter line (a, b, c) in one dimension. F(2): the points 0, 1, -1, infinity.
+inline void line_2x2(const double* a, const double* b, const double* c, Line* out) {
+  for (int64_t j = 0; j < kFilters; ++j) {
+    out[0][j] = a[j];
+    out[1][j] = (a[j] + b[j] + c[j]) * 0.5;
+    out[2][j] = (a[j] - b[j] + c[j]) * 0.5;
+    out[3][j] = c[j];
+  }
+}
+
+// F(4): the points 0, 1, -1, infinity, and real and imaginary part at i, which stands for -i too and so counts twice.
+inline void line_4x4(const double* a, const double* b, const double* c, Line* out) {
+  for (int64_t j = 0; j < kFilters; ++j) {
+    out[0][j] = a[j];
+    out[1][j] = (a[j] + b[j] + c[j]) * 0.25;
+    out[2][j] = (a[j] - b[j] + c[j]) * 0.25;
+    out[3][j] = c[j];
+    out[4][j] = (a[j] - c[j]) * 0.5;
+    out[5][j] = b[j] * 0.5;
+  }
+}
+
+inline void store(const double* values, float* u) {
+  for (int64_t j = 0; j < kFilters; ++j) u[j] = static_cast<float>(values[j]);
+}
+
+// The three factors of Gauss's product.
+inline void store_complex(const double* real, const double* imaginary, float* u) {
+  for (int64_t j = 0; j < kFilters; ++j) {
+    u[j] = static_cast<float>(real[j]);
+    u[kFilters + j] = static_cast<float>(imaginary[j] - real[j]);
+    u[2 * kFilters + j] = static_cast<float>(real[j] + imaginary[j]);
+  }
+}
+
+// A point that is complex in both dimensions, of parts 1, j (columns), i (rows), ij, at j = sign * i; halved, since its products are added
+// up in pairs.
+inline void store_both_complex(const Line* real, const Line* imaginary, double sign, float* u) {
+  Line a, b;
+  for (int64_t x = 0; x < kFilters; ++x) {
+    a[x] = (real[4][x] - sign * imaginary[5][x]) * 0.5;
+    b[x] = (imaginary[4][x] + sign * real[5][x]) * 0.5;
+  }
+  store_complex(a, b, u);
+}
+
+}  // namespace
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+__attribute__((target_clones("avx512f", "avx2", "default"), flatten))
+#endif
+void transform_2x2(const float* w, float* u) {
+  Line taps[9], lines[3][4], parts[4];
+  for (int i = 0; i < 9; ++i)
+    for (int64_t j = 0; j < kFilters; ++j) taps[i][j] = w[i * kFilters + j];
+  for (int column = 0; column < 3; ++column) line_2x2(taps[column], taps[3 + column], taps[6 + column], lines[column]);
+  for (int row = 0; row < 4; ++row) {
+    line_2x2(lines[0][row], lines[1][row], lines[2][row], parts);
+    for (int column = 0; column < 4; ++column) store(parts[column], u + (4 * row + column) * kFilters);
+  }
+}
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+__attribute__((target_clones("avx512f", "avx2", "default"), flatten))
+#endif
+void transform_4x4(const float* w, float* u) {
+  Line taps[9], lines[3][6], parts[6], real[6];
+  for (int i = 0; i < 9; ++i)
+    for (int64_t j = 0; j < kFilters; ++j) taps[i][j] = w[i * kFilters + j];
+  for (int column = 0; column < 3; ++column) line_4x4(taps[column], taps[3 + column], taps[6 + column], lines[column]);
+  for (int row = 0; row < 4; ++row) {
+    line_4x4(lines[0][row], lines[1][row], lines[2][row], parts);
+    for (int column = 0; column < 4; ++column) store(parts[column], u + (4 * row + column) * kFilters);
+    store_complex(parts[4], parts[5], u + (16 + 3 * row) * kFilters);
+  }
+  line_4x4(lines[0][4], lines[1][4], lines[2][4], real);
+  line_4x4(lines[0][5], lines[1][5], lines[2][5], parts);
+  for (int column = 0; column < 4; ++column) store_complex(real[column], parts[column], u + (28 + 3 * column) * kFilters);
+  store_both_complex(real, parts, 1.0, u + 40 * kFilters);
+  store_both_complex(real, parts, -1.0, u + 43 * kFilters);
+}
+
+void transform_filters(const Form& form, const float* w, float* u) {
+  if (form.side == 2) return transform_2x2(w, u);
+  transform_4x4(w, u);
+}
+
+}  // namespace fb::winograd_conv2d
