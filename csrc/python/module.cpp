@@ -82,7 +82,7 @@ std::vector<void*> to_pointers(const std::vector<intptr_t>& addresses) {
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "fast_backbones native kernels: torch-free interface on raw addresses.";
   // What Python may ask of this library: raised with every change of an operator, a kind, a parameter or an operand, here and in _ext.py.
-  m.attr("interface") = 3;
+  m.attr("interface") = 4;
   m.def("isa", [] { return fb::isa_name(fb::isa()); }, "Instruction set in use: avx512, avx2 or portable.");
   m.def("detected_isa", [] { return fb::isa_name(fb::detected_isa()); });
   m.def("compiled_isas", &fb::compiled_isas);
