@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .borders import is_even, padding_params, sides, with_border
 from .graph import Node
 
 Params = dict[str, Any]
@@ -27,7 +28,6 @@ GROUP_WIDTHS = (4, 8, 16, 32)
 DEPTHWISE_MAX_WINDOW = 7
 
 REASONS = {  # why there is no kernel at all
-    "pad": "a border that differs from side to side, or that no convolution takes over",
     "cat": "the concatenation of something else than feature maps of kernels",
     "slice": "some channels of a map, for something that is no kernel",
 }
@@ -42,7 +42,7 @@ def choose(node: Node, refusal: Refusal) -> Choice:
         if not why:
             return kind, params, said
         said.append(f"{kind}: {why}")
-    return "aten", params, said or [REASONS.get(node.op, "no kernel does this operation")]
+    return "aten", params, said or [REASONS.get(node.op, f"no kernel for {node.called}")]
 
 
 def candidates(node: Node) -> Iterator[Candidate]:
@@ -62,7 +62,7 @@ def window_params(node: Node) -> Params:
     a = node.attrs
     params = {
         "r": a["kernel"][0], "s": a["kernel"][1], "stride_h": a["stride"][0], "stride_w": a["stride"][1],
-        "pad_h": a["padding"][0], "pad_w": a["padding"][1],
+        **padding_params(a["padding"]),
     }  # fmt: skip
     if "dilation" in a:
         params |= {"dilation_h": a["dilation"][0], "dilation_w": a["dilation"][1]}
@@ -91,6 +91,8 @@ def conv_params(node: Node) -> Params:
 
 def winograd_declined(p: Params) -> str:
     """Why this 3x3 convolution of stride 1 does not go to Winograd; "" when it does."""
+    if "pad_bottom" in p:
+        return "a border that differs from side to side"
     if p["c"] < WINOGRAD_MIN_CHANNELS or p["k"] < WINOGRAD_MIN_CHANNELS:
         return f"{p['c']} to {p['k']} channels: pays from {WINOGRAD_MIN_CHANNELS} on"
     height, width = p["h"] + 2 * p["pad_h"] - 2, p["w"] + 2 * p["pad_w"] - 2
@@ -122,7 +124,8 @@ def conv_candidates(node: Node) -> Iterator[Candidate]:
     """Best first. Kinds that are made for something else altogether are not mentioned."""
     p = conv_params(node)
     window = (p["r"], p["s"], p["dilation_h"], p["dilation_w"])
-    strides, pads = {p["stride_h"], p["stride_w"]}, {p["pad_h"], p["pad_w"]}
+    strides, pads = {p["stride_h"], p["stride_w"]}, {*sides(node.attrs["padding"])}
+    narrow = pads <= {0, 1}
     if (
         is_pointwise(node)
         and (p["h"], p["w"]) == (1, 1)
@@ -131,9 +134,10 @@ def conv_candidates(node: Node) -> Iterator[Candidate]:
         yield "linear", {key: p[key] for key in ("n", "h", "w", "c", "k", "activation")}, added_declined(node)
     if is_depthwise(node):
         yield "depthwise_conv2d", p, added_declined(node)
-    if window == (3, 3, 1, 1) and p["groups"] == 1 and strides == {1} and len(pads) == 1 and pads <= {0, 1}:
+    square = len(pads) == 1 or not is_even(node.attrs["padding"])
+    if window == (3, 3, 1, 1) and p["groups"] == 1 and strides == {1} and narrow and square:
         yield "winograd_conv2d", p, winograd_declined(p)
-    if window == (3, 3, 1, 1) and p["groups"] > 1 and pads == {1} and strides in ({1}, {2}):
+    if window == (3, 3, 1, 1) and p["groups"] > 1 and narrow and strides in ({1}, {2}):
         width = p["c"] // p["groups"]
         fits = p["k"] == p["c"] and width in GROUP_WIDTHS
         if fits or not is_depthwise(node):
@@ -151,6 +155,12 @@ def linear_candidates(node: Node) -> Iterator[Candidate]:
     """The rows are [N, C], whatever map they were flattened from."""
     sizes = {"n": 1, "h": 1, "w": 1, "c": (node.inputs[0].shape or ())[1], "k": node.attrs["filters"]}
     yield "linear", {**sizes, **epilogue_params(node)}, added_declined(node)
+
+
+def pad_candidates(node: Node) -> Iterator[Candidate]:
+    sizes, a = input_params(node), node.attrs
+    border = {**padding_params(with_border((0, 0), a["border"])), "border": a["value"]}
+    yield "pad2d", {**sizes, "k": sizes["c"], **border}, ""
 
 
 def affine_candidates(node: Node) -> Iterator[Candidate]:
@@ -192,6 +202,7 @@ BY_OP: dict[str, Callable[[Node], Iterator[Candidate]]] = {
     "conv2d": conv_candidates,
     "separable_conv2d": separable_candidates,
     "linear": linear_candidates,
+    "pad": pad_candidates,
     "affine": affine_candidates,
     "max_pool2d": max_pool_candidates,
     "avg_pool2d": avg_pool_candidates,

@@ -69,6 +69,15 @@ class Node:
         shape = self.shape or ()
         return shape[2] * shape[3] if len(shape) == 4 else 1
 
+    @property
+    def called(self) -> str:
+        """The ATen operation that the node calls, "aten.cumsum"; its own where it calls none."""
+        target = self.attrs.get("target")
+        if target is None:
+            return self.op
+        packet = getattr(target, "overloadpacket", None)
+        return str(getattr(target, "__name__", target)) if packet is None else str(packet)
+
     def __repr__(self) -> str:
         return f"{self.op}({self.name}, {self.shape})"
 

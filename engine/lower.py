@@ -69,7 +69,9 @@ def follows_rows(step: Step) -> bool:
     With more padding than the kernel reaches there are output rows that see nothing but padding.
     """
     p = step.params
-    return "r" not in p or p["pad_h"] <= p.get("dilation_h", 1) * (p["r"] - 1)
+    if "r" not in p:
+        return True
+    return max(p["pad_h"], p.get("pad_bottom", 0)) <= p.get("dilation_h", 1) * (p["r"] - 1)
 
 
 def same_rows(plan: Plan, step: Step) -> bool:
@@ -77,7 +79,7 @@ def same_rows(plan: Plan, step: Step) -> bool:
     p = step.params
     if plan.values[step.inputs[0]].pixels != plan.values[step.output].pixels:
         return False
-    return "r" not in p or (centred(p, "r", "h") and centred(p, "s", "w"))
+    return "r" not in p or ("pad_bottom" not in p and centred(p, "r", "h") and centred(p, "s", "w"))
 
 
 def centred(p: dict[str, int], taps: str, axis: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from .borders import Padding, padding_of
 from .graph import Live, Node
 from .recipes import Fixed, Norm, Recipe, Vector, scaling
 
@@ -79,26 +80,24 @@ def name_of(live: Live | None) -> str | None:
 # ---- convolutions and linear layers ----
 
 
-def same_padding(a: dict[str, Any]) -> tuple[int, int] | None:
-    """padding="same" in numbers, when it is the same on both sides."""
-    kernel = a["weight_shape"][2:]
-    total = [d * (k - 1) for d, k in zip(pair(a["dilation"]), kernel)]
-    return None if any(t % 2 for t in total) else (total[0] // 2, total[1] // 2)
+def padding(a: dict[str, Any]) -> Padding:
+    """In numbers. Of an odd total "same" puts the larger part behind the image."""
+    if not isinstance(a["padding"], str):
+        return pair(a["padding"])
+    if a["padding"] == "valid":
+        return (0, 0)
+    height, width = (d * (k - 1) for d, k in zip(pair(a["dilation"]), a["weight_shape"][2:]))
+    return padding_of(height // 2, width // 2, height - height // 2, width - width // 2)
 
 
 @recognises(aten.conv2d.default, aten.conv2d.padding)
 def conv2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     if not (is_map(a["input"]) and isinstance(a["weight"], Live) and known_tensors(a["bias"])):
         return None
-    padding = a["padding"]
-    if isinstance(padding, str):
-        padding = (0, 0) if padding == "valid" else same_padding(a)
-        if padding is None:
-            return None
     attrs = {
         "recipe": Recipe(a["weight"].name, name_of(a["bias"])), "activation": "none",
         "kernel": tuple(a["weight_shape"][2:]), "filters": a["weight_shape"][0], "groups": a["groups"],
-        "stride": pair(a["stride"]), "padding": pair(padding), "dilation": pair(a["dilation"]),
+        "stride": pair(a["stride"]), "padding": padding(a), "dilation": pair(a["dilation"]),
     }  # fmt: skip
     return "conv2d", [a["input"]], attrs
 
@@ -278,12 +277,12 @@ def slice_channels(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 @recognises(aten.pad.default, aten.constant_pad_nd.default)
 def pad(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     x, border = a["self"], list(a["pad"])
-    if not is_map(x) or a.get("mode", "constant") != "constant" or a["value"] not in (None, 0):
+    if not is_map(x) or a.get("mode", "constant") != "constant":
         return None
     left, right, top, bottom = border + [0] * (4 - len(border)) if len(border) <= 4 else [-1] * 4
     if min(left, right, top, bottom) < 0:
         return None
-    return "pad", [x], {"border": (left, right, top, bottom)}
+    return "pad", [x], {"border": (left, right, top, bottom), "value": float(a["value"] or 0)}
 
 
 @recognises(aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.dims,

@@ -8,6 +8,7 @@ without kernels too. `formula` also serves run_cpu for the steps that no kernel 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .borders import Padding, as_border, is_even
 from .graph import Live, map_leaves
 from .plan import Instance, Place, Plan, Ref, Step, Value
 from .recipes import Tensors, fold
@@ -100,14 +102,14 @@ def conv2d(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
     x = inputs["x"]
     if "pre" in parts:
         x = scaled(x, *parts["pre"])
-    x = ACTIVATE[a.get("pre_activation", "none")](x)
-    y = F.conv2d(x, *parts["weight"], a["stride"], a["padding"], a["dilation"], a["groups"])
+    x, padding = bordered(ACTIVATE[a.get("pre_activation", "none")](x), a["padding"])
+    y = F.conv2d(x, *parts["weight"], a["stride"], padding, a["dilation"], a["groups"])
     return finished(a, y, inputs)
 
 
 def separable_conv2d(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
-    x = ACTIVATE[a["pre_activation"]](inputs["x"])
-    y = F.conv2d(x, *parts["depth"], a["stride"], a["padding"], a["dilation"], x.shape[1])
+    x, padding = bordered(ACTIVATE[a["pre_activation"]](inputs["x"]), a["padding"])
+    y = F.conv2d(x, *parts["depth"], a["stride"], padding, a["dilation"], x.shape[1])
     return finished(a, F.conv2d(ACTIVATE[a["depth_activation"]](y), *parts["weight"]), inputs)
 
 
@@ -125,13 +127,28 @@ def avg_pool2d(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
     if a["size"] is not None:
         y = F.adaptive_avg_pool2d(x, a["size"])
     else:
-        window = a["kernel"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"], a["divisor"]
+        x, padding = bordered(x, a["padding"], a["kernel"])
+        window = a["kernel"], a["stride"], padding, a["ceil_mode"], a["count_include_pad"], a["divisor"]
         y = F.avg_pool2d(x, *window)
     return finished(a, y + per_channel(parts["bias"][1], y) if "bias" in parts else y, inputs)
 
 
 def max_pool2d(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
-    return F.max_pool2d(inputs["x"], a["kernel"], a["stride"], a["padding"], ceil_mode=a["ceil_mode"])
+    x, padding = bordered(inputs["x"], a["padding"], a["kernel"], -inf)
+    return F.max_pool2d(x, a["kernel"], a["stride"], padding, ceil_mode=a["ceil_mode"])
+
+
+def bordered(
+    x: Tensor, padding: Padding, window: tuple[int, int] | None = None, value: float = 0.0
+) -> tuple[Tensor, Padding]:
+    """x and what it is padded with; what PyTorch does not take as padding becomes part of x.
+
+    That is a border which differs from side to side, and for the window of a pool more than half of it.
+    """
+    narrow = window is None or all(2 * side <= size for side, size in zip(padding, window))
+    if is_even(padding) and narrow:
+        return x, padding
+    return F.pad(x, as_border(padding), value=value), (0, 0)
 
 
 def local_response_norm(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
@@ -148,6 +165,7 @@ FORMULAS: dict[str, Callable[[Mapping[str, Any], Inputs, Parts], Tensor]] = {
     "max_pool2d": max_pool2d,
     "local_response_norm": local_response_norm,
     "global_avg_pool": lambda a, inputs, parts: inputs["x"].mean((2, 3), keepdim=True),
+    "pad": lambda a, inputs, parts: F.pad(inputs["x"], a["border"], value=a["value"]),
     "flatten": lambda a, inputs, parts: inputs["x"].flatten(1),
     "to_nhwc": lambda a, inputs, parts: inputs["x"],
     "to_nchw": lambda a, inputs, parts: inputs["x"].contiguous(),

@@ -92,7 +92,7 @@ class _Builder:
         if kernel != "aten":
             inputs, params = self.feed(node, kernel, inputs, params)
         call = None
-        if node.op in CALLS:
+        if kernel == "aten" and node.op in CALLS:
             args, kwargs = self.arguments(node.attrs["args"]), self.arguments(node.attrs["kwargs"])
             call = (node.attrs["target"], args, kwargs)
         attrs = {key: value for key, value in node.attrs.items() if key not in NOT_PLAIN}

@@ -21,7 +21,10 @@ OPERANDS: dict[str, tuple[str | None, str | None]] = {
     "pre": ("pre_scale", "pre_shift"),
     "depth": ("depth_weight", "depth_bias"),
 }
-WINDOW = ("h", "w", "c", "r", "s", "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w")
+WINDOW = (
+    "h", "w", "c", "r", "s", "stride_h", "stride_w", "pad_h", "pad_w", "pad_bottom", "pad_right",
+    "dilation_h", "dilation_w",
+)  # fmt: skip
 
 
 def packing(part: str, kernel: str, params: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:

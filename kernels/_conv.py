@@ -104,8 +104,8 @@ def refuse_grouped(x, weight, bias, residual, stride, padding, dilation, groups,
         return f"kernel {rows}x{columns}: grouped rows handle 3x3"
     if stride not in ((1, 1), (2, 2)):
         return f"stride {stride[0]}x{stride[1]}: grouped rows handle 1 and 2"
-    if padding != (1, 1):
-        return f"padding {padding[0]}x{padding[1]}: grouped rows handle 1"
+    if max(padding) > 1:
+        return f"padding {padding[0]}x{padding[1]}: grouped rows handle 0 and 1"
     if dilation != (1, 1):
         return f"dilation {dilation[0]}x{dilation[1]}: grouped rows handle 1"
     return None

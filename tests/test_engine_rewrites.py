@@ -4,6 +4,8 @@ Like test_engine_fuse.py: the rewritten plan in float64 against the modules in f
 NaN, and through the kernels. `steps` says what has to be left, in order.
 """
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -107,7 +109,64 @@ NETS = {  # why: (network, steps without layout copies)
     ),
     "padding that is uneven": (
         Net(lambda m, x: m.conv(F.pad(m.conv(x), (0, 1, 0, 1))), conv=nn.Conv2d(8, 8, 3)),
-        "conv2d aten conv2d",
+        "conv2d conv2d",
+    ),
+    "uneven padding of a planar image": (
+        Net(lambda m, x: m.conv(F.pad(x, (0, 1, 2, 0))), conv=nn.Conv2d(8, 8, 3, 2, padding=1)), "conv2d",
+    ),
+    "uneven padding of a depthwise convolution": (
+        Net(lambda m, x: m.dw(F.pad(x, (0, 1, 0, 1))).relu(), dw=nn.Conv2d(8, 8, 3, 2, groups=8)),
+        "depthwise_conv2d",
+    ),
+    "uneven padding of a separable convolution, behind ReLU": (
+        Net(lambda m, x: m.pw(m.dw(F.pad(x.relu(), (0, 1, 0, 1)))), dw=nn.Conv2d(8, 8, 3, 2, groups=8),
+            pw=unit(8, 16)),
+        "separable_conv2d",
+    ),
+    "uneven padding of grouped rows": (
+        Net(lambda m, x: m.b(F.pad(m.a(x), (0, 1, 0, 1))), a=unit(8, 32),
+            b=nn.Conv2d(32, 32, 3, 2, groups=8)),
+        "conv2d grouped_conv2d",
+    ),
+    "padding by name of an even kernel": (
+        Net(lambda m, x: m.conv(x), conv=nn.Conv2d(8, 8, 4, padding="same")), "conv2d",
+    ),
+    "a max pool whose border never wins": (
+        Net(lambda m, x: F.max_pool2d(F.pad(m.conv(x) - 9, (0, 1, 1, 0), value=-math.inf), 3, 2),
+            conv=conv()),
+        "conv2d max_pool2d",
+    ),
+    "a max pool whose border may win": (
+        Net(lambda m, x: F.max_pool2d(F.pad(m.conv(x) - 9, (0, 1, 1, 0)), 3, 2), conv=conv()),
+        "conv2d pad2d max_pool2d",
+    ),
+    "an average pool that counts its border": (
+        Net(lambda m, x: F.avg_pool2d(F.pad(m.conv(x), (0, 1, 1, 0)), 3, 2), conv=conv()),
+        "conv2d avg_pool2d",
+    ),
+    "an average pool that counts one border of two": (
+        Net(lambda m, x: F.avg_pool2d(F.pad(m.conv(x), (0, 1, 1, 0)), 3, 2, 1, False, False), conv=conv()),
+        "conv2d pad2d avg_pool2d",
+    ),
+    "pools in ceil mode behind a border": (
+        Net(lambda m, x: F.avg_pool2d(F.pad(m.conv(x), (0, 1, 0, 1)), 2, 2, ceil_mode=True), conv=conv()),
+        "conv2d pad2d avg_pool2d",
+    ),
+    "a border of numbers": (
+        Net(lambda m, x: m.conv(F.pad(m.conv(x), (0, 1, 0, 1), value=2.5)), conv=conv()),
+        "conv2d pad2d conv2d",
+    ),
+    "a border that two readers want": (
+        Net(lambda m, x: (lambda y: m.conv(y) + y.relu())(F.pad(m.conv(x), (3, 1))), conv=conv()),
+        "conv2d pad2d affine conv2d",
+    ),
+    "a border inside a concatenation": (
+        Net(lambda m, x: m.end(torch.cat([F.pad(m.conv(x), (0, 1, 0, 1)), m.wide(x)], 1)), conv=conv(),
+            wide=nn.Conv2d(8, 8, 2, padding=1), end=conv(16, 8)),
+        "conv2d pad2d conv2d conv2d",
+    ),
+    "the image with a border, returned": (
+        Net(lambda m, x: (m.conv(x), F.pad(x, (1, 0, 0, 2)))[1], conv=conv()), "pad2d",
     ),
     "a map flattened into a linear layer": (
         Net(lambda m, x: m.fc(m.conv(x).flatten(1)).relu(), conv=conv(), fc=nn.Linear(800, 5)),
@@ -308,6 +367,27 @@ def test_prefixes_wait_for_the_newest_layer_only():
     assert max(len(needed) for needed in part.deps) <= 5
 
 
-def test_a_step_that_stays_with_pytorch_says_why():
-    plan = plan_for("padding that is uneven")
-    assert "differs from side to side" in plan.steps[1].refusals[0]
+def test_a_step_that_stays_with_pytorch_says_which_operation_has_no_kernel():
+    model = settle(Net(lambda m, x: m.conv(x.cumsum(3)), conv=conv()))
+    plan = plan_of(model, torch.randn(2, 8, 10, 10))
+    assert plan.steps[0].refusals == ["no kernel for aten.cumsum"]
+
+
+def test_winograd_declines_an_uneven_border():
+    model = settle(Net(lambda m, x: m.conv(F.pad(x, (1, 0, 0, 1))), conv=nn.Conv2d(32, 32, 3)))
+    (step,) = [s for s in plan_of(model, torch.randn(2, 32, 10, 10)).steps if s.op == "conv2d"]
+    assert step.kernel == "conv2d"
+    assert step.refusals == ["winograd_conv2d: a border that differs from side to side"]
+
+
+@needs_native
+def test_more_border_than_half_a_window_is_a_step_of_its_own():
+    """The pools' kernels refuse it, as PyTorch's do."""
+    net = Net(lambda m, x: F.max_pool2d(F.pad(m.conv(x), (2, 2, 2, 2), value=-math.inf), 3, 2), conv=conv())
+    model, x = settle(net), torch.randn(2, 8, 10, 10)
+    with torch.no_grad():
+        plan = engine.plan_for(model, x)
+        assert [s.kernel for s in plan.steps if not s.kernel.startswith("to_n")] == [
+            "conv2d", "pad2d", "max_pool2d",
+        ]  # fmt: skip
+        torch.testing.assert_close(engine.forward(model, x, model.forward), model(x), rtol=1e-4, atol=1e-5)

@@ -58,7 +58,8 @@ class Layer:
     kind: str = "conv2d"
     bias: bool = True
     residual: bool = False
-    options: dict = field(default_factory=dict)  # gated, activation, act_from, pre, pre_activation, nchw_in
+    # gated, activation, act_from, pre, pre_activation, nchw_in; pad_bottom and pad_right, both or neither
+    options: dict = field(default_factory=dict)
 
     def option(self, name: str) -> int:
         return self.options.get(name, 0)
@@ -115,6 +116,10 @@ class Layer:
             x = x * tensors["pre_scale"][:, None, None] + tensors["pre_shift"][:, None, None]
         x = ACTIVATIONS[self.option("pre_activation")](x)
         geometry = (self.stride, self.padding, self.dilation)
+        if "pad_bottom" in self.options:
+            top, left = _pair(self.padding)
+            x = F.pad(x, (left, self.option("pad_right"), top, self.option("pad_bottom")))
+            geometry = (self.stride, 0, self.dilation)
         if self.kind == "separable_conv2d":
             depth_weight, depth_bias = tensors["depth_weight"], tensors.get("depth_bias")
             x = F.conv2d(x, depth_weight, depth_bias, *geometry, groups=x.shape[1])
@@ -210,6 +215,29 @@ def winograd(why, x, filters, tile, **rest) -> Layer:
 def separable(why, x, filters, kernel=3, **rest) -> Layer:
     padding = rest.pop("padding", 1)
     return layer(f"separable: {why}", x, filters, kernel, kind="separable_conv2d", padding=padding, **rest)
+
+
+def uneven(**behind) -> list[Layer]:
+    text = " and ".join(
+        f"{behind[name]} {place}" for name, place in (("pad_bottom", "below"), ("pad_right", "right"))
+    )
+    grouped = {"padding": 0, "stride": 2, "groups": 8, "kind": "grouped_conv2d"}
+    depth = {"padding": 0, "groups": 40, "kind": "depthwise_conv2d", "activation": RELU6}
+    found = [
+        layer(f"3x3 of stride 2, border {text}", (2, 24, 8, 10), 40, 3, stride=2, activation=RELU, **behind),
+        layer(f"two phases, border {text}", (2, 350, 6, 6), 64, 3, stride=2, padding=(0, 1), pre=1, **behind),
+        layer(f"groups, border {text}", (2, 24, 6, 7), 36, 3, groups=3, residual=True, **behind),
+        layer(f"planar, border {text}", (2, 3, 18, 16), 24, 3, stride=2, nchw_in=1, **behind),
+        layer(f"depthwise, border {text}", (2, 40, 12, 18), 40, 3, stride=2, **depth, **behind),
+        layer(f"depthwise 5x5, border {text}", (1, 40, 9, 19), 40, 5, **depth, **behind),
+        separable(f"border {text}", (2, 24, 8, 18), 40, stride=2, padding=0, depth_activation=RELU, **behind),
+        separable(
+            f"two phases, border {text}", (1, 420, 6, 6), 360, padding=(1, 0), pre_activation=RELU, **behind
+        ),
+    ]
+    if max(behind.values()) <= 1:
+        found.append(layer(f"grouped rows, border {text}", (2, 64, 8, 10), 64, 3, **grouped, **behind))
+    return found
 
 
 LAYERS = [
@@ -378,7 +406,22 @@ LAYERS = [
     layer("image smaller than the kernel", (2, 16, 2, 1), 20, 5, padding=2),
     layer("kernel as large as the padded image", (1, 16, 3, 4), 20, (5, 6), padding=1),
     layer("3x3 of stride 2 without padding", (1, 32, 11, 9), 40, 3, stride=2, activation=RELU),
-]
+    # TensorFlow's "same" pads behind the image what it cannot halve.
+    *(
+        one
+        for bottom, right in ((1, 1), (0, 2), (3, 0))
+        for one in uneven(pad_bottom=bottom, pad_right=right)
+    ),
+    layer("more border than a planar image", (1, 3, 4, 5), 24, 3, stride=2, nchw_in=1, pad_bottom=5,
+          pad_right=4),
+    layer("a border behind a 1x1 alone", (2, 24, 5, 6), 40, pad_bottom=1, pad_right=0),
+    layer("everything at once behind an uneven border", (2, 33, 6, 5), 70, 3, padding=(1, 0), stride=(1, 2),
+          residual=True, gated=1, pre=1, pre_activation=RELU6, act_from=32, activation=RELU, pad_bottom=0,
+          pad_right=2),
+    layer("grouped rows without padding", (2, 32, 7, 6), 32, 3, groups=4, kind="grouped_conv2d"),
+    layer("grouped rows padded above and to the right", (1, 64, 8, 9), 64, 3, padding=(1, 0), stride=2,
+          groups=4, kind="grouped_conv2d", pad_bottom=0, pad_right=1),
+]  # fmt: skip
 EXACT = [one for one in LAYERS if one.is_exact()]
 
 
@@ -430,6 +473,7 @@ def test_separable_has_the_bits_of_its_two_parts(one):
     c = one.x[1]
     options = {"pre_activation": one.option("pre_activation"), "activation": one.option("depth_activation")}
     geometry = {"stride": one.stride, "padding": one.padding, "dilation": one.dilation}
+    geometry |= {name: one.options[name] for name in ("pad_bottom", "pad_right") if name in one.options}
     depth = layer("", one.x, c, one.kernel, kind="depthwise_conv2d", groups=c, **geometry, **options)
     parts = {"x": tensors["x"], "weight": tensors["depth_weight"], "bias": tensors.get("depth_bias")}
     between = depth.run({name: t for name, t in parts.items() if t is not None})
@@ -494,6 +538,9 @@ REFUSED = [
         layer("", (1, 64, 4, 4), 64, 3, padding=1, kind="winograd_conv2d", act_from=32, activation=1),
         "all channels",
     ),
+    (layer("", (1, 16, 4, 4), 16, 3, kind="winograd_conv2d", pad_bottom=1, pad_right=1), "all sides alike"),
+    (layer("", (1, 32, 4, 4), 32, 3, groups=4, kind="grouped_conv2d", pad_bottom=2, pad_right=0), "padding"),
+    (layer("", (1, 16, 4, 4), 16, 3, pad_bottom=2**40, pad_right=0), "padding is negative or too large"),
     (layer("", (1, 32, 4, 4), 32, 3, padding=1, groups=4, kind="grouped_conv2d", activation=4), "tanh"),
     (layer("", (1, 32, 4, 4), 32, 3, padding=1, groups=4, kind="grouped_conv2d", gated=1), "no gate"),
 ]

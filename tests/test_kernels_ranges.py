@@ -57,6 +57,10 @@ MORE = [
     "affine n=3 h=30 w=33 c=70 k=70 activation=1",
     "affine n=5 h=7 w=9 c=600 k=600 gated=1 activation=4",
     "local_response_norm n=2 h=30 w=33 c=70 k=70 size=5",
+    "avg_pool2d n=2 h=50 w=60 c=48 k=48 r=3 s=3 stride_h=2 stride_w=2 pad_bottom=1 pad_right=1",
+    "max_pool2d n=2 h=90 w=60 c=148 k=148 r=3 s=3 stride_h=2 stride_w=2 pad_h=1 pad_bottom=0 pad_right=1",
+    "pad2d n=2 h=40 w=30 c=70 k=70 pad_h=3 pad_w=0 pad_bottom=0 pad_right=2",
+    "pad2d n=2 h=2 w=30 c=300 k=300 pad_h=40 pad_bottom=50",
 ]
 
 

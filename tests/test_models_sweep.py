@@ -16,8 +16,8 @@ from fast_backbones import engine
 
 pytestmark = needs_native
 
-# One variant of each family; an image small enough for a quick test, whose last map has 1, 2, 4 ... pixels:
-# an exact mean.
+# One variant of each family, and those with options that checkpoints need (behind a comma); an image small
+# enough for a quick test, whose last map has 1, 2, 4 ... pixels: an exact mean.
 QUICK = {
     "lenet5": 32, "lenet5_1998": 32, "alexnet": 65, "alexnet_2012": 227, "vgg11_bn": 64, "vgg11_lrn": 64,
     "vgg16_c": 64, "googlenet": 64, "googlenet_2014": 64, "bninception": 64, "inception_v3": 107,
@@ -26,6 +26,7 @@ QUICK = {
     "mobilenetv1_025": 64, "legacy_seresnet18": 64, "legacy_seresnet50": 64, "legacy_seresnext26_32x4d": 64,
     "legacy_senet154": 64, "se_bninception": 64, "se_googlenet": 64, "se_inception_v3": 107,
     "se_inception_resnet_v2": 107, "se_mobilenetv1_100": 64,
+    "mobilenetv1_025, same": 64, "legacy_xception, same": 64,
 }  # fmt: skip
 # These read a fixed number of pixels: another size is an error in the reference, too.
 FIXED_SIZE = {"lenet5", "lenet5_1998", "alexnet_2012"}
@@ -37,6 +38,9 @@ OPTIONS = {
     "inception_resnet_v1": {"classify": True, "num_classes": 100},
     "inception_v3": {"aux_logits": False},
     "se_inception_v3": {"aux_logits": False},
+    "mobilenetv1_025, same": {"pad_type": "same", "bn_eps": 1e-3},
+    "mobilenetv1_100, same": {"pad_type": "same", "bn_eps": 1e-3},
+    "legacy_xception, same": {"pad_type": "same", "bn_eps": 1e-3},
 }
 # Modules whose steps a plan may leave to PyTorch: squared distances to ten centres, in one network of 1998.
 LEFT_TO_PYTORCH = {"lenet5_1998": {"output"}}
@@ -50,7 +54,7 @@ def no_grad():
 
 def build(name, seed=0, **options):
     torch.manual_seed(seed)
-    return fb.create_model(name, **OPTIONS.get(name, {}), **options).eval()
+    return fb.create_model(name.split(",")[0], **OPTIONS.get(name, {}), **options).eval()
 
 
 def as_taps(name, model):
@@ -122,7 +126,7 @@ def test_family_is_exact_on_integers(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", fb.list_models())
+@pytest.mark.parametrize("name", [*fb.list_models(), "mobilenetv1_100, same", "legacy_xception, same"])
 def test_every_model_is_as_accurate_as_pytorch(name):
     model = build(name)
     calibrate(model, image(model, 2))

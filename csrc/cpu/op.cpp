@@ -14,16 +14,16 @@ namespace fb {
 
 namespace {
 
-int64_t pooled_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, bool ceil_mode) {
-  const int64_t room = in + 2 * pad - kernel + (ceil_mode ? stride - 1 : 0);
+int64_t pooled_size(int64_t in, int64_t kernel, int64_t stride, int64_t before, int64_t after, bool ceil_mode) {
+  const int64_t room = before + in + after - kernel + (ceil_mode ? stride - 1 : 0);
   if (room < 0) return 0;
   int64_t out = room / stride + 1;
-  if (ceil_mode && (out - 1) * stride >= in + pad) --out;  // no window starts in the padding after the image
+  if (ceil_mode && (out - 1) * stride >= before + in) --out;  // no window starts in the padding after the image
   return out;
 }
 
-int64_t convolved_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
-  return (in + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
+int64_t convolved_size(int64_t padded, int64_t kernel, int64_t stride, int64_t dilation) {
+  return (padded - dilation * (kernel - 1) - 1) / stride + 1;
 }
 
 bool is_pool(const OpSpec& spec) { return spec.kind == "max_pool2d" || spec.kind == "avg_pool2d"; }
@@ -43,7 +43,8 @@ std::string check_sizes(const OpSpec& spec) {
   for (const auto& [name, value] : positive)
     if (value < 1 || value > kLargest) return std::string(name) + " is " + std::to_string(value) + ", expected 1 or more";
   if (spec.n < 0 || spec.n > kLargest) return "n is " + std::to_string(spec.n) + ", expected 0 or more";
-  if (spec.pad_h < 0 || spec.pad_w < 0 || spec.pad_h > kLargest || spec.pad_w > kLargest) return "padding is negative or too large";
+  if (spec.pad_h < 0 || spec.pad_w < 0 || std::max({spec.pad_h, spec.pad_w, spec.bottom(), spec.right()}) > kLargest)
+    return "padding is negative or too large";
   return "";
 }
 
@@ -56,15 +57,17 @@ std::string activation_name(int64_t activation) {
 struct Features {
   int64_t last_activation = kNone, last_pre_activation = kNone;  // every activation up to this one
   bool gate = false, act_from = false, pre = false;
+  bool uneven = false;  // other padding behind the image than in front
 };
 
 Features features(const OpSpec& spec) {
-  if (spec.kind == "conv2d") return {kTanh, kTanh, true, true, true};
+  if (spec.kind == "conv2d") return {kTanh, kTanh, true, true, true, true};
   if (spec.kind == "linear") return {kTanh, kNone, false, true, false};
-  if (spec.kind == "depthwise_conv2d") return {kRelu6, kRelu6, false, false, true};
-  if (spec.kind == "separable_conv2d") return {kTanh, kRelu6, false, false, false};
+  if (spec.kind == "depthwise_conv2d") return {kRelu6, kRelu6, false, false, true, true};
+  if (spec.kind == "separable_conv2d") return {kTanh, kRelu6, false, false, false, true};
+  if (spec.kind == "grouped_conv2d" || spec.kind == "avg_pool2d") return {kRelu6, kNone, false, false, false, true};
   if (is_convolution(spec)) return {kRelu6};
-  if (spec.kind == "avg_pool2d") return {kRelu6};
+  if (spec.kind == "max_pool2d" || spec.kind == "pad2d") return {kNone, kNone, false, false, false, true};
   if (spec.kind == "affine") return {kTanh, kNone, true};
   return {};
 }
@@ -74,6 +77,7 @@ std::string check_features(const OpSpec& spec) {
   if (spec.activation < 0 || spec.activation > can.last_activation) return "activation " + activation_name(spec.activation) + " is not one of " + spec.kind + "'s";
   if (spec.act_from != 0 && !can.act_from) return "applies its activation to all channels or to none";
   if (spec.gated != 0 && !can.gate) return "has no gate";
+  if ((spec.bottom() != spec.pad_h || spec.right() != spec.pad_w) && !can.uneven) return "pads all sides alike";
   if (spec.depth_activation != kNone && spec.kind != "separable_conv2d") return "has no depthwise part";
   if (spec.pre != 0 && !can.pre) return "does not scale and shift its input";
   if (spec.pre_activation != kNone && can.last_pre_activation == kNone) return "has no activation on its input";
@@ -89,9 +93,9 @@ std::string check(const OpSpec& spec) {
     return "groups " + std::to_string(spec.groups) + " does not divide " + std::to_string(spec.c) + " input and " + std::to_string(spec.k) + " output channels";
   if (is_convolution(spec)) {
     const int64_t reach_h = spec.dilation_h * (spec.r - 1) + 1, reach_w = spec.dilation_w * (spec.s - 1) + 1;
-    if (spec.h + 2 * spec.pad_h < reach_h || spec.w + 2 * spec.pad_w < reach_w)
+    if (spec.padded_h() < reach_h || spec.padded_w() < reach_w)
       return "kernel " + std::to_string(reach_h) + "x" + std::to_string(reach_w) + " is larger than the padded input " +
-             std::to_string(spec.h + 2 * spec.pad_h) + "x" + std::to_string(spec.w + 2 * spec.pad_w);
+             std::to_string(spec.padded_h()) + "x" + std::to_string(spec.padded_w());
   }
   if (spec.kind == "winograd_conv2d") return winograd_conv2d_refusal(spec);
   if (spec.kind == "grouped_conv2d") return grouped_conv2d_refusal(spec);
@@ -100,7 +104,7 @@ std::string check(const OpSpec& spec) {
   if (spec.kind == "max_pool2d") return max_pool2d_refusal(spec);
   if (spec.kind == "avg_pool2d") return avg_pool2d_refusal(spec);
   if (spec.kind == "local_response_norm") return local_response_norm_refusal(spec);
-  if (spec.kind == "affine") return spec.k == spec.c ? "" : "k differs from c in affine";
+  if (spec.kind == "affine" || spec.kind == "pad2d") return spec.k == spec.c ? "" : "k differs from c in " + spec.kind;
   if (spec.kind == "linear" && (spec.h != 1 || spec.w != 1 || spec.r != 1 || spec.s != 1)) return "linear has no spatial sizes";
   if (spec.kind == "conv2d" || spec.kind == "linear") return conv2d_refusal(spec);
   if (is_convolution(spec) || spec.kind == "global_avg_pool" || spec.kind == "to_nchw" || spec.kind == "to_nhwc") return "";
@@ -127,12 +131,12 @@ class Nothing final : public Op {  // an empty batch
 
 int64_t OpSpec::p() const {
   if (out_h > 0) return out_h;
-  return is_pool(*this) ? pooled_size(h, r, stride_h, pad_h, ceil_mode != 0) : convolved_size(h, r, stride_h, pad_h, dilation_h);
+  return is_pool(*this) ? pooled_size(h, r, stride_h, pad_h, bottom(), ceil_mode != 0) : convolved_size(padded_h(), r, stride_h, dilation_h);
 }
 
 int64_t OpSpec::q() const {
   if (out_w > 0) return out_w;
-  return is_pool(*this) ? pooled_size(w, s, stride_w, pad_w, ceil_mode != 0) : convolved_size(w, s, stride_w, pad_w, dilation_w);
+  return is_pool(*this) ? pooled_size(w, s, stride_w, pad_w, right(), ceil_mode != 0) : convolved_size(padded_w(), s, stride_w, dilation_w);
 }
 
 Range Op::input_pixels(int64_t) const { return {0, std::numeric_limits<int64_t>::max()}; }
@@ -153,7 +157,7 @@ double Op::bytes() const {
     if (spec_.kind == "separable_conv2d") return 4.0 * (in + out + static_cast<double>(spec_.c * (spec_.r * spec_.s + spec_.k)));
     return 4.0 * (in + out + static_cast<double>(spec_.k * (spec_.c / spec_.groups) * spec_.r * spec_.s));
   }
-  if (is_pool(spec_)) return 4.0 * (in + static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c));
+  if (is_pool(spec_) || spec_.kind == "pad2d") return 4.0 * (in + static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c));
   if (spec_.kind == "global_avg_pool") return 4.0 * (in + static_cast<double>(spec_.n * spec_.c));
   return 8.0 * in;
 }
@@ -187,6 +191,7 @@ std::unique_ptr<Op> make_op(const OpSpec& wanted) {
   if (spec.kind == "max_pool2d") return make_max_pool2d(spec);
   if (spec.kind == "avg_pool2d") return make_avg_pool2d(spec);
   if (spec.kind == "affine") return make_affine(spec);
+  if (spec.kind == "pad2d") return make_pad2d(spec);
   if (spec.kind == "local_response_norm") return make_local_response_norm(spec);
   if (spec.kind == "global_avg_pool") return make_global_avg_pool(spec);
   if (spec.kind == "to_nchw") return make_to_nchw(spec);

@@ -1,7 +1,7 @@
 // The torch-free interface of the CPU kernels: what to compute (OpSpec), on which memory (Pointers), cut into tasks (Op).
 //
 // Everything is float32. A feature map is NHWC: a pixel is c contiguous floats, pixels lie ld floats apart, rows of pixels
-// follow each other without gaps. P = (h + 2 pad_h - dilation_h (r - 1) - 1) / stride_h + 1, Q likewise.
+// follow each other without gaps. P = (h + pad_h + pad_bottom - dilation_h (r - 1) - 1) / stride_h + 1, Q likewise.
 //
 // An Op is immutable after make_op. Its tasks write disjoint parts of y; the value of an output element never depends on how
 // the work is cut, so results are the same bits for any number of threads and for a sample alone or in a batch.
@@ -19,6 +19,7 @@ struct OpSpec {
   std::string kind;
   int64_t n = 1, h = 1, w = 1, c = 1, k = 1;
   int64_t r = 1, s = 1, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1, dilation_w = 1, groups = 1;
+  int64_t pad_bottom = -1, pad_right = -1;  // padding behind the image; -1: as much as in front, pad_h and pad_w
   int64_t ldx = 0, ldy = 0, ldr = 0;  // pixel strides in floats of x, y, residual; 0 means dense
   int64_t gated = 0;                  // 1: there is a gate
   int64_t ldg = 0;                    // floats between the gates of two images; 0 means k
@@ -35,9 +36,14 @@ struct OpSpec {
   int64_t size = 0;                   // local_response_norm: channels in the window
   int64_t tile = 0;                   // winograd_conv2d: outputs per side of a tile, 2 or 4; 0: what suits the layer
   double alpha = 0, beta = 0, offset = 0;
+  double border = 0;                  // pad2d: what stands in the padding
 
   int64_t p() const;
   int64_t q() const;
+  int64_t bottom() const { return pad_bottom < 0 ? pad_h : pad_bottom; }
+  int64_t right() const { return pad_right < 0 ? pad_w : pad_right; }
+  int64_t padded_h() const { return h + pad_h + bottom(); }
+  int64_t padded_w() const { return w + pad_w + right(); }
 };
 
 struct Pointers {

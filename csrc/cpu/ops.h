@@ -46,6 +46,7 @@ std::unique_ptr<Op> make_avg_pool2d(const OpSpec& spec);
 std::string avg_pool2d_refusal(const OpSpec& spec);
 std::unique_ptr<Op> make_global_avg_pool(const OpSpec& spec);
 std::unique_ptr<Op> make_affine(const OpSpec& spec);
+std::unique_ptr<Op> make_pad2d(const OpSpec& spec);
 std::unique_ptr<Op> make_local_response_norm(const OpSpec& spec);
 std::string local_response_norm_refusal(const OpSpec& spec);
 std::unique_ptr<Op> make_to_nchw(const OpSpec& spec);

@@ -5,7 +5,7 @@
     drop_identity         dropout, clone, padding by nothing         nothing
     find_response_norms   square, pad, avg_pool3d, pow, divide       local_response_norm
     map_input_channels    slices of the image, scaled, concatenated  affine with numbers per channel
-    fold_padding          zero padding, convolutions                 convolutions with more padding
+    fold_padding          padding, convolutions or pools             the same with more padding
     flatten_into_linear   flatten of a map, linear                   linear, its columns in memory order
     fuse_tail             global average pool, flatten               pool that writes [N, C]
     fuse_epilogues        X, then norm / gate / sum / activation     X with an epilogue

@@ -3,27 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
-from ..graph import Graph
-from .trial import Kernels
+from ..borders import with_border
+from ..graph import Graph, Node
+from .trial import Kernels, changed
 
 
 def fold_padding(graph: Graph, kernels: Kernels) -> int:
-    """pad, convolutions -> convolutions with more padding, where the border is even on both sides."""
+    """pad, convolutions or pools -> the same with more padding, if all readers can; else pad is a copy."""
     count = 0
     for node in [n for n in graph.nodes if n.op == "pad"]:
-        left, right, top, bottom = node.attrs["border"]
         readers = graph.readers(node)
-        takers = [r for r in readers if r is not None and r.op == "conv2d" and r.inputs == [node]]
-        if (left, top) != (right, bottom) or not takers or len(takers) != len(readers):
+        takers = [r for r in readers if r is not None and _pads_alike(r, node)]
+        made = [_padded(reader, node) for reader in takers]
+        kept = all(new.op == "conv2d" or kernels.keeps(old, new) for old, new in zip(takers, made))
+        if not takers or len(takers) != len(readers) or not kept:
             continue
-        for conv in takers:
-            pad_h, pad_w = conv.attrs["padding"]
-            conv.attrs["padding"] = (pad_h + top, pad_w + left)
-            conv.fused.insert(0, node.name or "pad")
+        for reader, new in zip(takers, made):
+            reader.attrs = new.attrs
+            reader.fused.insert(0, node.name or "pad")
         graph.replace(node, node.inputs[0])
         count += 1
     return count
+
+
+def _pads_alike(reader: Node, pad: Node) -> bool:
+    """Whether what stands in the border is what the reader's own padding stands for."""
+    a, value = reader.attrs, pad.attrs["value"]
+    if reader.inputs != [pad]:
+        return False
+    if reader.op == "conv2d":
+        return value == 0
+    if reader.op == "max_pool2d":
+        return value == -inf and not a["ceil_mode"]
+    if reader.op != "avg_pool2d" or a["size"] is not None or a["ceil_mode"] or value != 0:
+        return False
+    return a["count_include_pad"] or a["divisor"] is not None or a["padding"] == (0, 0)
+
+
+def _padded(reader: Node, pad: Node) -> Node:
+    new = changed(reader, padding=with_border(reader.attrs["padding"], pad.attrs["border"]))
+    if reader.op == "avg_pool2d":
+        new.attrs["count_include_pad"] = True
+    return replace(new, inputs=pad.inputs)
 
 
 def flatten_into_linear(graph: Graph, kernels: Kernels) -> int:

@@ -68,20 +68,20 @@ struct Extent {
   int64_t begin, end, count;
 };
 
-Extent extent(int64_t i, int64_t size, int64_t outputs, int64_t window, int64_t stride, int64_t pad, bool adaptive, bool count_pad) {
+Extent extent(int64_t i, int64_t size, int64_t outputs, int64_t window, int64_t stride, int64_t pad, int64_t after, bool adaptive, bool count_pad) {
   if (adaptive) {
     const int64_t begin = i * size / outputs, end = ((i + 1) * size + outputs - 1) / outputs;
     return {begin, end, end - begin};
   }
-  const int64_t begin = i * stride - pad, end = std::min(begin + window, size + pad);
+  const int64_t begin = i * stride - pad, end = std::min(begin + window, size + after);
   const int64_t inside = std::max<int64_t>(begin, 0), inside_end = std::min(end, size);
   return {inside, inside_end, count_pad ? end - begin : inside_end - inside};
 }
 
 float average(const fb::OpSpec& spec, const Map& x, int64_t n, int64_t p, int64_t q, int64_t k) {
   const bool adaptive = spec.out_h > 0, count_pad = spec.count_include_pad != 0;
-  const Extent rows = extent(p, spec.h, spec.p(), spec.r, spec.stride_h, spec.pad_h, adaptive, count_pad);
-  const Extent columns = extent(q, spec.w, spec.q(), spec.s, spec.stride_w, spec.pad_w, adaptive, count_pad);
+  const Extent rows = extent(p, spec.h, spec.p(), spec.r, spec.stride_h, spec.pad_h, spec.bottom(), adaptive, count_pad);
+  const Extent columns = extent(q, spec.w, spec.q(), spec.s, spec.stride_w, spec.pad_w, spec.right(), adaptive, count_pad);
   float sum = 0;
   for (int64_t h = rows.begin; h < rows.end; ++h)
     for (int64_t w = columns.begin; w < columns.end; ++w) sum += x(n, h, w, k);
@@ -112,6 +112,10 @@ float expected(const fb::OpSpec& spec, const Map& x, const Buffer& weight, const
   }
   if (spec.kind == "avg_pool2d") return average(spec, x, n, p, q, k);
   if (spec.kind == "local_response_norm") return normalised(spec, x, n, p, q, k);
+  if (spec.kind == "pad2d") {
+    const int64_t h = p - spec.pad_h, w = q - spec.pad_w;
+    return h < 0 || h >= spec.h || w < 0 || w >= spec.w ? float(spec.border) : x(n, h, w, k);
+  }
   const bool pool = spec.kind == "max_pool2d";
   const int64_t inputs = spec.c / spec.groups, group = k / (spec.k / spec.groups);
   float sum = pool ? -INFINITY : bias[k];
@@ -159,11 +163,12 @@ std::string text(const fb::OpSpec& spec) {
   std::string out = spec.kind + " n" + std::to_string(spec.n) + " " + std::to_string(spec.h) + "x" + std::to_string(spec.w) + " " +
                     std::to_string(spec.c) + "->" + std::to_string(spec.k) + " window " + std::to_string(spec.r) + "x" + std::to_string(spec.s) +
                     " stride " + std::to_string(spec.stride_h) + " groups " + std::to_string(spec.groups);
+  if (spec.pad_bottom >= 0) out += " border " + std::to_string(spec.pad_bottom) + ", " + std::to_string(spec.pad_right);
   return out + (spec.nchw_in ? " planar" : "") + (spec.ldx ? " strided" : "");
 }
 
 bool check(const fb::OpSpec& spec, bool with_residual) {
-  const bool spatial = has_weight(spec) || spec.kind == "max_pool2d" || spec.kind == "avg_pool2d";
+  const bool spatial = has_weight(spec) || spec.kind == "max_pool2d" || spec.kind == "avg_pool2d" || spec.kind == "pad2d";
   const int64_t p = spec.kind == "global_avg_pool" ? 1 : spatial ? spec.p() : spec.h;
   const int64_t q = spec.kind == "global_avg_pool" ? 1 : spatial ? spec.q() : spec.w;
   const bool planar_in = spec.nchw_in || spec.kind == "to_nhwc", planar_out = spec.kind == "to_nchw";
@@ -278,6 +283,15 @@ std::vector<fb::OpSpec> cases() {
   fb::OpSpec ceil = conv("max_pool2d", 1, 8, 7, 5, 5, 3, 2, 0);
   ceil.ceil_mode = 1;
   all.push_back(ceil);
+  for (const fb::OpSpec& plain : {conv("conv2d", 2, 6, 11, 5, 17, 3, 2, 0), conv("conv2d", 2, 5, 4, 350, 72, 3, 1, 1), conv("grouped_conv2d", 2, 8, 6, 64, 64, 3, 2, 0, 8),
+                                  conv("depthwise_conv2d", 1, 8, 14, 48, 48, 3, 2, 0, 48), conv("separable_conv2d", 2, 8, 7, 21, 40, 3, 2, 0),
+                                  conv("avg_pool2d", 2, 8, 6, 13, 13, 3, 2, 0), conv("max_pool2d", 2, 8, 6, 13, 13, 3, 2, 0), conv("pad2d", 2, 5, 7, 13, 13, 1, 1, 2)}) {
+    for (const auto& [bottom, right] : {std::array<int64_t, 2>{1, 1}, {0, 1}, {1, 0}}) {
+      fb::OpSpec one = plain;
+      one.pad_bottom = bottom, one.pad_right = right, one.border = 7;
+      all.push_back(one);
+    }
+  }
   for (const auto& [gated, pre, act_from] : {std::array<int64_t, 3>{1, 0, 0}, {0, 1, 0}, {0, 0, 32}, {1, 1, 32}}) {
     for (const fb::OpSpec& plain : {conv("conv2d", 3, 3, 5, 40, 70, 1, 1, 0), conv("conv2d", 2, 6, 7, 13, 35, 3, 2, 1), conv("conv2d", 2, 7, 5, 900, 131, 1, 2, 0),
                                     conv("conv2d", 2, 5, 4, 350, 72, 3, 1, 1)}) {

@@ -24,7 +24,7 @@ namespace conv2d {
 
 namespace {
 
-bool is_pointwise(const OpSpec& spec) { return spec.r == 1 && spec.s == 1 && spec.pad_h == 0 && spec.pad_w == 0; }
+bool is_pointwise(const OpSpec& spec) { return spec.r == 1 && spec.s == 1 && spec.padded_h() == spec.h && spec.padded_w() == spec.w; }
 
 Form form_of(const OpSpec& spec) {
   if (!is_pointwise(spec)) return Form::rows;
@@ -34,7 +34,7 @@ Form form_of(const OpSpec& spec) {
 
 // The runs of consecutive floats that an output pixel reads.
 std::vector<Segment> runs_of(const OpSpec& spec) {
-  const int64_t channels = spec.c / spec.groups, width = spec.w + 2 * spec.pad_w;
+  const int64_t channels = spec.c / spec.groups, width = spec.padded_w();
   if (is_pointwise(spec)) return {{0, static_cast<int32_t>(channels), 0}};
   std::vector<Segment> runs;
   for (int64_t r = 0; r < spec.r; ++r) {
@@ -50,7 +50,7 @@ std::vector<Segment> runs_of(const OpSpec& spec) {
 
 Cut cut_of(const OpSpec& spec, const Kernels& kernels) {
   const Form form = form_of(spec);
-  const int64_t p = spec.p(), q = spec.q(), hp = spec.h + 2 * spec.pad_h, wp = spec.w + 2 * spec.pad_w;
+  const int64_t p = spec.p(), q = spec.q(), hp = spec.padded_h(), wp = spec.padded_w();
   Cut::Product product{};
   product.images = spec.n;
   product.rows = p;

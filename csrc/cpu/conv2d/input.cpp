@@ -7,7 +7,7 @@ namespace fb::conv2d {
 
 Input::Input(const OpSpec& spec, const Kernels& kernels)
     : spec_(spec), kernels_(kernels), changed_(spec.pre != 0 || spec.pre_activation != kNone), p_(spec.p()), q_(spec.q()),
-      group_c_(spec.c / spec.groups), hp_(spec.h + 2 * spec.pad_h), wp_(spec.w + 2 * spec.pad_w) {}
+      group_c_(spec.c / spec.groups), hp_(spec.padded_h()), wp_(spec.padded_w()) {}
 
 // Pixels `step` floats apart, one group of their channels.
 void Input::copy_pixels(const Pointers& x, const float* source, int64_t step, int64_t pixels, int64_t group, float* out) const {

@@ -16,7 +16,7 @@ class Input {
   // The pixels that output rows [first, first + rows), counted over all images, of a 1x1 convolution read, next to each other.
   void gather(const Pointers& x, int64_t first, int64_t rows, int64_t group, float* out) const;
 
-  // Rows [first, first + rows) of the zero-padded image: [rows][w + 2 pad_w][group_c]. Padding stays zero.
+  // Rows [first, first + rows) of the zero-padded image: [rows][padded w][group_c]. Padding stays zero.
   void copy_rows(const Pointers& x, int64_t image, int64_t first, int64_t rows, int64_t group, float* out) const;
 
   // A row of the padded images, all images stacked, as a row of the unpadded ones; rows in the padding move inwards.

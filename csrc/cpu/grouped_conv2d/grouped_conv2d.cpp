@@ -1,8 +1,8 @@
-// Grouped 3x3 convolution with 4, 8, 16 or 32 channels per group (ResNeXt, SENet), stride 1 or 2, padding 1.
+// Grouped 3x3 convolution with 4, 8, 16 or 32 channels per group (ResNeXt, SENet), stride 1 or 2, padding 0 or 1 on each side.
 //
 //   task = (image, block of output rows, range of channel blocks); a channel block is one vector of channels or one group, the wider
 //     for channel block
-//       copy the input rows it reads, with padding, next to each other        [rows][w + 2][block]: stays in L1
+//       copy the input rows it reads, with padding, next to each other        [rows][padded w][block]: stays in L1
 //       for output row                                                        grouped_conv2d/generic.h
 #include "grouped_conv2d.h"
 
@@ -33,7 +33,7 @@ class GroupedConv2d final : public Op {
     channel_blocks_ = spec.c / block_;
     copy_ = kernels().copy[group_index(group_)];
     row_ = kernels().row[group_index(group_)][spec.stride_h - 1];
-    const int64_t row_bytes = (spec.w + 2) * block_ * 4;
+    const int64_t row_bytes = spec.padded_w() * block_ * 4;
     const int64_t fitting = std::max<int64_t>(1, (kCopyBytes / row_bytes - 3) / spec.stride_h + 1);
     const int64_t blocks = ceil_div(p_, std::min(p_, std::max<int64_t>(fitting, 4)));
     rows_per_task_ = ceil_div(p_, blocks);
@@ -44,14 +44,14 @@ class GroupedConv2d final : public Op {
   }
 
   int64_t tasks() const override { return spec_.n * blocks_per_image_ * channel_split_; }
-  int64_t scratch_floats() const override { return input_rows(rows_per_task_) * (spec_.w + 2) * block_; }
+  int64_t scratch_floats() const override { return input_rows(rows_per_task_) * spec_.padded_w() * block_; }
 
   void run(int64_t task, const Pointers& x, const Worker& worker) const override {
     float* scratch = worker.scratch;
     const int64_t block = task / channel_split_, part = task % channel_split_;
     const int64_t image = block / blocks_per_image_, first_row = block % blocks_per_image_ * rows_per_task_;
     const int64_t rows = std::min(rows_per_task_, p_ - first_row);
-    const int64_t row_step = (spec_.w + 2) * block_;
+    const int64_t row_step = spec_.padded_w() * block_;
     Row row{};
     row.row_step = row_step;
     row.residual_stride = spec_.ldr;
@@ -60,7 +60,7 @@ class GroupedConv2d final : public Op {
     row.activation = spec_.activation;
     const int64_t end = (part + 1) * channel_blocks_ / channel_split_;
     for (int64_t b = part * channel_blocks_ / channel_split_; b < end; ++b) {
-      copy_rows(x.x + b * block_, image, first_row * spec_.stride_h - 1, input_rows(rows), b + 1 < end, scratch);
+      copy_rows(x.x + b * block_, image, first_row * spec_.stride_h - spec_.pad_h, input_rows(rows), b + 1 < end, scratch);
       const int64_t channel = b * block_;
       row.weight = x.weight + channel * group_ * 9;
       row.bias = x.bias != nullptr ? x.bias + channel : nullptr;
@@ -77,8 +77,8 @@ class GroupedConv2d final : public Op {
   Range input_pixels(int64_t task) const override {
     const int64_t block = task / channel_split_, image = block / blocks_per_image_;
     const int64_t row = block % blocks_per_image_ * rows_per_task_, rows = std::min(rows_per_task_, p_ - row);
-    const int64_t first = std::max<int64_t>(0, row * spec_.stride_h - 1);
-    const int64_t last = std::min(spec_.h, row * spec_.stride_h - 1 + input_rows(rows));
+    const int64_t first = std::max<int64_t>(0, row * spec_.stride_h - spec_.pad_h);
+    const int64_t last = std::min(spec_.h, row * spec_.stride_h - spec_.pad_h + input_rows(rows));
     return {(image * spec_.h + first) * spec_.w, (image * spec_.h + last) * spec_.w};
   }
   Range residual_pixels(int64_t task) const override {
@@ -104,15 +104,15 @@ class GroupedConv2d final : public Op {
   int64_t input_rows(int64_t rows) const { return (rows - 1) * spec_.stride_h + 3; }
 
   void copy_rows(const float* x, int64_t image, int64_t first, int64_t rows, bool more, float* out) const {
-    const int64_t width = (spec_.w + 2) * block_;
+    const int64_t width = spec_.padded_w() * block_, before = spec_.pad_w * block_, image_end = before + spec_.w * block_;
     for (int64_t row = first; row < first + rows; ++row, out += width) {
       if (row < 0 || row >= spec_.h) {
         std::fill(out, out + width, 0.0f);
         continue;
       }
-      std::fill(out, out + block_, 0.0f);
-      std::fill(out + width - block_, out + width, 0.0f);
-      copy_(x + (image * spec_.h + row) * spec_.w * spec_.ldx, spec_.ldx, spec_.w, more ? block_ : 0, out + block_);
+      std::fill(out, out + before, 0.0f);
+      std::fill(out + image_end, out + width, 0.0f);
+      copy_(x + (image * spec_.h + row) * spec_.w * spec_.ldx, spec_.ldx, spec_.w, more ? block_ : 0, out + before);
     }
   }
 
@@ -138,7 +138,8 @@ std::string grouped_conv2d_refusal(const OpSpec& spec) {
   if (spec.r != 3 || spec.s != 3) return "kernel " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + ": grouped rows handle 3x3";
   if (spec.stride_h != spec.stride_w || spec.stride_h > 2)
     return "stride " + std::to_string(spec.stride_h) + "x" + std::to_string(spec.stride_w) + ": grouped rows handle 1 and 2";
-  if (spec.pad_h != 1 || spec.pad_w != 1) return "padding " + std::to_string(spec.pad_h) + ": grouped rows handle 1";
+  if (std::max({spec.pad_h, spec.pad_w, spec.bottom(), spec.right()}) > 1)
+    return "padding " + std::to_string(spec.pad_h) + "x" + std::to_string(spec.pad_w) + ": grouped rows handle 0 and 1";
   if (spec.dilation_h != 1 || spec.dilation_w != 1) return "dilation " + std::to_string(spec.dilation_h) + ": grouped rows handle 1";
   if (spec.nchw_in) return "planar input: grouped rows read NHWC";
   return "";

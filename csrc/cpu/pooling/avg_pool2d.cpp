@@ -16,7 +16,7 @@ namespace pooling {
 namespace {
 
 struct Axis {
-  int64_t size, outputs, window, stride, pad;
+  int64_t size, outputs, window, stride, pad, pad_after;
   bool adaptive, count_pad;
 };
 
@@ -28,7 +28,7 @@ std::vector<Extent> extents(const Axis& axis) {
       out.push_back({begin, end, end - begin});
       continue;
     }
-    const int64_t begin = i * axis.stride - axis.pad, end = std::min(begin + axis.window, axis.size + axis.pad);
+    const int64_t begin = i * axis.stride - axis.pad, end = std::min(begin + axis.window, axis.size + axis.pad_after);
     const int64_t inside = std::max<int64_t>(begin, 0), inside_end = std::min(end, axis.size);
     out.push_back({inside, inside_end, axis.count_pad ? end - begin : inside_end - inside});
   }
@@ -52,8 +52,8 @@ class AvgPool2d final : public Op {
  public:
   explicit AvgPool2d(const OpSpec& spec) : Op(spec), kernels_(kernels()), p_(spec.p()), q_(spec.q()) {
     const bool adaptive = spec.out_h > 0, count_pad = spec.count_include_pad != 0;
-    rows_ = extents({spec.h, p_, spec.r, spec.stride_h, spec.pad_h, adaptive, count_pad});
-    columns_ = extents({spec.w, q_, spec.s, spec.stride_w, spec.pad_w, adaptive, count_pad});
+    rows_ = extents({spec.h, p_, spec.r, spec.stride_h, spec.pad_h, spec.bottom(), adaptive, count_pad});
+    columns_ = extents({spec.w, q_, spec.s, spec.stride_w, spec.pad_w, spec.right(), adaptive, count_pad});
     if (spec.divisor != 0) {
       for (Extent& row : rows_) row.count = spec.divisor;
       for (Extent& column : columns_) column.count = 1;

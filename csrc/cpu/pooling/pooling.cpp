@@ -96,12 +96,12 @@ std::string max_pool2d_refusal(const OpSpec& spec) {
 }
 
 std::string pooling_refusal(const OpSpec& spec) {
-  if (2 * spec.pad_h > spec.r || 2 * spec.pad_w > spec.s) return "padding is more than half of the window";
+  if (2 * std::max(spec.pad_h, spec.bottom()) > spec.r || 2 * std::max(spec.pad_w, spec.right()) > spec.s) return "padding is more than half of the window";
   if (spec.dilation_h != 1 || spec.dilation_w != 1) return "dilation " + std::to_string(spec.dilation_h) + ": " + spec.kind + " handles 1";
   if (spec.k != spec.c) return "k differs from c in a pooling op";
   if (spec.p() < 1 || spec.q() < 1)
     return "window " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + " is larger than the padded input " +
-           std::to_string(spec.h + 2 * spec.pad_h) + "x" + std::to_string(spec.w + 2 * spec.pad_w);
+           std::to_string(spec.padded_h()) + "x" + std::to_string(spec.padded_w());
   return "";
 }
 

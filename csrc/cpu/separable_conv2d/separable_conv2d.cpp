@@ -39,7 +39,7 @@ OpSpec pointwise_part(OpSpec spec) {
   spec.h = spec.p();
   spec.w = spec.q();
   spec.r = spec.s = spec.stride_h = spec.stride_w = spec.dilation_h = spec.dilation_w = 1;
-  spec.pad_h = spec.pad_w = 0;
+  spec.pad_h = spec.pad_w = spec.pad_bottom = spec.pad_right = 0;
   spec.pre_activation = spec.depth_activation = kNone;
   return spec;
 }
