@@ -152,6 +152,44 @@ def test_continues_from_its_state_dict(tmp_path):
     assert all(torch.equal(average.average[n], t) for n, t in resumed.average.items())
 
 
+def test_a_broken_state_dict_changes_nothing():
+    average = ExponentialMovingAverage(small_net(), 0.5)
+    before = average.state_dict()
+    broken = ExponentialMovingAverage(small_net(), 0.75).state_dict()
+    del broken["updates"]
+    with pytest.raises(KeyError, match="updates"):
+        average.load_state_dict(broken)
+    assert average.decay == 0.5
+    assert all(torch.equal(t, average.average[n]) for n, t in before["average"].items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_model_may_move_and_its_averages_stay():
+    model = small_net()
+    average, start = ExponentialMovingAverage(model, 0.5), values(model)
+    model.cuda()
+    average.update()
+    assert all(t.device.type == "cpu" for t in average.average.values())
+    assert all(torch.equal(t, start[n]) for n, t in average.average.items())
+    with average.applied():
+        assert model[0].weight.is_cuda
+
+
+def test_a_checkpoint_of_the_averages_is_the_state_dict_inside():
+    """Shared parameters and buffers that are not persistent, as the 1998 LeNet has them."""
+    model = fb.lenet5_1998()
+    average = ExponentialMovingAverage(model, 0.5)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    average.update()
+    with average.applied():
+        saved = values(model)
+    other = fb.lenet5_1998()
+    other.load_state_dict(saved)
+    assert all(torch.equal(p, average.average[n]) for n, p in other.named_parameters())
+
+
 def test_a_state_dict_is_a_copy():
     model = small_net()
     average = ExponentialMovingAverage(model, 0.5)

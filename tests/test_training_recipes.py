@@ -1,5 +1,6 @@
 """Schedules, parameter groups, batch-norm momentum and the recipes made of them."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -56,6 +57,73 @@ def test_plateau_waits_while_the_error_falls():
     for epoch in range(20):
         schedule.step(1.0 / (1 + epoch))
     assert schedule.optimizer.param_groups[0]["lr"] == 1.0
+
+
+def test_plateau_counts_the_smallest_progress():
+    """Errors that fall by a millionth fall; the rate drops at the third epoch without a new smallest one."""
+    schedule = training.plateau_schedule(optimizer(), patience=2)
+    for epoch in range(30):
+        schedule.step(1.0 - 1e-6 * epoch)
+    assert schedule.optimizer.param_groups[0]["lr"] == 1.0
+    seen = []
+    for _ in range(4):
+        schedule.step(1.0)
+        seen.append(schedule.optimizer.param_groups[0]["lr"])
+    assert seen == pytest.approx([1.0, 1.0, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, training.RMSPropTF])
+def test_plateau_divides_a_shared_tensor_once(kind):
+    """The rate of all groups may be one tensor, which schedules change in place."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(3)]
+    shared = kind(groups, torch.tensor(0.5))
+    schedule = training.plateau_schedule(shared, patience=0)
+    seen = []
+    for _ in range(6):
+        schedule.step(1.0)
+        seen.append([float(group["lr"]) for group in shared.param_groups])
+    assert [rate[0] for rate in seen] == pytest.approx([0.5, 0.05, 0.005, 0.0005, 0.0005, 0.0005])
+    assert all(len(set(rate)) == 1 for rate in seen)
+
+
+SCHEDULES = (
+    training.inception_schedule,
+    training.googlenet_schedule,
+    training.senet_schedule,
+    training.step_schedule,
+    training.plateau_schedule,
+)
+
+
+def run_epochs(schedule, first: int, last: int) -> list[list[float]]:
+    """The rates of all groups in these epochs, under an error that stalls in between."""
+    seen = []
+    for epoch in range(first, last):
+        schedule.optimizer.step()
+        error = (max(1.0 - 0.1 * epoch, 0.5),) if hasattr(schedule, "patience") else ()
+        schedule.step(*error)
+        seen.append([group["lr"] for group in schedule.optimizer.param_groups])
+    return seen
+
+
+@pytest.mark.parametrize("order", ["schedule made before loading", "schedule made after loading"])
+@pytest.mark.parametrize("make", SCHEDULES, ids=lambda make: make.__name__)
+def test_schedules_continue_from_their_state_dicts(make, order):
+    def fresh() -> torch.optim.Optimizer:
+        groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 0.02)]
+        return training.RMSPropTF(groups)
+
+    whole = run_epochs(make(fresh()), 0, 70)
+    first = make(fresh())
+    start = run_epochs(first, 0, 33)
+    saved = copy.deepcopy((first.optimizer.state_dict(), first.state_dict()))
+    resumed = fresh()
+    schedule = make(resumed) if order == "schedule made before loading" else None
+    resumed.load_state_dict(saved[0])
+    schedule = schedule or make(resumed)
+    schedule.load_state_dict(saved[1])
+    assert start + run_epochs(schedule, 33, 70) == whole
+    assert whole[-1] != whole[0]
 
 
 @pytest.mark.parametrize(

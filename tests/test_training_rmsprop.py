@@ -177,14 +177,16 @@ def test_a_tensor_as_rate():
     assert torch.equal(plain, other)
 
 
-def test_sparse_gradients_are_refused():
-    table = nn.Embedding(5, 3, sparse=True)
-    optimizer = RMSPropTF(table.parameters())
+def test_sparse_gradients_are_refused_before_anything_moves():
+    table, dense = nn.Embedding(5, 3, sparse=True), nn.Parameter(torch.ones(3))
+    optimizer = RMSPropTF([dense, table.weight])
     table(torch.tensor([1, 2])).sum().backward()
+    dense.grad = torch.ones(3)
     before = table.weight.detach().clone()
     with pytest.raises(RuntimeError, match="does not take sparse gradients"):
         optimizer.step()
-    assert torch.equal(before, table.weight)
+    assert torch.equal(before, table.weight) and torch.equal(dense, torch.ones(3))
+    assert not optimizer.state
 
 
 @pytest.mark.parametrize(

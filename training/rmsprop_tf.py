@@ -27,7 +27,8 @@ class RMSPropTF(Optimizer):
         lr: the paper's 0.045 belongs to its batch of 32 on 50 replicas.
         alpha: decay of the mean square. eps: as in the formula. momentum: 0 keeps no buffer.
         weight_decay: the L2 penalty weight_decay / 2 * p^2 in the loss.
-    Raises: ValueError for options out of range and complex parameters, RuntimeError for sparse gradients.
+    Raises: ValueError for options out of range and complex parameters, RuntimeError for sparse gradients,
+        before anything is changed.
     """
 
     def __init__(
@@ -57,15 +58,14 @@ class RMSPropTF(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, group)
+        moving = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if any(p.grad.layout is not torch.strided for p, _ in moving):
+            raise RuntimeError("RMSPropTF does not take sparse gradients: use a dense embedding or SGD")
+        for p, group in moving:
+            self._update(p, group)
         return loss
 
     def _update(self, p: Tensor, group: dict[str, Any]) -> None:
-        if p.grad.is_sparse:
-            raise RuntimeError("RMSPropTF does not take sparse gradients: use a dense embedding or SGD")
         grad = p.grad if group["weight_decay"] == 0 else p.grad.add(p, alpha=group["weight_decay"])
         state = self.state[p]
         if "square_avg" not in state:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau, StepLR
 
@@ -50,14 +51,26 @@ def plateau_schedule(
 ) -> ReduceLROnPlateau:
     """A tenth whenever the validation error stops falling: AlexNet, VGG, ResNet (arXiv 1512.03385).
 
-    The papers did it by hand; here it is `patience` epochs without a smaller value. Call `step(error)` once
-    an epoch. After `times` reductions of every group the rate stays; None has no such limit.
+    The papers did it by hand; here it is more than `patience` epochs in a row without an error below the
+    smallest so far, by however little. Call `step(error)` once an epoch. After `times` reductions of every
+    group the rate stays; None has no such limit. A tensor that is the rate of several groups is copied, so
+    that each has its own.
     """
     _check_factor(factor)
     if times is not None and times < 1:
         raise ValueError(f"times must be at least 1, got {times}")
+    _give_each_group_its_rate(optimizer)
     floors = [0.0 if times is None else float(g["lr"]) * factor**times for g in optimizer.param_groups]
-    return ReduceLROnPlateau(optimizer, "min", factor, patience, min_lr=floors, eps=0.0)
+    return ReduceLROnPlateau(optimizer, "min", factor, patience, threshold=0.0, min_lr=floors, eps=0.0)
+
+
+def _give_each_group_its_rate(optimizer: Optimizer) -> None:
+    """ReduceLROnPlateau changes tensors in place, group by group: a shared one would fall once for each."""
+    seen: set[int] = set()
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor) and id(group["lr"]) in seen:
+            group["lr"] = group["lr"].clone()
+        seen.add(id(group["lr"]))
 
 
 def _staircase(optimizer: Optimizer, factor: float, every: int) -> StepLR:

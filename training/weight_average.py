@@ -14,7 +14,8 @@ class ExponentialMovingAverage:
     """average = decay * average + (1 - decay) * parameter, after every optimiser step.
 
     Buffers (the statistics of batch norms) are not averaged but copied as they are at the last update.
-    Averages of 16-bit parameters are kept in float32. The model itself trains on undisturbed:
+    Averages of 16-bit parameters are kept in float32, and all averages on the device that the model was on
+    at the start. The model itself trains on undisturbed:
 
         average = ExponentialMovingAverage(model)
         ...
@@ -57,7 +58,7 @@ class ExponentialMovingAverage:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
         tensors = self._tensors()
         for name, _ in self.model.named_parameters():
-            self.average[name].lerp_(tensors[name].to(self.average[name].dtype), 1.0 - decay)
+            self.average[name].lerp_(tensors[name].to(self.average[name]), 1.0 - decay)
         for name, _ in self.model.named_buffers():
             self.average[name].copy_(tensors[name])
         self.updates += 1
@@ -86,7 +87,11 @@ class ExponentialMovingAverage:
             self._inside = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Decay, warmup, number of updates, and the average as a state dict (in the model's names)."""
+        """Decay, warmup, number of updates, and the averages under the names of parameters and buffers.
+
+        It is for `load_state_dict`. A checkpoint of the averaged model is `model.state_dict()` inside
+        `applied()`: that has the second names of shared parameters and leaves out what is not persistent.
+        """
         return {
             "decay": self.decay,
             "warmup": self.warmup,
@@ -97,10 +102,11 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict()`. RuntimeError when it belongs to another model; nothing changes."""
-        _check_match(state["average"], self.average, "the state dict")
-        for name, tensor in state["average"].items():
+        average, decay, warmup, updates = (state[k] for k in ("average", "decay", "warmup", "updates"))
+        _check_match(average, self.average, "the state dict")
+        for name, tensor in average.items():
             self.average[name].copy_(tensor)
-        self.decay, self.warmup, self.updates = state["decay"], state["warmup"], state["updates"]
+        self.decay, self.warmup, self.updates = decay, warmup, updates
 
     def _tensors(self, model: nn.Module | None = None) -> dict[str, Tensor]:
         model = self.model if model is None else model
