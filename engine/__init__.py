@@ -20,7 +20,8 @@ from .explain import explain as _explain
 from .plan import Plan
 from .rules import call_refusal
 from .run_cpu import Runner
-from .state import ATTRIBUTE, EngineState, usual_strides
+from .state import ATTRIBUTE, EngineState
+from .strides import shown_strides, usual_strides
 
 __all__ = ["Explanation", "Plan", "explain", "forward", "plan_for", "plan_summary", "refresh", "why_not"]
 
@@ -30,14 +31,17 @@ def forward(model: nn.Module, x: Tensor, plain: MethodType) -> Any:
 
     Args:
         model: in eval mode, float32 and on the CPU to get a plan; see `why_not` for the whole list.
-        x: [N, C, H, W]; contiguous or channels_last is read as it is, other strides are copied first.
+        x: [N, C, H, W]; contiguous or channels_last is read as it is, other strides are copied first,
+            and run the modules where they show in the result.
         plain: the model's ordinary forward, a bound method of the model.
     Returns: what plain(x) returns, with the same strides; numbers within the rounding of float32.
     """
     if call_refusal(model, x) is not None:
         return plain(x)
-    x = usual_strides(x)
-    return EngineState.of(model).forward(model, plain, x)
+    dense = usual_strides(x)
+    if dense is not x and isinstance(_runner(model, x, plain), str):
+        return plain(x)
+    return EngineState.of(model).forward(model, plain, dense)
 
 
 def why_not(model: nn.Module, x: Tensor) -> str | None:
@@ -52,8 +56,7 @@ def plan_for(model: nn.Module, x: Tensor) -> Plan:
 
 def explain(model: nn.Module, x: Tensor, repeats: int = 5) -> Explanation:
     """Run the plan of `model(x)` step by step and tell what each costs; without a plan, tell why not."""
-    reason = call_refusal(model, x)
-    runner = _runner(model, x) if reason is None else reason
+    runner = call_refusal(model, x) or _runner(model, x)
     return _explain(runner, usual_strides(x), repeats)
 
 
@@ -68,8 +71,12 @@ def plain_of(model: nn.Module) -> MethodType:
     return found if found is not None else MethodType(type(model).forward, model)
 
 
-def _runner(model: nn.Module, x: Tensor) -> Runner | str:
-    return EngineState.of(model).runner(model, plain_of(model), usual_strides(x))
+def _runner(model: nn.Module, x: Tensor, plain: MethodType | None = None) -> Runner | str:
+    """The plan for x, or why there is none."""
+    dense = usual_strides(x)
+    runner = EngineState.of(model).runner(model, plain or plain_of(model), dense)
+    reason = shown_strides(x, runner.plan) if dense is not x and isinstance(runner, Runner) else None
+    return reason or runner
 
 
 def _reason(runner: Runner | str) -> str | None:

@@ -25,6 +25,8 @@ CHECKS = {
 }  # fmt: skip
 # A rewrite of fuse/ either gives these a meaning or makes them ATen calls again.
 RETURNING = {"identity", "flatten", "slice", "pad", "cat"}
+# What they mean depends on how their argument lies in memory.
+BY_STRIDES = {"aten::as_strided", "aten::as_strided_", "aten::as_strided_copy", "aten::as_strided_scatter"}
 # In eval mode these return their input itself, which their schema does not say.
 DROPOUTS = {"aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::feature_alpha_dropout"}
 
@@ -54,7 +56,8 @@ class _Converter:
                 raise Uncapturable(f"the exported graph holds a {fx_node.op} node ({fx_node.target})")
         outputs = self.outputs()
         spec = self.exported.call_spec.out_spec
-        return Graph(self.nodes, source, outputs, spec, computed=self.computed)
+        shown = any(self.memory.is_input(node) for node in self.returned())
+        return Graph(self.nodes, source, outputs, spec, computed=self.computed, shows_input=shown)
 
     def placeholders(self) -> Node:
         signature = self.exported.graph_signature
@@ -72,6 +75,10 @@ class _Converter:
         if source is None:
             raise Uncapturable("the model has no tensor input")
         return source
+
+    def returned(self) -> list[Any]:
+        """The fx nodes that are returned."""
+        return [item for item in self.fx_nodes[-1].args[0] if isinstance(item, torch.fx.Node)]
 
     def outputs(self) -> list[Any]:
         if any(spec.kind.name != "USER_OUTPUT" for spec in self.exported.graph_signature.output_specs):
@@ -104,6 +111,8 @@ class _Converter:
         name = target._schema.name
         if name in CHECKS:
             return None
+        if name in BY_STRIDES:
+            raise Uncapturable(f"{name} reads memory by strides that are not the same in a plan")
         written = written_argument(target)
         if written is not None:
             target = self.functional(position, fx_node, target, written)
@@ -119,7 +128,9 @@ class _Converter:
             op, inputs, attrs = found
             if op in RETURNING:
                 attrs = {**attrs, "target": target, "args": args, "kwargs": kwargs}
-            self.node(fx_node, op, module_name(fx_node), inputs, attrs)
+            node = self.node(fx_node, op, module_name(fx_node), inputs, attrs)
+            if name in DROPOUTS:  # of a fake tensor they give a dense copy
+                node.stride = inputs[0].stride
         if written is not None:  # whoever holds the tensor that was written to sees the result from here on
             for same in self.memory.same_tensor(fx_node.args[written]):
                 if same in self.value:

@@ -91,6 +91,7 @@ class Graph:
     outputs: list[Any]  # nodes, or constants that the model returned
     out_spec: Any  # how to rebuild the model's return value from `outputs`
     computed: dict[str, Call] = field(default_factory=dict)  # from parameters alone, by name
+    shows_input: bool = False  # whether an output may show the input's own memory
     _readers: dict[Node, list[Node | None]] | None = None
 
     def users(self) -> dict[Node, list[Node | None]]:

@@ -189,6 +189,8 @@ class Plan:
     instances: list[Instance] = field(default_factory=list)
     parts: list[Any] = field(default_factory=list)  # of lower.Part
     computed: dict[str, Any] = field(default_factory=dict)  # calls whose results recipes name, see graph.py
+    shows_input: bool = False  # whether an output may show the input's own memory,
+    follows_input: bool = False  # or have its dimensions in the input's order: see strides.py
     rewrites: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # of making it: capture, fuse, place, pack
 

@@ -12,7 +12,6 @@ from time import perf_counter
 from types import MethodType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..kernels import _ext
@@ -27,6 +26,7 @@ from .plan import Plan
 from .recipes import Tensors
 from .run_cpu import STALE, ArenaPool, Runner
 from .select import make_plan
+from .strides import follows_input, true_strides
 from .weights import WeightStore
 
 ATTRIBUTE = "_fb_engine"
@@ -194,8 +194,11 @@ def make(model: nn.Module, plain: MethodType, x: Tensor) -> Plan:
     exported = capture(model, plain, x)
     times.append(perf_counter())
     graph = convert(exported)
+    true_strides(graph, plain, x)
+    follows = follows_input(graph)
     rewrites = fuse(graph, native.refusal)
     plan = make_plan(graph, x.is_contiguous(), native.refusal)
+    plan.shows_input, plan.follows_input = graph.shows_input, follows
     times.append(perf_counter())
     lower(plan)
     times.append(perf_counter())
@@ -203,12 +206,3 @@ def make(model: nn.Module, plain: MethodType, x: Tensor) -> Plan:
     names = ("capture", "fuse", "place")
     plan.seconds = {name: end - begin for name, begin, end in zip(names, times, times[1:])}
     return plan
-
-
-def usual_strides(x: Tensor) -> Tensor:
-    """x, or a dense copy in the memory format that eager convolutions would take from its strides."""
-    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
-        return x
-    like = torch.empty_like(x, device="meta")
-    wide = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
-    return x.contiguous(memory_format=torch.channels_last if wide else torch.contiguous_format)
