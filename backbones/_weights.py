@@ -109,6 +109,9 @@ def _state_dict(checkpoint: Any, label: str) -> dict[str, Tensor]:
     others = [str(k) for k, v in flat.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
     if others:
         raise WeightsError(f"{label} is not a state dict: entries that are no tensors: {_some(others)}")
+    strange = [f"{k} is not a plain dense tensor" for k, v in flat.items() if not _is_plain(v)]
+    if strange:
+        raise WeightsError(f"{label} has unusable values: {_some(strange)}")
     state = flat
     while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None):
         state = {k[len(prefix) :]: v for k, v in state.items()}
@@ -122,11 +125,27 @@ def _flat(key: Any, entry: Any) -> Iterator[tuple[Any, Any]]:
             yield from _flat(f"{key}/{i}", blob)
     elif isinstance(entry, Tensor) or not isinstance(entry, numpy.ndarray):
         yield key, entry
-    elif entry.dtype.kind in "fiub":
+    elif entry.dtype.kind in "fiub" and entry.dtype.itemsize <= 8:  # PyTorch has no wider numbers
         native = entry.astype(entry.dtype.newbyteorder("="), order="C", copy=False)
         yield key, torch.from_numpy(native if native.flags.writeable else native.copy())
     else:
         yield key, entry
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether it has a shape and values as everybody expects."""
+    strided = value.layout is torch.strided and not value.is_nested
+    return strided and not value.is_quantized and not value.is_meta
+
+
+def _holds(target: torch.dtype, source: torch.dtype) -> bool:
+    """Whether every number of one kind is one of the other, and both are integers or both are not."""
+    if source in _FLOATS and target in _FLOATS:
+        return torch.promote_types(source, target) == target
+    if any(d.is_floating_point or d.is_complex or d is torch.bool for d in (source, target)):
+        return source is torch.bool and not (target.is_floating_point or target.is_complex)
+    wide, narrow = torch.iinfo(target), torch.iinfo(source)
+    return wide.min <= narrow.min and narrow.max <= wide.max
 
 
 class _Fit:
@@ -164,8 +183,11 @@ class _Fit:
             return state
         theirs, ours = state[key], self.own[key]
         channels = theirs.shape[1] if theirs.dim() == 4 else 0
-        plain = theirs.layout is torch.strided and theirs.dtype in _FLOATS
-        if not plain or channels in (0, ours.shape[1]) or theirs[:, :1].shape != ours[:, :1].shape:
+        if (
+            theirs.dtype not in _FLOATS
+            or channels in (0, ours.shape[1])
+            or theirs[:, :1].shape != ours[:, :1].shape
+        ):
             return state
         self.warnings.append(f"{key} adapted from {channels} to {ours.shape[1]} input channels")
         return {**state, key: adapt_input_channels(theirs, ours.shape[1])}
@@ -234,7 +256,7 @@ class _Fit:
             if "input_size" in said:
                 said["input_size"] = (channels, *map(int, said["input_size"][1:]))
             preprocessing_for({**self.cfg, **said})
-        except (TypeError, ValueError) as error:
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             self.warnings.append(f"preprocessing of config.json not taken over: {error}")
             return {}
         changed = {k: v for k, v in said.items() if self.cfg.get(k) != v}
@@ -284,13 +306,9 @@ class _Fit:
     def _unfit(self, key: str, value: Tensor) -> str | None:
         """Why this value must not be copied, or None."""
         target = self.own[key].dtype
-        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
-            return f"{key} is not a plain dense tensor"
         if value.dtype != target:
             floats = value.dtype in _FLOATS and target in _FLOATS
-            integers = not any(d.is_floating_point or d.is_complex for d in (value.dtype, target))
-            wider = (floats or integers) and torch.promote_types(value.dtype, target) == target
-            if not wider and not (floats and self.cast):
+            if not _holds(target, value.dtype) and not (floats and self.cast):
                 more = ", cast=True would narrow it" if floats else ""
                 return f"{key} is {_short(value.dtype)}, the model has {_short(target)}{more}"
         if value.is_floating_point():

@@ -114,6 +114,10 @@ def _check(facts: Preprocessing, crop_pct: float, crop_mode: str) -> None:
             raise ValueError(f"{key} must be {' or '.join(map(repr, allowed))}, got {value!r}")
     if not 0.0 < crop_pct <= 1.0:
         raise ValueError(f"crop_pct must be above 0 and at most 1, got {crop_pct}")
+    if min(facts.height, facts.width) < 1:
+        raise ValueError(f"input_size must give at least one pixel, got {facts.height} x {facts.width}")
+    if not all(map(math.isfinite, (*facts.mean, *facts.std))):
+        raise ValueError(f"mean {facts.mean} and std {facts.std} must be finite")
     if len(facts.mean) != facts.channels or len(facts.std) != facts.channels or 0.0 in facts.std:
         raise ValueError(
             f"mean {facts.mean} and std {facts.std} must give {facts.channels} values, none of std zero"

@@ -183,7 +183,19 @@ def test_preprocessing_is_taken_over(hub):
 
 
 @pytest.mark.parametrize(
-    "config", [{"interpolation": "random"}, {"mean": 0.5}, {"std": [0, 0, 0]}, {"input_size": "big"}], ids=str
+    "config",
+    [
+        {"interpolation": "random"},
+        {"mean": 0.5},
+        {"mean": []},
+        {"mean": {"red": 0.5}},
+        {"mean": [0.5, 0.5, float("nan")]},
+        {"std": [0, 0, 0]},
+        {"input_size": "big"},
+        {"input_size": [3, 0, 224]},
+        {"input_size": [3, float("inf"), 224]},
+    ],
+    ids=str,
 )
 def test_preprocessing_that_makes_no_sense_is_left_alone(hub, config, caplog):
     change(hub, pretrained_cfg={**CONFIG["pretrained_cfg"], **config})

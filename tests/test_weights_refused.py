@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -119,6 +120,7 @@ def test_wrong_architecture_names_a_handful_and_counts_the_rest(source):
         load_weights(small, {**source, "extra.weight": torch.ones(1), "extra.bias": torch.ones(1)})
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -134,12 +136,51 @@ def test_wrong_architecture_names_a_handful_and_counts_the_rest(source):
         (lambda t: t.to(torch.float8_e4m3fn), "conv1.weight is float8_e4m3fn"),
         (lambda t: t.to("meta"), "not a plain dense tensor"),
         (lambda t: t.to_sparse(), "not a plain dense tensor"),
+        (lambda t: t.to_mkldnn(), "not a plain dense tensor"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "not a plain dense tensor"),
+        (lambda t: torch.nested.nested_tensor([t, t]), "not a plain dense tensor"),
+        (lambda t: t.numpy().astype(np.longdouble), "entries that are no tensors: conv1.weight"),
+        (lambda t: t.numpy().astype(object), "entries that are no tensors: conv1.weight"),
     ],
-    ids=["nan", "inf", "float64", "int64", "bool", "complex", "float8", "meta", "sparse"],
+    ids=[
+        "nan",
+        "inf",
+        "float64",
+        "int64",
+        "bool",
+        "complex",
+        "float8",
+        "meta",
+        "sparse",
+        "mkldnn",
+        "quantized",
+        "nested",
+        "longdouble",
+        "objects",
+    ],
 )
 def test_unusable_values(change, message, source):
     with refused(model := fresh(), message):
         load_weights(model, {**source, "conv1.weight": change(source["conv1.weight"])})
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("key", ["fc.weight", "bn1.num_batches_tracked"])
+def test_strange_tensors_where_rules_and_heads_look_at_shapes(key, source):
+    for strange in (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), torch.eye(3).to_sparse()):
+        with refused(model := fresh(), "not a plain dense tensor"):
+            load_weights(model, {**source, key: strange}, head="adopt")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.int32, torch.bool])
+def test_counters_of_narrower_integers_load(dtype, source):
+    load_weights(model := fresh(), {**source, "bn1.num_batches_tracked": torch.tensor(1).to(dtype)})
+    assert model.bn1.num_batches_tracked == 1
+
+
+def test_counters_of_wider_integers_are_refused(source):
+    with refused(model := fresh(), "bn1.num_batches_tracked is uint64, the model has int64"):
+        load_weights(model, {**source, "bn1.num_batches_tracked": torch.tensor(1).to(torch.uint64)})
 
 
 def test_the_last_tensor_is_checked_before_the_first_is_copied(source):
