@@ -198,6 +198,15 @@ def response_candidates(node: Node) -> Iterator[Candidate]:
     yield "local_response_norm", {**sizes, "k": sizes["c"], **node.attrs["formula"]}, ""
 
 
+def l2_candidates(node: Node) -> Iterator[Candidate]:
+    sizes = input_params(node)
+    yield "l2_normalize", {**sizes, "k": sizes["c"], "eps": node.attrs["eps"]}, ""
+
+
+def distance_candidates(node: Node) -> Iterator[Candidate]:
+    yield "squared_distances", {**input_params(node), "k": node.attrs["filters"]}, ""
+
+
 BY_OP: dict[str, Callable[[Node], Iterator[Candidate]]] = {
     "conv2d": conv_candidates,
     "separable_conv2d": separable_candidates,
@@ -208,4 +217,6 @@ BY_OP: dict[str, Callable[[Node], Iterator[Candidate]]] = {
     "avg_pool2d": avg_pool_candidates,
     "global_avg_pool": global_pool_candidates,
     "local_response_norm": response_candidates,
+    "l2_normalize": l2_candidates,
+    "squared_distances": distance_candidates,
 }

@@ -11,6 +11,8 @@ Operations with a meaning of their own (the rest is "aten" and runs through PyTo
     linear             act(x W^T + b)
     affine             act((x * scale + shift) * gate + residual): norms, activations, sums, gates, copies
     max_pool2d   avg_pool2d   global_avg_pool   local_response_norm   cat   pad
+    l2_normalize       x / max(||x||, eps), over the channels of rows or pixels
+    squared_distances  of rows [N, C] to centres [K, C]
     flatten            [N, C, 1, 1] to [N, C] or back, or a map to rows for a linear layer: the same bytes
     slice              some channels
     identity           dropout and its like in eval mode

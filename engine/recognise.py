@@ -200,9 +200,54 @@ def mul(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 
 @recognises(aten.div.Tensor)
 def div(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    if isinstance(a["other"], Node):
+        return normalized(a["self"], a["other"])
     if not (is_map_or_rows(a["self"]) and is_number(a["other"]) and a["other"] != 0):
         return None
     return affine(a["self"], "div", Fixed((1.0 / float(a["other"]),)))
+
+
+# ---- several calls that are one ----
+
+
+def arguments(node: Any, *targets: Any) -> tuple[Any, ...] | None:
+    """The positional arguments of a node that calls one of the targets without keywords, else None."""
+    if not isinstance(node, Node) or node.op != "aten" or node.attrs["target"] not in targets:
+        return None
+    return None if node.attrs["kwargs"] else tuple(node.attrs["args"])
+
+
+def normalized(x: Any, divisor: Any) -> Recognised:
+    """F.normalize: x / expand(clamp_min(norm(x, 2, dim 1, keepdim), eps)), of rows or of a map's pixels."""
+    expanded = arguments(divisor, aten.expand_as.default, aten.expand.default)
+    clamped = arguments(expanded[0], aten.clamp_min.default) if expanded else None
+    length = (
+        arguments(clamped[0], aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim) if clamped else None
+    )
+    if length is None or len(length) != 4 or not is_map_or_rows(x):
+        return None
+    source, order, dims, keepdim = length
+    same = source is x and order == 2 and list(dims) == [1] and keepdim
+    return ("l2_normalize", [x], {"eps": float(clamped[1])}) if same and is_number(clamped[1]) else None
+
+
+@recognises(aten.sum.dim_IntList)
+def squared_distances(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    """sum((unsqueeze(x, 1) - centers)^2, 2) of rows [N, C] and a tensor of the model, [K, C]."""
+    if a["dim"] not in ([2], [-1]) or a["keepdim"] or a["dtype"] is not None:
+        return None
+    squared = arguments(a["self"], aten.square.default) or arguments(a["self"], aten.pow.Tensor_Scalar)
+    apart = arguments(squared[0], aten.sub.Tensor) if squared and squared[1:] in ((), (2,)) else None
+    rows = arguments(apart[0], aten.unsqueeze.default) if apart and len(apart) == 2 else None
+    if rows is None or rows[1] != 1 or not is_map(rows[0], 2):
+        return None
+    x, centers = rows[0], apart[1]
+    if isinstance(centers, Node):  # computed from parameters alone
+        centers = centers.attrs.get("constant")
+    shape = a["shapes"].get(centers) if isinstance(centers, Live) else None
+    if shape is None or len(shape) != 2 or shape[1] != x.channels:
+        return None
+    return "squared_distances", [x], {"recipe": Recipe(centers.name), "filters": shape[0]}
 
 
 # ---- pools ----

@@ -156,6 +156,14 @@ def local_response_norm(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> T
     return F.local_response_norm(inputs["x"], f["size"], f["alpha"], f["beta"], f["offset"])
 
 
+def l2_normalize(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
+    return F.normalize(inputs["x"], dim=1, eps=a["eps"])
+
+
+def squared_distances(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
+    return (inputs["x"].unsqueeze(1) - parts["weight"][0]).square().sum(2)
+
+
 FORMULAS: dict[str, Callable[[Mapping[str, Any], Inputs, Parts], Tensor]] = {
     "conv2d": conv2d,
     "separable_conv2d": separable_conv2d,
@@ -164,6 +172,8 @@ FORMULAS: dict[str, Callable[[Mapping[str, Any], Inputs, Parts], Tensor]] = {
     "avg_pool2d": avg_pool2d,
     "max_pool2d": max_pool2d,
     "local_response_norm": local_response_norm,
+    "l2_normalize": l2_normalize,
+    "squared_distances": squared_distances,
     "global_avg_pool": lambda a, inputs, parts: inputs["x"].mean((2, 3), keepdim=True),
     "pad": lambda a, inputs, parts: F.pad(inputs["x"], a["border"], value=a["value"]),
     "flatten": lambda a, inputs, parts: inputs["x"].flatten(1),

@@ -16,12 +16,14 @@ from .conv2d import conv2d, conv2d_ref
 from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_ref
 from .global_avg_pool import global_avg_pool, global_avg_pool_ref
 from .grouped_conv2d import grouped_conv2d, grouped_conv2d_ref
+from .l2_normalize import l2_normalize, l2_normalize_ref
 from .linear import linear, linear_ref
 from .local_response_norm import local_response_norm, local_response_norm_ref
 from .max_pool2d import max_pool2d, max_pool2d_ref
 from .pointwise_conv2d import pointwise_conv2d, pointwise_conv2d_ref
 from .separable_conv2d import separable_conv2d, separable_conv2d_ref
 from .softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_ref
+from .squared_distances import squared_distances, squared_distances_ref
 from .squeeze_excite import squeeze_excite, squeeze_excite_ref
 from .stem_conv2d import stem_conv2d, stem_conv2d_ref
 
@@ -37,6 +39,8 @@ __all__ = [
     "global_avg_pool",
     "linear",
     "local_response_norm",
+    "l2_normalize",
+    "squared_distances",
     "squeeze_excite",
     "softmax_cross_entropy",
     "conv2d_ref",
@@ -50,6 +54,8 @@ __all__ = [
     "global_avg_pool_ref",
     "linear_ref",
     "local_response_norm_ref",
+    "l2_normalize_ref",
+    "squared_distances_ref",
     "squeeze_excite_ref",
     "softmax_cross_entropy_ref",
     "backend",

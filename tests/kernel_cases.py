@@ -148,6 +148,30 @@ class SqueezeCase(Case):
         return Inputs((tensors[0], tensors[1], biases[0], tensors[3], biases[1]), {})
 
 
+@dataclass(frozen=True)
+class UnitCase(Case):
+    """Pixels of integers whose length is an integer: with S the sum of squares of all channels but the last,
+    and S odd, (S - 1) / 2 as the last one makes it (S + 1) / 2."""
+
+    def inputs(self, data: str = "integers", seed: int = 0) -> Inputs:
+        inputs = super().inputs(data, seed)
+        (x,) = inputs.args
+        if data == "integers" and x.shape[1] > 1:
+            x[:, 0] = 0
+            x[:, 0] = 1 - x[:, :-1].square().sum(1) % 2
+            x[:, -1] = (x[:, :-1].square().sum(1) - 1) / 2
+        return inputs
+
+
+@dataclass(frozen=True)
+class DistancesCase(Case):
+    """The weights are centres."""
+
+    def inputs(self, data: str = "integers", seed: int = 0) -> Inputs:
+        inputs = super().inputs(data, seed)
+        return Inputs(inputs.args[:2], {})
+
+
 def _pair(value) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
 
@@ -190,6 +214,14 @@ def depthwise(why, n, c, h, w, kernel=3, *, bias=True, activation="relu", **opti
 def response_norm(why, x, size, *, k=1.0) -> Case:
     """With beta 1 and alpha = size nothing but the division rounds."""
     return Case("local_response_norm", why, x, options={"alpha": size, "beta": 1, "k": k}, positional=(size,))
+
+
+def unit(why, *x, **options) -> Case:
+    return UnitCase("l2_normalize", why, x, options=options)
+
+
+def distances(why, n, c, k) -> Case:
+    return DistancesCase("squared_distances", why, (n, c), (k, c))
 
 
 def squeeze(why, n, c, h, w, hidden, *, bias=True) -> Case:
@@ -345,6 +377,18 @@ CASES = [
     response_norm("one channel alone", (1, 1, 1, 1), 1),
     response_norm("empty batch", (0, 8, 3, 3), 3),
     response_norm("more pixels than a task", (1, 96, 15, 14), 5),
+    unit("embeddings", 3, 512),
+    unit("prime channels", 7, 37),
+    unit("a sign", 4, 1),
+    unit("empty batch", 0, 8),
+    unit("pixels of a map", 2, 19, 3, 5),
+    unit("more pixels than a task", 1, 96, 15, 14),
+    unit("lengths below eps", 2, 5, 3, 4, eps=64.0),
+    distances("LeNet-5's", 3, 84, 10),
+    distances("one by one", 1, 1, 1),
+    distances("empty batch", 0, 8, 4),
+    distances("prime sizes, several tasks of rows", 67, 131, 7),
+    distances("several tasks of centres", 2, 700, 61),
     squeeze("SE-ResNet's", 2, 64, 5, 7, 4),
     squeeze("odd sizes, no biases", 3, 19, 3, 2, 5, bias=False),
     squeeze("one pixel, one channel", 1, 1, 1, 1, 1),
@@ -392,11 +436,12 @@ def prepared(case: Case) -> tuple:
 
 
 POOLS = ("max_pool2d", "avg_pool2d")
+NORMS = ("local_response_norm", "l2_normalize")
 
 
 def has_parameters(case: Case) -> bool:
     """Whether `parameters` knows the op."""
-    return len(case.x) == 4 and (case.weight is not None or case.op in (*POOLS, "local_response_norm"))
+    return len(case.x) == 4 and (case.weight is not None or case.op in (*POOLS, *NORMS))
 
 
 def operands(case: Case, args: tuple) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -412,6 +457,8 @@ def parameters(case: Case, args: tuple) -> dict:
     params = {"n": x.shape[0], "c": x.shape[1], "h": x.shape[2], "w": x.shape[3], "k": x.shape[1]}
     if case.op == "local_response_norm":
         return params | dict(zip(("size", "alpha", "beta", "offset"), args[1:]))
+    if case.op == "l2_normalize":
+        return params | {"eps": args[1]}
     if case.op in POOLS:
         _, kernel, stride, padding, ceil_mode, *count_include_pad = args
         pairs = {"stride": stride, "pad": padding}

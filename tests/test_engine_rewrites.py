@@ -93,6 +93,10 @@ def gate_and_its_mean(m, x):
     return y * torch.sigmoid(mean), mean
 
 
+def distances(x, centers):
+    return (x.unsqueeze(1) - centers).square().sum(2)
+
+
 NETS = {  # why: (network, steps without layout copies)
     "ReLU6, sigmoid, tanh": (
         Net(lambda m, x: m.c(m.b(m.a(x).sigmoid()).tanh()).clamp(0, 6), a=pointwise(8, 8), b=pointwise(8, 8),
@@ -188,6 +192,35 @@ NETS = {  # why: (network, steps without layout copies)
     "local response norm": (
         Net(local_response, conv=conv(), norm=nn.LocalResponseNorm(5, 1e-2, 0.75, 2.0)),
         "conv2d local_response_norm",
+    ),
+    "embeddings of length one": (
+        Net(lambda m, x: F.normalize(m.fc(m.conv(x).mean((2, 3)))), conv=conv(), fc=nn.Linear(8, 20)),
+        "conv2d global_avg_pool linear l2_normalize",
+    ),
+    "pixels of length one, of length two, and along the image": (
+        Net(lambda m, x: (lambda y: F.normalize(y) * 2 + F.normalize(y, p=1.0) + F.normalize(y, dim=2))(
+            m.conv(x)), conv=conv()),
+        None,
+    ),
+    "length one, and the length too": (
+        Net(lambda m, x: (lambda y: (F.normalize(y, eps=0.5), y.norm(2, 1, keepdim=True)))(m.conv(x)),
+            conv=conv()),
+        "conv2d l2_normalize aten",
+    ),
+    "distances to centres": (
+        Net(lambda m, x: distances(m.conv(x).mean((2, 3)), m.centers), conv=conv(),
+            centers=nn.Parameter(torch.randn(5, 8))),
+        "conv2d global_avg_pool squared_distances",
+    ),
+    "distances with a power, from a power of centres": (
+        Net(lambda m, x: (x.mean((2, 3)).unsqueeze(1) - m.centers.exp()).pow(2).sum(-1),
+            centers=nn.Parameter(torch.randn(3, 8))),
+        "global_avg_pool squared_distances",
+    ),
+    "distances to one number a centre": (
+        Net(lambda m, x: distances(m.conv(x).mean((2, 3)), m.centers), conv=conv(),
+            centers=nn.Parameter(torch.randn(5, 1))),
+        "conv2d global_avg_pool aten aten aten aten",
     ),
     "the value range of the image": (Net(image_range, conv=conv()), "conv2d"),
     "norm and ReLU in front of a convolution": (

@@ -22,6 +22,7 @@ from kernel_cases import (
     average,
     conv,
     depthwise,
+    distances,
     linear,
     mean_pool,
     native_candidates,
@@ -53,12 +54,14 @@ TINY = [
         "ceil mode", (1, 2, 4, 5), (2, 3), stride=2, padding=1, ceil_mode=True, count_include_pad=False
     ),
     average("six pixels", 2, 2, 2, 3),
+    distances("two to three", 2, 4, 3),
 ]
 
 
 ROUNDED = (
     "local_response_norm",
     "squeeze_excite",
+    "l2_normalize",
 )  # derivatives with powers; test_kernels_norms_and_gates.py
 
 

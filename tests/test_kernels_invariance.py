@@ -46,8 +46,9 @@ def test_threads_do_not_change_bits(case):
 @pytest.mark.parametrize("case", [c for c in LARGE if c.op != "linear"], ids=lambda case: case.id)
 def test_a_sample_alone_equals_the_sample_in_a_batch(case):
     inputs = case.inputs("reals")
-    copies = 5 // case.x[0]
-    batch = Inputs((inputs.args[0].repeat(copies, 1, 1, 1), *inputs.args[1:]), dict(inputs.kwargs))
+    copies = max(1, 5 // case.x[0])
+    many = inputs.args[0].repeat(copies, *(1 for _ in case.x[1:]))
+    batch = Inputs((many, *inputs.args[1:]), dict(inputs.kwargs))
     if "residual" in batch.kwargs:
         batch.kwargs["residual"] = inputs.kwargs["residual"].repeat(copies, 1, 1, 1)
     for backend in accepted(case):

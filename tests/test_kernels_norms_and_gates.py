@@ -17,6 +17,7 @@ from helpers import (
     assert_as_accurate,
     assert_bit_equal,
     assert_equal,
+    backends,
     integers,
     isas,
     needs_native,
@@ -25,7 +26,7 @@ from helpers import (
     threads,
 )
 from helpers import one_thread as one_thread
-from kernel_cases import response_norm, squeeze
+from kernel_cases import distances, response_norm, squeeze, unit
 
 from fast_backbones import kernels
 from fast_backbones.kernels import _ext
@@ -218,7 +219,9 @@ def derivatives(call, tensors, incoming, outer):
 
 @needs_native
 @pytest.mark.parametrize(
-    "case", [response_norm("grad", (2, 19, 5, 4), 5), squeeze("grad", 2, 24, 5, 4, 6)], ids=lambda c: c.op
+    "case",
+    [response_norm("grad", (2, 19, 5, 4), 5), squeeze("grad", 2, 24, 5, 4, 6), unit("grad", 2, 19, 5, 4)],
+    ids=lambda c: c.op,
 )
 @pytest.mark.parametrize("beta", [0.5, 0.75, 1.0])
 def test_derivatives_with_rounding(case, beta):
@@ -238,6 +241,34 @@ def test_derivatives_with_rounding(case, beta):
     assert len(native) == 2 * len(tensors)
     for i, (a, p, e) in enumerate(zip(native, plain, exact)):
         assert_as_accurate(a.detach(), p.detach(), e.detach(), f"derivative {i}")
+
+
+@pytest.mark.parametrize("backend", backends("l2_normalize"))
+def test_derivatives_of_lengths_near_eps(backend):
+    """Above eps, below it, at zero and at eps itself: as F.normalize, which passes gradients at equality."""
+    x = torch.tensor([[3.0, 4.0], [0.3, -0.4], [0.0, 0.0], [1.0, 0.0]])
+    for eps in (1.0, 1e-12, 5.0):
+        leaf, twin = x.clone().requires_grad_(), x.double().requires_grad_()
+        incoming = reals((4, 2), 1)
+        kernels.l2_normalize(leaf, eps=eps, backend=backend).backward(incoming)
+        F.normalize(twin, dim=1, eps=eps).backward(incoming.double())
+        torch.testing.assert_close(leaf.grad.double(), twin.grad, rtol=1e-5, atol=1e-6)
+
+
+@needs_native
+def test_only_the_wanted_gradients_of_distances_are_made():
+    x, centers = distances("grad", 2, 5, 3).inputs("reals").args
+    for wanted in range(2):
+        tensors = [t.clone().requires_grad_(i == wanted) for i, t in enumerate((x, centers))]
+        kernels.squared_distances(*tensors, backend="native").sum().backward()
+        assert [t.grad is not None for t in tensors] == [i == wanted for i in range(2)]
+
+
+@needs_native
+def test_lengths_that_float32_cannot_square_are_lengths():
+    x = torch.tensor([[3e30, -4e30], [3e-30, 4e-30], [0.0, 0.0]])
+    expected = torch.tensor([[0.6, -0.8], [0.6, 0.8], [0.0, 0.0]])
+    torch.testing.assert_close(kernels.l2_normalize(x, eps=1e-32, backend="native"), expected)
 
 
 @needs_native

@@ -57,6 +57,9 @@ MORE = [
     "affine n=3 h=30 w=33 c=70 k=70 activation=1",
     "affine n=5 h=7 w=9 c=600 k=600 gated=1 activation=4",
     "local_response_norm n=2 h=30 w=33 c=70 k=70 size=5",
+    "l2_normalize n=2 h=30 w=33 c=70 k=70",
+    "squared_distances n=300 c=84 k=10",
+    "squared_distances n=3 c=900 k=61",
     "avg_pool2d n=2 h=50 w=60 c=48 k=48 r=3 s=3 stride_h=2 stride_w=2 pad_bottom=1 pad_right=1",
     "max_pool2d n=2 h=90 w=60 c=148 k=148 r=3 s=3 stride_h=2 stride_w=2 pad_h=1 pad_bottom=0 pad_right=1",
     "pad2d n=2 h=40 w=30 c=70 k=70 pad_h=3 pad_w=0 pad_bottom=0 pad_right=2",
@@ -68,7 +71,7 @@ def line(kind: str, params: dict) -> str:
     return " ".join([kind, *(f"{name}={value}" for name, value in params.items())])
 
 
-REALS = ("alpha", "beta", "offset")  # the program sets them itself
+REALS = ("alpha", "beta", "offset", "eps")  # the program sets them itself
 
 
 def lines():

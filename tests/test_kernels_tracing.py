@@ -74,6 +74,8 @@ def test_opcheck_of_the_others():
             torch.library.opcheck(operators().max_pool2d.default, (x, [3, 2], [2, 1], [1, 1], True))
             torch.library.opcheck(operators().avg_pool2d.default, (x, [3, 2], [2, 1], [1, 1], True, False))
         torch.library.opcheck(operators().local_response_norm.default, (x, 5, 0.3, 0.75, 2.0))
+        torch.library.opcheck(operators().l2_normalize.default, (x, 1e-12))
+        torch.library.opcheck(operators().squared_distances.default, (x[:, :, 0, 0], reals((5, 16), 2)))
         torch.library.opcheck(
             operators().linear.default, (x[:, :, 0, 0], reals((5, 16), 2), reals((5,), 3), "relu")
         )
@@ -103,8 +105,8 @@ class Net(torch.nn.Module):
         x = kernels.local_response_norm(kernels.avg_pool2d(x, 3, stride=1, padding=1), 5)
         x = kernels.squeeze_excite(x, self.squeeze, None, self.squeeze.t(), self.bias)
         x = kernels.separable_conv2d(x, self.depth, self.mixing, bias=self.bias, activation="relu")
-        x = kernels.pointwise_conv2d(x, self.pointwise)
-        return kernels.linear(kernels.global_avg_pool(x), self.head)
+        x = kernels.l2_normalize(kernels.global_avg_pool(kernels.pointwise_conv2d(x, self.pointwise)))
+        return kernels.linear(x, self.head) - kernels.squared_distances(x, self.head)
 
 
 def targets(graph) -> set[str]:

@@ -105,6 +105,8 @@ std::string check(const OpSpec& spec) {
   if (spec.kind == "avg_pool2d") return avg_pool2d_refusal(spec);
   if (spec.kind == "local_response_norm") return local_response_norm_refusal(spec);
   if (spec.kind == "affine" || spec.kind == "pad2d") return spec.k == spec.c ? "" : "k differs from c in " + spec.kind;
+  if (spec.kind == "l2_normalize") return l2_normalize_refusal(spec);
+  if (spec.kind == "squared_distances") return squared_distances_refusal(spec);
   if (spec.kind == "linear" && (spec.h != 1 || spec.w != 1 || spec.r != 1 || spec.s != 1)) return "linear has no spatial sizes";
   if (spec.kind == "conv2d" || spec.kind == "linear") return conv2d_refusal(spec);
   if (is_convolution(spec) || spec.kind == "global_avg_pool" || spec.kind == "to_nchw" || spec.kind == "to_nhwc") return "";
@@ -113,7 +115,7 @@ std::string check(const OpSpec& spec) {
 
 OpSpec completed(OpSpec spec) {
   if (spec.ldx == 0) spec.ldx = spec.c;
-  const int64_t out = is_convolution(spec) ? spec.k : spec.c;
+  const int64_t out = is_convolution(spec) || spec.kind == "squared_distances" ? spec.k : spec.c;
   if (spec.ldy == 0) spec.ldy = out;
   if (spec.ldr == 0) spec.ldr = out;
   if (spec.ldg == 0) spec.ldg = out;
@@ -144,6 +146,7 @@ Range Op::residual_pixels(int64_t) const { return {0, std::numeric_limits<int64_
 Range Op::tasks_writing(Range pixels) const { return pixels.begin < pixels.end ? Range{0, tasks()} : Range{0, 0}; }
 
 double Op::flops() const {
+  if (spec_.kind == "squared_distances") return 2.0 * static_cast<double>(spec_.n * spec_.c * spec_.k);
   if (!is_convolution(spec_)) return 0.0;
   if (spec_.kind == "separable_conv2d")
     return 2.0 * static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c) * static_cast<double>(spec_.r * spec_.s + spec_.k);
@@ -158,6 +161,7 @@ double Op::bytes() const {
     return 4.0 * (in + out + static_cast<double>(spec_.k * (spec_.c / spec_.groups) * spec_.r * spec_.s));
   }
   if (is_pool(spec_) || spec_.kind == "pad2d") return 4.0 * (in + static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c));
+  if (spec_.kind == "squared_distances") return 4.0 * (in + static_cast<double>((spec_.n + spec_.c) * spec_.k));
   if (spec_.kind == "global_avg_pool") return 4.0 * (in + static_cast<double>(spec_.n * spec_.c));
   return 8.0 * in;
 }
@@ -192,6 +196,8 @@ std::unique_ptr<Op> make_op(const OpSpec& wanted) {
   if (spec.kind == "avg_pool2d") return make_avg_pool2d(spec);
   if (spec.kind == "affine") return make_affine(spec);
   if (spec.kind == "pad2d") return make_pad2d(spec);
+  if (spec.kind == "l2_normalize") return make_l2_normalize(spec);
+  if (spec.kind == "squared_distances") return make_squared_distances(spec);
   if (spec.kind == "local_response_norm") return make_local_response_norm(spec);
   if (spec.kind == "global_avg_pool") return make_global_avg_pool(spec);
   if (spec.kind == "to_nchw") return make_to_nchw(spec);
@@ -206,6 +212,7 @@ int64_t packed_floats(const OpSpec& spec) {
   if (spec.kind == "separable_conv2d") return separable_conv2d_packed_floats(spec);
   if (is_convolution(spec)) return conv2d_packed_floats(spec);
   if (spec.kind == "affine") return spec.c;
+  if (spec.kind == "squared_distances") return spec.k * spec.c;
   throw std::invalid_argument(spec.kind + ": has no weight");
 }
 
@@ -216,7 +223,7 @@ void pack_weight(const OpSpec& spec, const float* weight, float* out) {
   if (spec.kind == "depthwise_conv2d") return depthwise_conv2d_pack(spec, weight, out);
   if (spec.kind == "separable_conv2d") return separable_conv2d_pack(spec, weight, out);
   if (is_convolution(spec)) return conv2d_pack(spec, weight, out);
-  if (spec.kind == "affine") return static_cast<void>(std::copy(weight, weight + spec.c, out));
+  if (spec.kind == "affine" || spec.kind == "squared_distances") return static_cast<void>(std::copy(weight, weight + packed_floats(spec), out));
   throw std::invalid_argument(spec.kind + ": has no weight");
 }
 

@@ -37,6 +37,7 @@ struct OpSpec {
   int64_t tile = 0;                   // winograd_conv2d: outputs per side of a tile, 2 or 4; 0: what suits the layer
   double alpha = 0, beta = 0, offset = 0;
   double border = 0;                  // pad2d: what stands in the padding
+  double eps = 0;                     // l2_normalize: no length is taken to be less
 
   int64_t p() const;
   int64_t q() const;
@@ -48,7 +49,7 @@ struct OpSpec {
 
 struct Pointers {
   const float* x = nullptr;
-  const float* weight = nullptr;  // packed by pack_weight
+  const float* weight = nullptr;  // packed by pack_weight; squared_distances: the centres
   const float* bias = nullptr;
   const float* residual = nullptr;
   const float* gate = nullptr;          // [n, k]: multiplies (convolution + bias) before the residual is added

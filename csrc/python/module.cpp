@@ -24,7 +24,7 @@ fb::OpSpec spec_from(const std::string& kind, const py::dict& params) {
       {"ldr", &spec.ldr}, {"gated", &spec.gated}, {"ldg", &spec.ldg}, {"activation", &spec.activation}, {"act_from", &spec.act_from}, {"pre", &spec.pre},
       {"pre_activation", &spec.pre_activation}, {"depth_activation", &spec.depth_activation}, {"nchw_in", &spec.nchw_in}, {"ceil_mode", &spec.ceil_mode},
       {"count_include_pad", &spec.count_include_pad}, {"divisor", &spec.divisor}, {"out_h", &spec.out_h}, {"out_w", &spec.out_w}, {"size", &spec.size}, {"tile", &spec.tile}};
-  const std::pair<const char*, double*> reals[] = {{"alpha", &spec.alpha}, {"beta", &spec.beta}, {"offset", &spec.offset}, {"border", &spec.border}};
+  const std::pair<const char*, double*> reals[] = {{"alpha", &spec.alpha}, {"beta", &spec.beta}, {"offset", &spec.offset}, {"border", &spec.border}, {"eps", &spec.eps}};
   for (const auto& item : params) {
     const std::string key = py::cast<std::string>(item.first);
     bool known = false;
@@ -83,7 +83,7 @@ std::vector<void*> to_pointers(const std::vector<intptr_t>& addresses) {
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "fast_backbones native kernels: torch-free interface on raw addresses.";
   // What Python may ask of this library: raised with every change of an operator, a kind, a parameter or an operand, here and in _ext.py.
-  m.attr("interface") = 5;
+  m.attr("interface") = 6;
   m.def("isa", [] { return fb::isa_name(fb::isa()); }, "Instruction set in use: avx512, avx2 or portable.");
   m.def("detected_isa", [] { return fb::isa_name(fb::detected_isa()); });
   m.def("compiled_isas", &fb::compiled_isas);

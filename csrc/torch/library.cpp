@@ -29,6 +29,8 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
       "Tensor");
   m.def("global_avg_pool(Tensor x) -> Tensor");
   m.def("local_response_norm(Tensor x, int size, float alpha, float beta, float k) -> Tensor");
+  m.def("l2_normalize(Tensor x, float eps) -> Tensor");
+  m.def("squared_distances(Tensor x, Tensor centers) -> Tensor");
   m.def("squeeze_excite(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2) -> Tensor");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor");
   // the loss, and what its gradient needs of each row beside the logits: the maximum and the sum of exponentials

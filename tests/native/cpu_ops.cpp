@@ -112,6 +112,16 @@ float expected(const fb::OpSpec& spec, const Map& x, const Buffer& weight, const
   }
   if (spec.kind == "avg_pool2d") return average(spec, x, n, p, q, k);
   if (spec.kind == "local_response_norm") return normalised(spec, x, n, p, q, k);
+  if (spec.kind == "l2_normalize") {
+    float squares = 0;
+    for (int64_t c = 0; c < spec.c; ++c) squares += x(n, p, q, c) * x(n, p, q, c);
+    return x(n, p, q, k) / std::fmax(std::sqrt(squares), float(spec.eps));
+  }
+  if (spec.kind == "squared_distances") {
+    float sum = 0;
+    for (int64_t c = 0; c < spec.c; ++c) sum += (x(n, 0, 0, c) - weight[k * spec.c + c]) * (x(n, 0, 0, c) - weight[k * spec.c + c]);
+    return sum;
+  }
   if (spec.kind == "pad2d") {
     const int64_t h = p - spec.pad_h, w = q - spec.pad_w;
     return h < 0 || h >= spec.h || w < 0 || w >= spec.w ? float(spec.border) : x(n, h, w, k);
@@ -138,7 +148,7 @@ float expected(const fb::OpSpec& spec, const Map& x, const Buffer& weight, const
 
 bool has_weight(const fb::OpSpec& spec) {
   return spec.kind == "conv2d" || spec.kind == "winograd_conv2d" || spec.kind == "grouped_conv2d" ||
-         spec.kind == "depthwise_conv2d" || spec.kind == "separable_conv2d" || spec.kind == "affine" || spec.kind == "linear";
+         spec.kind == "depthwise_conv2d" || spec.kind == "separable_conv2d" || spec.kind == "affine" || spec.kind == "linear" || spec.kind == "squared_distances";
 }
 
 // The two convolutions of a separable one.
@@ -157,7 +167,7 @@ fb::OpSpec pointwise_part(const fb::OpSpec& spec) {
   return out;
 }
 
-bool has_residual(const fb::OpSpec& spec) { return has_weight(spec) && spec.kind != "linear" && spec.kind != "depthwise_conv2d"; }
+bool has_residual(const fb::OpSpec& spec) { return has_weight(spec) && spec.kind != "linear" && spec.kind != "depthwise_conv2d" && spec.kind != "squared_distances"; }
 
 std::string text(const fb::OpSpec& spec) {
   std::string out = spec.kind + " n" + std::to_string(spec.n) + " " + std::to_string(spec.h) + "x" + std::to_string(spec.w) + " " +
@@ -322,6 +332,12 @@ std::vector<fb::OpSpec> cases() {
     fb::OpSpec norm = conv("local_response_norm", 2, 3, 7, 37, 37, 1, 1, 0);
     norm.size = size, norm.alpha = double(size), norm.beta = 1, norm.offset = 2;
     all.push_back(norm);
+  }
+  for (const auto& [n, h, c] : {std::array<int64_t, 3>{3, 1, 512}, {2, 9, 37}, {1, 1, 1}}) {
+    fb::OpSpec unit = conv("l2_normalize", n, h, h, c, c, 1, 1, 0);
+    unit.eps = 0.5;
+    all.push_back(unit);
+    all.push_back(conv("squared_distances", n * h, 1, 1, c, 11, 1, 1, 0));
   }
   const size_t dense = all.size();
   for (size_t i = 0; i < dense; ++i) {  // the same, as slices of wider maps

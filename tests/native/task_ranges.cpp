@@ -87,7 +87,8 @@ fb::OpSpec parse(const std::string& line) {
 void check(const std::string& line) {
   const fb::OpSpec spec = parse(line);
   const auto op = fb::make_op(spec);
-  const bool pooling = spec.kind == "max_pool2d" || spec.kind == "avg_pool2d" || spec.kind == "pad2d" || spec.kind == "local_response_norm";
+  const bool pooling = spec.kind == "max_pool2d" || spec.kind == "avg_pool2d" || spec.kind == "pad2d" || spec.kind == "l2_normalize" ||
+                       spec.kind == "local_response_norm";
   const int64_t outputs = pooling ? spec.c : spec.k, y_pixels = spec.n * spec.p() * spec.q();
   const Floats x = random_floats(spec.n * spec.h * spec.w * spec.c, 1);
   const Floats residual = random_floats(y_pixels * outputs, 2);

@@ -1,0 +1,64 @@
+// Pixels of length one: y[i, c] = x[i, c] / max(sqrt(sum_c x[i, c]^2), eps), a pixel i being a row [C] or a point of a map.
+//
+// The length is summed in double and rounded to float, as PyTorch returns it; the division is float. task = a run of pixels.
+#include <algorithm>
+#include <cmath>
+
+#include "../ops.h"
+#include "../sum_in_double.h"
+
+namespace fb {
+
+namespace l2_normalize {
+
+namespace {
+
+constexpr int64_t kTaskFloats = 1 << 14;
+
+class L2Normalize final : public Op {
+ public:
+  explicit L2Normalize(const OpSpec& spec) : Op(spec), pixels_(spec.n * spec.h * spec.w), least_(static_cast<float>(spec.eps)) {
+    pixels_per_task_ = std::clamp<int64_t>(kTaskFloats / spec.c, 1, pixels_);
+  }
+
+  int64_t tasks() const override { return ceil_div(pixels_, pixels_per_task_); }
+
+  void run(int64_t task, const Pointers& x, const Worker&) const override {
+    const Range pixels = input_pixels(task);
+    for (int64_t i = pixels.begin; i < pixels.end; ++i) normalize(x.x + i * spec_.ldx, x.y + i * spec_.ldy);
+  }
+
+  Range input_pixels(int64_t task) const override {
+    return {task * pixels_per_task_, std::min((task + 1) * pixels_per_task_, pixels_)};
+  }
+  Range tasks_writing(Range pixels) const override {
+    if (pixels.begin >= pixels.end) return {0, 0};
+    return {pixels.begin / pixels_per_task_, (pixels.end - 1) / pixels_per_task_ + 1};
+  }
+
+ private:
+  void normalize(const float* x, float* y) const {
+    const double squares = sum_in_double(spec_.c, [x](int64_t c) { return static_cast<double>(x[c]) * static_cast<double>(x[c]); });
+    const float length = static_cast<float>(std::sqrt(squares));
+    const float divisor = length < least_ ? least_ : length;  // NaN stays
+    for (int64_t c = 0; c < spec_.c; ++c) y[c] = x[c] / divisor;
+  }
+
+  const int64_t pixels_;
+  const float least_;
+  int64_t pixels_per_task_ = 1;
+};
+
+}  // namespace
+
+}  // namespace l2_normalize
+
+std::unique_ptr<Op> make_l2_normalize(const OpSpec& spec) { return std::make_unique<l2_normalize::L2Normalize>(spec); }
+
+std::string l2_normalize_refusal(const OpSpec& spec) {
+  if (spec.k != spec.c) return "k differs from c in l2_normalize";
+  if (!(spec.eps >= 0)) return "eps is " + std::to_string(spec.eps) + ", expected 0 or more";
+  return "";
+}
+
+}  // namespace fb
