@@ -62,11 +62,16 @@ struct Pointers {
   // Packed weights of the step that comes next: the last tasks of this one fetch their beginning from memory while they compute.
   const float* next_weight = nullptr;
   int64_t next_weight_floats = 0;
+  bool next_weight_in_parts = false;  // each thread begins that step in another part of them, not all at the beginning
 };
 
+// A thread and where it stands in its part of a step: it runs consecutive tasks.
 struct Worker {
-  float* scratch;  // Op::scratch_floats(), private to the running task
-  int64_t team;    // threads at work: this one's next task probably comes `team` tasks later
+  float* scratch;      // Op::scratch_floats(), private to the running task
+  int64_t index = 0;   // which part of the step's tasks, of `team` parts
+  int64_t team = 1;
+  bool first = true;   // this thread's first task of the step
+  int64_t left = 0;    // tasks that it probably still runs after this one
 };
 
 struct Range {
@@ -83,6 +88,7 @@ class Op {
   virtual int64_t first_phase_tasks() const { return 0; }  // tasks that must all be done before the others start; 0: one phase
   virtual int64_t scratch_floats() const { return 0; }     // private memory of a running task
   virtual int64_t shared_floats() const { return 0; }
+  virtual bool weights_in_parts() const { return false; }  // consecutive tasks read consecutive parts of the weights, all on the same pixels
   virtual void run(int64_t task, const Pointers& pointers, const Worker& worker) const = 0;
 
   // Pixels (n*h*w index) of x that a task reads, and the tasks that write given pixels of y. The defaults mean "everything".
@@ -108,9 +114,11 @@ void pack_weight(const OpSpec& spec, const float* weight, float* out);  // weigh
 void run_op(const OpSpec& spec, const Pointers& pointers, int threads);
 
 // The host library's parallel region: calls body(context) once on each of up to n threads (n <= 0: as many as it has) and waits.
-// The default runs on the calling thread only.
+// The default runs on the calling thread only. ThreadCount says how many n <= 0 means.
 using ParallelFor = void (*)(int64_t n, void (*body)(void*), void* context);
-void set_parallel(ParallelFor parallel_for);
+using ThreadCount = int64_t (*)();
+void set_parallel(ParallelFor parallel_for, ThreadCount thread_count);
 ParallelFor parallel();
+int64_t thread_count();
 
 }  // namespace fb

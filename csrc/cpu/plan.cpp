@@ -92,6 +92,7 @@ std::vector<Pointers> Plan::bind(void* arena, const std::vector<void*>& external
     const int64_t floats = weight_floats_[i];
     pointers[i - 1].next_weight = floats > 0 ? pointers[i].weight : pointers[i].next_weight;
     pointers[i - 1].next_weight_floats = floats > 0 ? floats : pointers[i].next_weight_floats;
+    pointers[i - 1].next_weight_in_parts = floats > 0 ? list_.steps()[i].op->weights_in_parts() : pointers[i].next_weight_in_parts;
   }
   return pointers;
 }

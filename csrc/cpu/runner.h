@@ -1,9 +1,15 @@
-// Runs a list of ops on several threads without barriers.
+// Runs a list of ops on several threads without barriers, and keeps each thread at its own part of the image.
 //
-// All tasks of all steps stand in one queue, in step order. A thread takes the next ticket, waits until what the task needs is
-// finished, and runs it. Because tickets are handed out in order and every earlier ticket is held by a thread that is running,
-// the wait always ends, with any number of threads, one included. A step can start while the last tasks of the previous one
-// still run, as far as the rows it reads are done; so there is one parallel region for a whole network and no idle tail per step.
+// The tasks of a step are cut into as many runs of consecutive tasks as there are threads. A thread takes those of its own run from the
+// front, then helps the others from the back, and goes on to the next step when every task has been taken. Tasks are numbered along
+// the rows of the output, so in step after step a thread reads what it wrote itself. That matters where cores do not share a cache: two
+// virtual CPUs that sit on different core complexes pay 400 ns instead of 100 for a cache line, and queues that hand out tasks in
+// turn were 6 (batch 1) to 12 % (batch 16) slower there. Flags and counters are kept by run for the same reason.
+//
+// Before it runs a task, a thread waits until what that task needs is finished. The wait always ends, with any number of threads,
+// one included: everything that a task needs belongs to earlier steps, and when a thread has come to a step, all tasks of the earlier
+// ones are held by threads that are running. A step can start while the last tasks of the previous one still run, as far as the
+// rows it reads are done; so there is one parallel region for a whole network and no idle tail per step.
 #pragma once
 
 #include <atomic>

@@ -34,9 +34,13 @@ void run_body(int64_t, int64_t, void* argument) {
   }
 }
 
+int64_t torch_thread_count() {
+  return forked.load(std::memory_order_relaxed) ? 1 : static_cast<int64_t>(torch::stable::get_num_threads());
+}
+
 // at::parallel_for cuts [0, threads) into one chunk per participating thread: one call of the body each.
 void torch_threads(int64_t n, void (*body)(void*), void* context) {
-  const int64_t threads = n > 0 ? n : static_cast<int64_t>(torch::stable::get_num_threads());
+  const int64_t threads = n > 0 ? n : torch_thread_count();
   if (threads == 1 || forked.load(std::memory_order_relaxed)) {
     body(context);
     return;
@@ -48,7 +52,7 @@ void torch_threads(int64_t n, void (*body)(void*), void* context) {
 }
 
 const bool installed = [] {
-  fb::set_parallel(torch_threads);
+  fb::set_parallel(torch_threads, torch_thread_count);
   pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
   return true;
 }();

@@ -394,7 +394,7 @@ bool check_loss(int64_t rows, int64_t classes, int64_t ld, bool weighted) {
 }  // namespace
 
 int main() {
-  fb::set_parallel(on_threads);
+  fb::set_parallel(on_threads, [] { return int64_t{2}; });
   int failed = 0, count = 0;
   for (const fb::OpSpec& spec : cases()) {
     if (const std::string reason = fb::refusal(spec); !reason.empty()) {

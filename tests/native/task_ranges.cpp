@@ -113,7 +113,7 @@ void check(const std::string& line) {
     pointers.y = y.data();
     pointers.shared = shared.data();
     Floats scratch(static_cast<size_t>(op->scratch_floats()) + 16, NAN);
-    op->run(task, pointers, fb::Worker{scratch.data(), 2});
+    op->run(task, pointers, fb::Worker{scratch.data()});
   };
 
   Floats shared(static_cast<size_t>(op->shared_floats()), NAN), no_shared_change;

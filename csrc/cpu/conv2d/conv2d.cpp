@@ -78,6 +78,7 @@ class Conv2d final : public Op {
 
   int64_t tasks() const override { return cut_.tasks(); }
   int64_t first_phase_tasks() const override { return cut_.first_phase(); }
+  bool weights_in_parts() const override { return cut_.weights_in_parts(); }
   int64_t scratch_floats() const override {
     if (form_ == Form::flat || cut_.first_phase() > 0) return 0;
     return form_ == Form::gathered ? cut_.largest_block() * group_c_ : input_rows(cut_.largest_block() / q_) * row_floats();
@@ -102,8 +103,8 @@ class Conv2d final : public Op {
     block.depth = depth_;
     block.activation = spec_.activation;
     block.plain_channels = spec_.act_from - channel;
-    block.ahead = cut_.next_weights(x, part, worker.team);
-    if (form_ != Form::rows && part.panel_block < worker.team) {  // the first time that this thread sees these pixels
+    block.ahead = cut_.next_weights(x, part, worker);
+    if (form_ != Form::rows && (part.panel_block == 0 || worker.first)) {  // the first time that this thread sees these pixels
       block.ahead.input = source.data + kernels_.max_rows * source.step;
       block.ahead.input_end = source.data + (part.pixels.end - part.pixels.begin) * source.step;
     }

@@ -6,6 +6,7 @@
 
 #include "../activation.h"
 #include "../isa.h"
+#include "../op.h"
 
 namespace fb::conv2d {
 
@@ -65,6 +66,9 @@ struct Ahead {
   const float *weights = nullptr, *weights_end = nullptr;
   const float *input = nullptr, *input_end = nullptr;
 };
+
+// Of the weights of the next step, `floats` from `begin` on, counted from where this thread will begin.
+Ahead first_of_next_step(const Pointers& x, const Worker& worker, int64_t begin, int64_t floats);
 
 // A row of pixels times a few panels of output channels. `tile` describes the first tile of the first panel, but for its activation.
 struct Block {

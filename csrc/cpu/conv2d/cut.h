@@ -42,7 +42,8 @@ class Cut {
   Range tasks_writing(Range pixels) const;
 
   // Weights of the task that this thread probably takes next.
-  Ahead next_weights(const Pointers& x, const Part& part, int64_t team) const;
+  Ahead next_weights(const Pointers& x, const Part& part, const Worker& worker) const;
+  bool weights_in_parts() const { return pixel_blocks_ == 1 && split() > 1; }
 
   std::string tasks_text() const;  // "4+3x2 tasks"
 

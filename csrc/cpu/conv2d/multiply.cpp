@@ -29,6 +29,12 @@ std::vector<Segment> blocked_segments(const std::vector<Segment>& runs, int64_t 
   return out;
 }
 
+Ahead first_of_next_step(const Pointers& x, const Worker& worker, int64_t begin, int64_t floats) {
+  const int64_t all = x.next_weight_floats;
+  begin = std::min(all, begin + (x.next_weight_in_parts ? all / worker.team * worker.index : 0));
+  return {x.next_weight + begin, x.next_weight + std::min(begin + floats, all), nullptr, nullptr};
+}
+
 void multiply(const Kernels& kernels, Block& block) {
   Tile tile = block.tile;
   Ahead& ahead = block.ahead;

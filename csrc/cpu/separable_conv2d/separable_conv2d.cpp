@@ -74,6 +74,7 @@ class SeparableConv2d final : public Op {
 
   int64_t tasks() const override { return cut_.tasks(); }
   int64_t first_phase_tasks() const override { return cut_.first_phase(); }
+  bool weights_in_parts() const override { return cut_.weights_in_parts(); }
   int64_t scratch_floats() const override { return cut_.first_phase() > 0 ? 0 : rows_at_once_ * q_ * spec_.c; }
   int64_t shared_floats() const override { return cut_.first_phase() > 0 ? spec_.n * p_ * q_ * spec_.c : 0; }
 
@@ -83,7 +84,7 @@ class SeparableConv2d final : public Op {
       return depth_rows(x, rows, x.shared + rows.begin * q_ * spec_.c);
     }
     const conv2d::Cut::Part part = cut_.part(task);
-    conv2d::Ahead ahead = cut_.next_weights(x, part, worker.team);
+    conv2d::Ahead ahead = cut_.next_weights(x, part, worker);
     if (cut_.first_phase() > 0) {
       multiply(x, part.pixels, part.panels, x.shared + part.pixels.begin * spec_.c, ahead);
       return;

@@ -63,6 +63,7 @@ class WinogradConv2d final : public Op {
 
   int64_t tasks() const override { return first_phase_ + second_phase_; }
   int64_t first_phase_tasks() const override { return first_phase_; }
+  bool weights_in_parts() const override { return tile_blocks_ == 1 && panel_blocks_ > 1; }
   int64_t scratch_floats() const override {
     const int64_t zeros = round_up(spec_.c, 16);
     const int64_t m = form_.points * (tiles_per_task_ * kernels_.panel + kSkew);
@@ -115,8 +116,8 @@ class WinogradConv2d final : public Op {
         block.channels = kernels_.panel;
         block.depth = spec_.c;
         block.ahead = {block.tile.b + point_floats, block.tile.b + 2 * point_floats, nullptr, nullptr};
-        if (panel + 1 == panel_end && i == form_.points - 1) block.ahead = next_task(x, panel_block, worker.team);
-        if (!fused_ && panel == panel_begin && panel_block < worker.team && i < form_.points - 1) {
+        if (panel + 1 == panel_end && i == form_.points - 1) block.ahead = next_task(x, panel_block, worker);
+        if (!fused_ && panel == panel_begin && (panel_block == 0 || worker.first) && i < form_.points - 1) {
           block.ahead.input = block.tile.a + v_stride;
           block.ahead.input_end = block.ahead.input + count * spec_.c;
         }
@@ -186,13 +187,11 @@ class WinogradConv2d final : public Op {
     second_phase_ = tile_blocks_ * panel_blocks_;
   }
 
-  conv2d::Ahead next_task(const Pointers& x, int64_t panel_block, int64_t team) const {
-    const int64_t floats = spec_.c * kernels_.panel, next = panel_block + team;
-    if (panel_blocks_ > 1 && next < panel_blocks_) {
-      const float* weights = x.weight + next * panels_ / panel_blocks_ * form_.points * floats;
-      return {weights, weights + floats, nullptr, nullptr};
-    }
-    return {x.next_weight, x.next_weight + std::min(floats, x.next_weight_floats), nullptr, nullptr};
+  conv2d::Ahead next_task(const Pointers& x, int64_t panel_block, const Worker& worker) const {
+    const int64_t floats = spec_.c * kernels_.panel;
+    if (panel_blocks_ == 1 || worker.left == 0) return conv2d::first_of_next_step(x, worker, 0, floats);
+    const float* weights = x.weight + (panel_block + 1) % panel_blocks_ * panels_ / panel_blocks_ * form_.points * floats;
+    return {weights, weights + floats, nullptr, nullptr};
   }
 
   void transform_input(const Pointers& x, int64_t begin, int64_t end, const float* zeros, float* v, int64_t v_stride) const {
