@@ -78,20 +78,29 @@ class _Span:
     key: tuple[int, int] | None = None
     bands: list[_Band] = field(default_factory=list)
     before: set[int] = field(default_factory=set)  # had to do with these bytes in other ways
+    beneath: set[int] = field(default_factory=set)  # the same, but only with channels below `gap`
+    gap: int = 0
 
     def everybody(self) -> set[int]:
-        found = set(self.before)
+        found = self.before | self.beneath
         for band in self.bands:
             found.update(band.readers, (band.writer,))
         return found
 
+    def earlier(self, columns: Columns) -> set[int]:
+        """Who had to do with bytes of these channels when there were other pixels here."""
+        return self.before | self.beneath if columns.first < self.gap else set(self.before)
+
     def cover(self, columns: Columns) -> None:
-        """Forget what was before once every channel is new."""
+        """Forget what was before once every channel is new; nobody writes those below the gap."""
         at = columns.gap
         for band in self.bands:
             at = band.end if band.first <= at else at
-        if at >= columns.key[1]:
-            self.before.clear()
+        if at < columns.key[1]:
+            return
+        self.beneath = self.beneath | self.before if columns.gap else set()
+        self.gap = max(self.gap, columns.gap) if columns.gap else 0
+        self.before.clear()
 
 
 class _Memory:
@@ -139,7 +148,7 @@ class _Memory:
         for band in span.bands:
             band.whole = False
         bands = [band.part(band.first, band.end) for band in span.bands]
-        right = _Span(at, span.end, span.key, bands, set(span.before))
+        right = _Span(at, span.end, span.key, bands, set(span.before), set(span.beneath), span.gap)
         span.end = at
         self._insert(index + 1, right)
 
@@ -175,10 +184,12 @@ def _read(memory: _Memory, extent: Extent, reader: int, mode: int, modes: Modes)
                 modes.setdefault(other, set()).add(ALL)
             span.before.add(reader)
             continue
-        for other in span.before:
+        for other in span.earlier(columns):
             modes.setdefault(other, set()).add(ALL)
         if span.before:  # what it reads may have been written by one of them
             span.before.add(reader)
+        if columns.first < span.gap:
+            span.beneath.add(reader)
         for band in span.bands:
             if band.first < columns.end and columns.first < band.end:
                 band.readers.append(reader)
@@ -191,7 +202,7 @@ def _write(memory: _Memory, extent: Extent, writer: int, modes: Modes) -> None:
         return
     columns = extent.columns
     span = memory.join(begin, end, columns.key)
-    others = set(span.before)
+    others = span.earlier(columns)
     kept: list[_Band] = []
     for band in span.bands:
         if band.end <= columns.first or columns.end <= band.first:

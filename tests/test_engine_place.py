@@ -20,7 +20,7 @@ from fast_backbones.engine.place import Interval, best_fit
 from fast_backbones.engine.plan import Instance, Loop, Output, Plan, Step, Value
 from fast_backbones.engine.schedule import check_schedule, even_chunk, expand, schedule
 from fast_backbones.engine.select import make_plan
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import fast_backbones as fb
@@ -262,6 +262,7 @@ def lowered(seed, linger=None, slices=False):
 @pytest.mark.parametrize("slices", [False, True], ids=["dense", "slices"])
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 10**9))
+@example(335458391)  # a buffer without a gap where one with a gap had been
 def test_any_order_that_the_dependencies_allow_reads_the_right_rows(slices, seed):
     plan, rng = lowered(seed, slices=slices)
     Machine(plan, rng).run()
