@@ -12,6 +12,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from fast_backbones.kernels import _ext
+
 ISA_FLAGS = (
     "sse4_2",
     "avx",
@@ -91,6 +93,17 @@ def describe(threads: int) -> dict[str, object]:
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def core_round_trip_ns() -> float | None:
+    """Nanoseconds for a cache line to go from one thread to another and back, now; None without two threads.
+
+    About 100 between cores that share a cache. A virtual machine's CPUs may be moved to cores that do not,
+    where it is several times that: everything that threads hand to each other is slower then.
+    """
+    native = _ext.native()
+    found = native.round_trip_ns() if native is not None else 0.0
+    return round(found) if found else None
 
 
 def headline(machine: dict) -> str:

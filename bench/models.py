@@ -109,6 +109,7 @@ def run(options: argparse.Namespace, command: str, console: Console) -> dict:
                 with progress(console, title) as tell:
                     tell(0.0, "building the model")
                     model = make_model(model_name)
+                    round_trip = [machine.core_round_trip_ns()]
                     comparison = compare(
                         model,
                         make_input(model, batch),
@@ -121,7 +122,9 @@ def run(options: argparse.Namespace, command: str, console: Console) -> dict:
                 tables.print(comparison_table(comparison, title))
                 for line in notes(comparison):
                     tables.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-                results["comparisons"].append({"model": model_name, **comparison.as_dict()})
+                round_trip.append(machine.core_round_trip_ns())
+                found = {"model": model_name, **comparison.as_dict(), "core_round_trip_ns": round_trip}
+                results["comparisons"].append(found)
                 del model, comparison
                 gc.collect()
             for wanted, section, measurement in (

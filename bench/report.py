@@ -50,15 +50,28 @@ def speed_table(results: dict) -> list[str]:
         *(SHORT.get(k, k) for k in keys),
         *(f"vs {label}" for label in claims),
         "disturbed rounds",
+        "core to core, ns",
     ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for c in results["comparisons"]:
         ratios = [f"{c['claims'][label]['ratio']:.2f}x" if label in c["claims"] else "" for label in claims]
         timing = c["timing"]
         share = f"{timing['disturbed_share']:.0%} of {len(timing['rounds'])}" if timing else ""
-        row = [c["model"], str(c["batch"]), *(cell(c["peers"].get(k)) for k in keys), *ratios, share]
+        row = [
+            c["model"],
+            str(c["batch"]),
+            *(cell(c["peers"].get(k)) for k in keys),
+            *ratios,
+            share,
+            round_trip(c),
+        ]
         lines.append("| " + " | ".join(row) + " |")
     return lines
+
+
+def round_trip(comparison: dict) -> str:
+    """A cache line's way to the other core and back, before and after the measurement."""
+    return " .. ".join(str(ns) for ns in comparison.get("core_round_trip_ns", []) if ns is not None)
 
 
 def error_table(results: dict) -> list[str]:

@@ -402,3 +402,24 @@ def test_preprocessing_crops_the_centre():
     picture.paste(255, (30, 0, 60, 30))
     x = image.preprocess(picture, {"input_size": (1, 30, 30), "crop_pct": 1.0, "mean": (0.0,), "std": (1.0,)})
     assert x.min() == 1.0
+
+
+@native
+def test_the_way_between_cores_is_told_where_there_are_two_threads():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert machine.core_round_trip_ns() > 10
+        torch.set_num_threads(1)
+        assert machine.core_round_trip_ns() is None
+    finally:
+        torch.set_num_threads(before)
+
+
+@native
+def test_the_speed_table_tells_the_way_between_cores(results):
+    _, data, _ = results
+    comparison = data["comparisons"][0]
+    assert len(comparison["core_round_trip_ns"]) == 2
+    told = {**data, "comparisons": [{**comparison, "core_round_trip_ns": [97, None]}]}
+    assert report.speed_table(told)[2].endswith("| 97 |")

@@ -67,5 +67,6 @@ class Plan {
 
 double peak_gflops(double seconds, int threads);
 double copy_gbps(double seconds, int threads);
+double round_trip_ns(double seconds);
 
 }  // namespace fb

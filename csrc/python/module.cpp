@@ -83,7 +83,7 @@ std::vector<void*> to_pointers(const std::vector<intptr_t>& addresses) {
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "fast_backbones native kernels: torch-free interface on raw addresses.";
   // What Python may ask of this library: raised with every change of an operator, a kind, a parameter or an operand, here and in _ext.py.
-  m.attr("interface") = 6;
+  m.attr("interface") = 7;
   m.def("isa", [] { return fb::isa_name(fb::isa()); }, "Instruction set in use: avx512, avx2 or portable.");
   m.def("detected_isa", [] { return fb::isa_name(fb::detected_isa()); });
   m.def("compiled_isas", &fb::compiled_isas);
@@ -117,6 +117,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("kind"), py::arg("params"), py::arg("pointers"), py::arg("threads") = 0);
   m.def("peak_gflops", &fb::peak_gflops, py::arg("seconds") = 0.2, py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
   m.def("copy_gbps", &fb::copy_gbps, py::arg("seconds") = 0.2, py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
+  m.def("round_trip_ns", &fb::round_trip_ns, py::arg("seconds") = 0.02, py::call_guard<py::gil_scoped_release>());
 
   // For the engine's guard. The caller keeps alive what these look at.
   py::class_<fb::DictContents>(m, "DictContents")

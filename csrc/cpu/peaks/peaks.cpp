@@ -1,5 +1,6 @@
 #include "peaks.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -73,6 +74,49 @@ double copy_gbps(double seconds, int threads) {
            std::memcpy(blocks.to.reserve(kFloats), blocks.from.reserve(kFloats), kFloats * 4);
            return 2.0 * kFloats * 4;
          });
+}
+
+// Nanoseconds for a cache line to go from one thread to another and back; 0 where there is only one thread. About 100 between cores
+// that share a cache, several times that between cores that do not.
+double round_trip_ns(double seconds) {
+  struct Game {
+    double seconds;
+    std::atomic<int> players{0};
+    alignas(128) std::atomic<int64_t> ball{0};  // odd: the second player's; negative: over
+    alignas(128) double nanoseconds = 0;
+  } game{seconds};
+  if (thread_count() < 2) return 0;
+  parallel()(2, [](void* pointer) {
+    Game& g = *static_cast<Game*>(pointer);
+    const int me = g.players.fetch_add(1);
+    if (me > 1) return;
+    if (me == 1) {
+      for (int64_t ball = g.ball.load(std::memory_order_acquire); ball >= 0; ball = g.ball.load(std::memory_order_acquire))
+        if (ball % 2 == 1) g.ball.store(ball + 1, std::memory_order_release);
+      return;
+    }
+    const double start = now();
+    while (g.players.load() < 2 && now() - start < 0.1) {
+    }
+    if (g.players.load() < 2) {  // nobody else came: whoever comes late finds the game over
+      g.ball.store(-1);
+      return;
+    }
+    constexpr int kTrips = 100;
+    int64_t trips = 0;
+    g.nanoseconds = 1e30;
+    for (const double begin = now(); now() - begin < g.seconds;) {
+      const double from = now();
+      for (int i = 0; i < kTrips; ++i, ++trips) {
+        g.ball.store(2 * trips + 1, std::memory_order_release);
+        while (g.ball.load(std::memory_order_acquire) != 2 * trips + 2) {
+        }
+      }
+      g.nanoseconds = std::min(g.nanoseconds, 1e9 * (now() - from) / kTrips);  // the best: in others a thread had lost its core
+    }
+    g.ball.store(-1, std::memory_order_release);
+  }, &game);
+  return game.nanoseconds;
 }
 
 }  // namespace fb
