@@ -11,6 +11,7 @@ neither: there some operations choose otherwise than their fakes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -64,13 +65,14 @@ def _is_odd(x: Tensor) -> bool:
 def follows_input(graph: Graph) -> bool:
     """Whether only elementwise operations and views lie between the input and something that is returned.
 
-    What is computed elementwise from an input of one channel is NCHW or NHWC as the input is.
+    What is computed elementwise from an input of one channel or pixel is NCHW or NHWC as the input is.
     """
     following: set[Node] = {graph.input}
     for node in graph.nodes:
         sources = following.intersection(node.inputs)
         if node.op in ORDERING:
-            sources = {source for source in sources if source.channels == 1 and source is not graph.input}
+            ambiguous = {source for source in sources if 1 in (source.channels, source.pixels)}
+            sources = ambiguous - {graph.input}
         if sources:
             following.add(node)
     return any(output in following for output in graph.outputs if isinstance(output, Node))
@@ -91,6 +93,8 @@ def true_strides(graph: Graph, plain: Callable[[Tensor], Any], x: Tensor) -> Non
 def _in_doubt(graph: Graph, node: Node, wide: bool) -> bool:
     """Whether a fake map of this kind may lead to other strides than eager's; wide: the image is NHWC."""
     shape, stride = node.shape or (), node.stride or ()
+    if node.op == "identity" and not _is_dense(shape, stride):
+        return True  # dropout gives the view itself; views of its fake are views of a copy
     ambiguous = node.channels == 1 or (node.pixels == 1 and _decides(graph, node))
     return (wide and ambiguous) or not (_descend(shape, stride, NCHW) or _descend(shape, stride, NHWC))
 
@@ -100,6 +104,11 @@ def _decides(graph: Graph, node: Node) -> bool:
     readers = graph.readers(node)
     larger = any(r is not None and r.pixels > 1 and all(i.pixels == 1 for i in r.inputs) for r in readers)
     return larger or None in readers or node is graph.input
+
+
+def _is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    last = sum(step * (size - 1) for step, size in zip(stride, shape))
+    return last + 1 == math.prod(shape)
 
 
 def _descend(shape: tuple[int, ...], stride: tuple[int, ...], order: tuple[int, ...]) -> bool:

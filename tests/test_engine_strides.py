@@ -32,6 +32,9 @@ NETS = {
     "the result of expand, which a convolution reads too": Net(spread, conv=conv()),
     "overlapping windows": Net(lambda m, x: m.conv(x).unfold(2, 3, 1), conv=conv()),
     "a view of the image behind dropout": Net(lambda m, x: F.dropout(x.chunk(2, 1)[1], 0.5, False)),
+    "a view of a view behind dropout": Net(
+        lambda m, x: F.dropout(m.conv(x)[:, 2:5], 0.5, False)[:, :2], conv=conv(),
+    ),
     "norm of a transposed map": Net(lambda m, x: m.norm(m.conv(x).transpose(2, 3)), conv=conv(), norm=norm()),
     "a map of one channel": Net(one_channel, narrow=conv(8, 1, 1), wide=conv(1, 8, 1)),
     "a map of one pixel": Net(gate_seen_from_outside, conv=conv()),
@@ -78,6 +81,12 @@ def test_strides_of_eager(why, image):
 def test_an_image_of_one_channel(image, elementwise):
     model = settle(Net(lambda m, x: m.conv(x.relu() if elementwise else x), conv=conv(1, 8)))
     assert_like_eager(model, IMAGES[image](torch.randn(2, 1, 6, 7)))
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_of_one_pixel(image):
+    model = settle(Net(lambda m, x: m.conv(m.norm(x)), norm=norm(), conv=nn.Conv2d(8, 8, 1, padding=1)))
+    assert_like_eager(model, IMAGES[image](torch.randn(2, 8, 1, 1)))
 
 
 def test_the_image_itself_is_returned():
