@@ -80,6 +80,8 @@ class WeightStore:
     def get(self, part: str, recipe: Recipe | Stack, kernel: str, params: Mapping[str, Any]) -> Packed:
         kernel, spec = packing(part, kernel, params)
         key = (part if kernel is None else kernel, recipe, *(spec.get(size, 1) for size in SIZES))
+        if kernel is not None:  # tells Winograd's two tiles apart, which the sizes of the map decide
+            key += (self.native.packed_floats(kernel, spec),)
         if key not in self.packed:
             self.packed[key] = self._pack(part, fold(recipe, self.tensors), kernel, spec)
         return self.packed[key]

@@ -227,6 +227,16 @@ def test_arena_and_outputs_full_of_nan(layout, chunks, monkeypatch):
                 assert_bit_equal(a, b)
 
 
+@pytest.mark.parametrize("sizes", [(64, 256), (256, 64)], ids=str)
+def test_plans_of_other_sizes_share_only_weights_of_the_same_layout(sizes):
+    """Winograd takes tiles of 2x2 on small maps and of 4x4 on large ones, whose packed filters differ."""
+    model = calibrated("resnet18")
+    for size in sizes:
+        x = torch.randn(1, 3, size, size)
+        alone = planned(calibrated("resnet18"), x)
+        assert_bit_equal(planned(model, x), alone, f"{size} pixels")
+
+
 def test_an_arena_serves_plans_of_every_size():
     model = fb.resnet18().eval()
     for size in (96, 32, 64):
