@@ -96,7 +96,8 @@ def _in_doubt(graph: Graph, node: Node, wide: bool) -> bool:
     if node.op == "identity" and not _is_dense(shape, stride):
         return True  # dropout gives the view itself; views of its fake are views of a copy
     ambiguous = node.channels == 1 or (node.pixels == 1 and _decides(graph, node))
-    return (wide and ambiguous) or not (_descend(shape, stride, NCHW) or _descend(shape, stride, NHWC))
+    side_by_side = stride[1] == 1 and _descend(shape, stride, NHWC)
+    return (wide and ambiguous) or not (side_by_side or _descend(shape, stride, NCHW))
 
 
 def _decides(graph: Graph, node: Node) -> bool:

@@ -35,6 +35,9 @@ NETS = {
     "a view of a view behind dropout": Net(
         lambda m, x: F.dropout(m.conv(x)[:, 2:5], 0.5, False)[:, :2], conv=conv(),
     ),
+    "norm of every second channel": Net(
+        lambda m, x: m.norm(m.conv(x)[:, ::2]), conv=conv(), norm=nn.BatchNorm2d(4),
+    ),
     "norm of a transposed map": Net(lambda m, x: m.norm(m.conv(x).transpose(2, 3)), conv=conv(), norm=norm()),
     "a map of one channel": Net(one_channel, narrow=conv(8, 1, 1), wide=conv(1, 8, 1)),
     "a map of one pixel": Net(gate_seen_from_outside, conv=conv()),
