@@ -1,6 +1,13 @@
 // U = G w G^T of both forms, in double: its own rounding would be as large as that of a whole sum.
 #include "winograd_conv2d.h"
 
+// ThreadSanitizer crashes in resolvers, which run before it is set up.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__)
+#define FB_CLONES __attribute__((target_clones("avx512f", "avx2", "default"), flatten))
+#else
+#define FB_CLONES
+#endif
+
 namespace fb::winograd_conv2d {
 
 namespace {
@@ -55,9 +62,7 @@ inline void store_both_complex(const Line* real, const Line* imaginary, double s
 
 }  // namespace
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-__attribute__((target_clones("avx512f", "avx2", "default"), flatten))
-#endif
+FB_CLONES
 void transform_2x2(const float* w, float* u) {
   Line taps[9], lines[3][4], parts[4];
   for (int i = 0; i < 9; ++i)
@@ -69,9 +74,7 @@ void transform_2x2(const float* w, float* u) {
   }
 }
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-__attribute__((target_clones("avx512f", "avx2", "default"), flatten))
-#endif
+FB_CLONES
 void transform_4x4(const float* w, float* u) {
   Line taps[9], lines[3][6], parts[6], real[6];
   for (int i = 0; i < 9; ++i)
