@@ -11,7 +11,7 @@ from test_kernels_ranges import compiled_kernels
 
 @pytest.mark.parametrize("sanitizer", ["none", "thread"])
 def test_chains_of_steps_give_the_values_of_one_thread(sanitizer, tmp_path):
-    """Runs of tasks, helpers, two phases, all kinds of waits, more and fewer threads than expected, failures."""
+    """Two phases, all kinds of waits, helpers, more and fewer threads than expected, failures."""
     compiler = os.environ.get("CXX", "").split()[:1] or [shutil.which("g++") or shutil.which("clang++")]
     if compiler[0] is None:
         pytest.skip("no C++ compiler")
