@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fast_backbones.bench.exact import float64
+from helpers import assert_as_accurate
 from torch import nn
 
 from fast_backbones import backbones
@@ -74,14 +75,6 @@ def filled(build, seed: int = 0) -> nn.Module:
     return trained(model, seed).eval()
 
 
-def as_accurate(fast: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> None:
-    """rms error at most twice PyTorch's own, plus a few epsilons of the rms of the output."""
-    scale = exact.square().mean().sqrt()
-    error, allowed = ((t.double() - exact).square().mean().sqrt() / scale for t in (fast, plain))
-    allowed = 2 * allowed + 4 * torch.finfo(torch.float32).eps
-    assert error <= allowed, f"{error:.2e}, allowed are {allowed:.2e}"
-
-
 def same(a, b) -> bool:
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
@@ -105,8 +98,8 @@ def check_same_network(ours: nn.Module, theirs: nn.Module, *shapes: tuple[int, i
         x = image(n, c, h, w)
         with torch.inference_mode():
             plain, true = theirs(x), float64(exact, x)
-            as_accurate(ours.forward_modules(x), plain, true)
-            as_accurate(ours(x), plain, true)
+            assert_as_accurate(ours.forward_modules(x), plain, true)
+            assert_as_accurate(ours(x), plain, true)
 
 
 def check_same_features(ours: nn.Module, theirs: nn.Module, *shapes: tuple[int, int, int, int]) -> None:
@@ -120,9 +113,9 @@ def check_same_features(ours: nn.Module, theirs: nn.Module, *shapes: tuple[int, 
             plain, true, direct, fused = theirs(x), float64(exact, x), ours.forward_modules(x), ours(x)
         assert len(plain) == len(direct) == len(fused) == len(info.channels())
         for tap in zip(direct, plain, true):
-            as_accurate(*tap)
+            assert_as_accurate(*tap)
         for tap in zip(fused, plain, true):
-            as_accurate(*tap)
+            assert_as_accurate(*tap)
 
 
 def check_training_step(ours: nn.Module, theirs: nn.Module, *shape: int, steps: int = 2) -> None:
@@ -168,7 +161,7 @@ def check_common_face(build, *shape: int, activated: tuple[str, ...] = ()) -> No
         assert torch.equal(model.forward_head(features), y)
         assert torch.equal(model.get_classifier()(pooled), y)
         exact = copy.deepcopy(model).double()
-        as_accurate(model(x), y, float64(exact.forward_modules, x))
+        assert_as_accurate(model(x), y, float64(exact.forward_modules, x))
         headless = build(num_classes=0).eval()
         backbones.load_weights(headless, model.state_dict())
         assert torch.equal(headless.forward_modules(x), pooled)
@@ -214,7 +207,7 @@ def _check_taps(build, model: nn.Module, x: torch.Tensor, activated: tuple[str, 
         assert same(every.forward_modules(x), [seen[i] for i in range(len(seen))])
         exact = float64(copy.deepcopy(every).double().forward_modules, x)
         for fused, true, plain in zip(every(x), exact, every.forward_modules(x)):
-            as_accurate(fused, plain, true)
+            assert_as_accurate(fused, plain, true)
 
 
 def check_tracing(model: nn.Module, *shape: int) -> None:

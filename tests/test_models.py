@@ -8,7 +8,8 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from model_checks import as_accurate, described, image, peer, same, trained
+from helpers import assert_as_accurate
+from model_checks import described, image, peer, same, trained
 from torch import nn
 
 import fast_backbones as fb
@@ -187,7 +188,7 @@ def test_eval_equals_torchvision(name, size):
     with torch.inference_mode():
         plain = theirs(x)
         assert torch.equal(ours.forward_modules(x), plain)
-        as_accurate(ours(x), plain, copy.deepcopy(theirs).double()(x.double()))
+        assert_as_accurate(ours(x), plain, copy.deepcopy(theirs).double()(x.double()))
 
 
 @pytest.mark.peer
@@ -233,7 +234,7 @@ def test_features_equal_timms(name, options):
         assert same(ours.forward_modules(x), plain)
         exact = copy.deepcopy(theirs).double()(x.double())
         for fast, slow, true in zip(ours(x), plain, exact):
-            as_accurate(fast, slow, true)
+            assert_as_accurate(fast, slow, true)
 
 
 @pytest.mark.peer

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import assert_as_accurate
 from model_checks import (
-    as_accurate,
     check_common_face,
     check_facts,
     check_same_features,
@@ -236,8 +236,8 @@ def test_networks_without_a_peer(name):
     for shape in ((1, 3, 224, 224), (3, 3, 65, 97)):
         x = image(*shape)
         with torch.inference_mode():
-            as_accurate(model.forward_modules(x), plain(model, x), plain(exact, x.double()))
-            as_accurate(model(x), plain(model, x), plain(exact, x.double()))
+            assert_as_accurate(model.forward_modules(x), plain(model, x), plain(exact, x.double()))
+            assert_as_accurate(model(x), plain(model, x), plain(exact, x.double()))
 
 
 @pytest.mark.parametrize("depth", [12, 0])
@@ -288,9 +288,9 @@ def test_features_of_alexnet_2012(options):
         plain = plain_2012(model, x, **constants)
         exact = plain_2012(copy.deepcopy(model).double(), x.double(), **constants)
         for rows in zip(model.forward_modules(x), plain, exact):
-            as_accurate(*rows)
+            assert_as_accurate(*rows)
         for rows in zip(model(x), plain, exact):
-            as_accurate(*rows)
+            assert_as_accurate(*rows)
 
 
 def test_logits_of_alexnet_2012():

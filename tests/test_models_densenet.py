@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fast_backbones.backbones.densenet import DenseBlock, DenseLayer
+from helpers import assert_as_accurate
 from model_checks import (
-    as_accurate,
     check_common_face,
     check_facts,
     check_same_features,
@@ -280,7 +280,7 @@ def test_recomputation_does_not_reach_the_engine(twins):
     kept, recomputed = (trained(model).eval() for model in twins)
     with torch.inference_mode():
         exact = copy.deepcopy(kept).double().forward_modules(image(2).double())
-        as_accurate(recomputed(image(2)), kept.forward_modules(image(2)), exact)
+        assert_as_accurate(recomputed(image(2)), kept.forward_modules(image(2)), exact)
 
 
 class PeakMemory(TorchDispatchMode):

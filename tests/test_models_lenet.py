@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fast_backbones.backbones.lenet import C3_TABLE, LeNet5, RadialBasis, ScaledTanh, Subsampling, TableConv2d
+from helpers import assert_as_accurate
 from model_checks import (
-    as_accurate,
     check_common_face,
     check_facts,
     check_tracing,
@@ -122,8 +122,8 @@ def test_outputs_of_the_papers_network(shape):
     model, x = backbones.lenet5_1998().eval(), image(*shape)
     with torch.inference_mode():
         plain, exact = plain_1998(model, x), plain_1998(copy.deepcopy(model).double(), x.double())
-        as_accurate(model.forward_modules(x), plain, exact)
-        as_accurate(model(x), plain, exact)
+        assert_as_accurate(model.forward_modules(x), plain, exact)
+        assert_as_accurate(model(x), plain, exact)
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_outputs_of_todays_network(options, act, pool):
 
     with torch.inference_mode():
         exact = plain(copy.deepcopy(model).double(), x.double())
-        as_accurate(model.forward_modules(x), plain(model, x), exact)
-        as_accurate(model(x), plain(model, x), exact)
+        assert_as_accurate(model.forward_modules(x), plain(model, x), exact)
+        assert_as_accurate(model(x), plain(model, x), exact)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from fast_backbones.backbones.mobilenet import MobileNetV1, scaled_channels
 from fast_backbones.backbones.xception import Block, Xception
+from helpers import assert_as_accurate
 from model_checks import (
-    as_accurate,
     check_common_face,
     check_facts,
     check_same_features,
@@ -240,7 +240,7 @@ def test_same_padding_keeps_names_and_changes_even_sizes(build, odd):
         x = image(2, 3, 70, 70)
         exact = copy.deepcopy(padded).double().forward_modules(x.double())
         for rows in zip(padded(x), padded.forward_modules(x), exact):
-            as_accurate(*rows)
+            assert_as_accurate(*rows)
 
 
 @pytest.mark.parametrize("build", [tiny, backbones.legacy_xception], ids=["mobilenet", "xception"])
