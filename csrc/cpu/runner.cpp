@@ -80,8 +80,9 @@ class Run {
 
   // What each thread does. only >= 0: that step alone, which then waits for nobody.
   void work(int only) {
-    const int64_t me = std::this_thread::get_id() == caller_ ? 0 : helpers_.fetch_add(1, std::memory_order_relaxed) % lanes();
-    if (check_ && std::this_thread::get_id() == caller_) {
+    const bool is_caller = std::this_thread::get_id() == caller_;
+    const int64_t me = is_caller ? 0 : helpers_.fetch_add(1, std::memory_order_relaxed) % lanes();
+    if (check_ && is_caller) {
       try {
         if (!check_()) failed_.store(true, std::memory_order_relaxed);
       } catch (...) {
@@ -113,6 +114,7 @@ class Run {
   void take_part(size_t step, int phase, int64_t me, std::vector<uint8_t>& finished) {
     const Phase all = phase_of(*steps_[step].op, phase);
     if (all.count == 0) return;
+    if (phase == 1 && all.begin > 0) wait_for_phase(step, 0);
     Worker worker{memory().reserve(scratch_floats_ + 16), me, lanes()};
     for (int64_t turn = 0; turn < lanes(); ++turn) {
       const int64_t owner = (me + turn) % lanes();
@@ -141,7 +143,6 @@ class Run {
     if (!failed_.load(std::memory_order_relaxed)) {
       try {
         for (const Dependency& dependency : steps_[step].dependencies) wait_for(dependency, *steps_[step].op, task, finished);
-        if (phase == 1) wait_for_phase(step, 0);
         poison(worker.scratch, scratch_floats_);
         steps_[step].op->run(task, pointers_[step], worker);
       } catch (...) {
