@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "../ops.h"
+#include "../pixel_blocks.h"
 
 namespace fb {
 
@@ -20,14 +21,12 @@ const Kernels& kernels() { return FB_TABLE_OF(isa()); }
 
 class Affine final : public Op {
  public:
-  explicit Affine(const OpSpec& spec) : Op(spec), pixels_(spec.n * spec.h * spec.w), run_(kernels().pixels[spec.activation]) {
-    pixels_per_task_ = std::clamp<int64_t>(kTaskFloats / spec.c, 1, pixels_);
-  }
+  explicit Affine(const OpSpec& spec) : Op(spec), blocks_(spec, kTaskFloats), run_(kernels().pixels[spec.activation]) {}
 
-  int64_t tasks() const override { return ceil_div(pixels_, pixels_per_task_); }
+  int64_t tasks() const override { return blocks_.tasks(); }
 
   void run(int64_t task, const Pointers& x, const Worker&) const override {
-    const int64_t image = spec_.gated != 0 ? spec_.h * spec_.w : pixels_;  // pixels with the same gate
+    const int64_t image = spec_.gated != 0 ? spec_.h * spec_.w : blocks_.all();  // pixels with the same gate
     const Range range = input_pixels(task);
     for (int64_t begin = range.begin; begin < range.end;) {
       const int64_t end = std::min(range.end, (begin / image + 1) * image);
@@ -48,19 +47,13 @@ class Affine final : public Op {
     }
   }
 
-  Range input_pixels(int64_t task) const override {
-    return {task * pixels_per_task_, std::min((task + 1) * pixels_per_task_, pixels_)};
-  }
+  Range input_pixels(int64_t task) const override { return blocks_.pixels(task); }
   Range residual_pixels(int64_t task) const override { return input_pixels(task); }
-  Range tasks_writing(Range pixels) const override {
-    if (pixels.begin >= pixels.end) return {0, 0};
-    return {pixels.begin / pixels_per_task_, (pixels.end - 1) / pixels_per_task_ + 1};
-  }
+  Range tasks_writing(Range pixels) const override { return blocks_.tasks_writing(pixels); }
 
  private:
-  const int64_t pixels_;
+  const PixelBlocks blocks_;
   void (*const run_)(const Pixels&);
-  int64_t pixels_per_task_ = 1;
 };
 
 }  // namespace

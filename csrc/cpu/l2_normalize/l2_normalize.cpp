@@ -1,10 +1,10 @@
 // Pixels of length one: y[i, c] = x[i, c] / max(sqrt(sum_c x[i, c]^2), eps), a pixel i being a row [C] or a point of a map.
 //
 // The length is summed in double and rounded to float, as PyTorch returns it; the division is float. task = a run of pixels.
-#include <algorithm>
 #include <cmath>
 
 #include "../ops.h"
+#include "../pixel_blocks.h"
 #include "../sum_in_double.h"
 
 namespace fb {
@@ -17,24 +17,17 @@ constexpr int64_t kTaskFloats = 1 << 14;
 
 class L2Normalize final : public Op {
  public:
-  explicit L2Normalize(const OpSpec& spec) : Op(spec), pixels_(spec.n * spec.h * spec.w), least_(static_cast<float>(spec.eps)) {
-    pixels_per_task_ = std::clamp<int64_t>(kTaskFloats / spec.c, 1, pixels_);
-  }
+  explicit L2Normalize(const OpSpec& spec) : Op(spec), blocks_(spec, kTaskFloats), least_(static_cast<float>(spec.eps)) {}
 
-  int64_t tasks() const override { return ceil_div(pixels_, pixels_per_task_); }
+  int64_t tasks() const override { return blocks_.tasks(); }
 
   void run(int64_t task, const Pointers& x, const Worker&) const override {
     const Range pixels = input_pixels(task);
     for (int64_t i = pixels.begin; i < pixels.end; ++i) normalize(x.x + i * spec_.ldx, x.y + i * spec_.ldy);
   }
 
-  Range input_pixels(int64_t task) const override {
-    return {task * pixels_per_task_, std::min((task + 1) * pixels_per_task_, pixels_)};
-  }
-  Range tasks_writing(Range pixels) const override {
-    if (pixels.begin >= pixels.end) return {0, 0};
-    return {pixels.begin / pixels_per_task_, (pixels.end - 1) / pixels_per_task_ + 1};
-  }
+  Range input_pixels(int64_t task) const override { return blocks_.pixels(task); }
+  Range tasks_writing(Range pixels) const override { return blocks_.tasks_writing(pixels); }
 
  private:
   void normalize(const float* x, float* y) const {
@@ -44,9 +37,8 @@ class L2Normalize final : public Op {
     for (int64_t c = 0; c < spec_.c; ++c) y[c] = x[c] / divisor;
   }
 
-  const int64_t pixels_;
+  const PixelBlocks blocks_;
   const float least_;
-  int64_t pixels_per_task_ = 1;
 };
 
 }  // namespace

@@ -4,9 +4,8 @@
 // task = a run of pixels.
 #include "local_response_norm.h"
 
-#include <algorithm>
-
 #include "../ops.h"
+#include "../pixel_blocks.h"
 
 namespace fb {
 
@@ -24,12 +23,11 @@ Root root(double beta) { return beta == 0.5 ? kHalf : beta == 0.75 ? kThreeQuart
 class LocalResponseNorm final : public Op {
  public:
   explicit LocalResponseNorm(const OpSpec& spec)
-      : Op(spec), pixels_(spec.n * spec.h * spec.w), run_(kernels().pixels[root(spec.beta)]) {
-    pixels_per_task_ = std::clamp<int64_t>(kTaskFloats / spec.c, 1, pixels_);
+      : Op(spec), blocks_(spec, kTaskFloats), run_(kernels().pixels[root(spec.beta)]) {
     pitch_ = round_up(spec.c, kMostLanes) + spec.size + kMostLanes;
   }
 
-  int64_t tasks() const override { return ceil_div(pixels_, pixels_per_task_); }
+  int64_t tasks() const override { return blocks_.tasks(); }
   int64_t scratch_floats() const override { return kBlock * pitch_; }
 
   void run(int64_t task, const Pointers& x, const Worker& worker) const override {
@@ -49,18 +47,13 @@ class LocalResponseNorm final : public Op {
     run_(run);
   }
 
-  Range input_pixels(int64_t task) const override {
-    return {task * pixels_per_task_, std::min((task + 1) * pixels_per_task_, pixels_)};
-  }
-  Range tasks_writing(Range pixels) const override {
-    if (pixels.begin >= pixels.end) return {0, 0};
-    return {pixels.begin / pixels_per_task_, (pixels.end - 1) / pixels_per_task_ + 1};
-  }
+  Range input_pixels(int64_t task) const override { return blocks_.pixels(task); }
+  Range tasks_writing(Range pixels) const override { return blocks_.tasks_writing(pixels); }
 
  private:
-  const int64_t pixels_;
+  const PixelBlocks blocks_;
   void (*const run_)(const Pixels&);
-  int64_t pixels_per_task_ = 1, pitch_ = 0;
+  int64_t pitch_ = 0;
 };
 
 }  // namespace
