@@ -497,6 +497,23 @@ def test_layers_of_the_table_are_accepted_and_reach_every_form():
     assert both | {("fused", False), ("two-phase", True)} <= forms
 
 
+@needs_native
+@pytest.mark.parametrize(
+    "x, padding, form",
+    [
+        ((1, 64, 56, 56), 1, "F(4x4,3x3)"),
+        ((1, 32, 27, 27), 0, "F(4x4,3x3)"),
+        ((1, 64, 24, 24), 1, "F(2x2,3x3)"),  # 36 tiles of 16: too few to read 46 weights for each
+        ((1, 64, 14, 14), 1, "F(2x2,3x3)"),
+        ((1, 64, 200, 1), 1, "F(2x2,3x3)"),  # three quarters of each large tile would lie beside the image
+    ],
+)
+def test_the_layer_alone_chooses_the_size_of_winograds_tiles(x, padding, form):
+    for n in (1, 5):
+        one = layer("", (n, *x[1:]), 32, 3, padding=padding, kind="winograd_conv2d")
+        assert form in detail(one, one.params(n))
+
+
 def detail(one: Layer, params: dict) -> str:
     module = _ext.native()
     tensors = one.inputs()
@@ -540,20 +557,3 @@ def test_every_instruction_set_is_exact_and_avx2_equals_avx512(tmp_path):
 
 if __name__ == "__main__":
     main(sys.argv[1])
-
-
-@needs_native
-@pytest.mark.parametrize(
-    "x, padding, form",
-    [
-        ((1, 64, 56, 56), 1, "F(4x4,3x3)"),
-        ((1, 32, 27, 27), 0, "F(4x4,3x3)"),
-        ((1, 64, 24, 24), 1, "F(2x2,3x3)"),  # 36 tiles of 16: too few to read 46 weights for each
-        ((1, 64, 14, 14), 1, "F(2x2,3x3)"),
-        ((1, 64, 200, 1), 1, "F(2x2,3x3)"),  # three quarters of each large tile would lie beside the image
-    ],
-)
-def test_the_layer_alone_chooses_the_size_of_winograds_tiles(x, padding, form):
-    for n in (1, 5):
-        one = layer("", (n, *x[1:]), 32, 3, padding=padding, kind="winograd_conv2d")
-        assert form in detail(one, one.params(n))

@@ -5,43 +5,20 @@ range that is too small would be a race that hardly ever shows.
 """
 
 import os
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
-from helpers import ROOT, isas, needs_native
+from helpers import isas, needs_native
 from kernel_cases import CASES, KINDS, has_parameters, native_candidates, parameters, prepared
+from native_programs import build_program
 from test_kernels_conv_epilogues import LAYERS
 
 from fast_backbones.kernels import _ext
 
-SOURCES = sorted((ROOT / "csrc" / "cpu").rglob("*.cpp"))
-HEADERS = [path for pattern in ("*.h", "*.inc") for path in (ROOT / "csrc" / "cpu").rglob(pattern)]
-
-
-def compiled_kernels() -> list[str]:
-    """The object files of the build in this checkout when it is newer than the sources, else the sources."""
-    newest = max(path.stat().st_mtime for path in SOURCES + HEADERS)
-    for folder in ROOT.glob("build/native-*/CMakeFiles/fb_cpu.dir"):
-        objects = [folder / f"{path.relative_to(ROOT)}.o" for path in SOURCES]
-        if all(map(Path.is_file, objects)) and max(path.stat().st_mtime for path in objects) >= newest:
-            return [str(path) for path in objects]
-    return [str(path) for path in SOURCES]
-
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    compiler = os.environ.get("CXX", "").split()[:1] or [shutil.which("g++") or shutil.which("clang++")]
-    if compiler[0] is None:
-        pytest.skip("no C++ compiler")
-    path = tmp_path_factory.mktemp("ranges") / "task_ranges"
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-pthread", f"-I{ROOT / 'csrc' / 'cpu'}"]
-    source = str(ROOT / "tests" / "native" / "task_ranges.cpp")
-    command = [*compiler, *flags, source, *compiled_kernels(), "-o", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return path
+    return build_program("task_ranges", tmp_path_factory.mktemp("ranges"))
 
 
 # Kinds and epilogues that no case of the table reaches.
