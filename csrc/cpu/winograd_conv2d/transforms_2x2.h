@@ -27,18 +27,18 @@ FB_INLINE void input_vector_2x2(const V (&d)[16], V (&out)[16]) {
 }
 
 void input_transform_2x2(const InputTile& tile) {
-  for_vectors(tile.channels, [&](int64_t c, int count) {
+  for_vectors(tile.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
     V d[16], out[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) d[i] = vload_some(tile.source[i] + c, count);
+    for (int i = 0; i < 16; ++i) d[i] = part.load(tile.source[i] + c);
     input_vector_2x2(d, out);
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) vstore_some(tile.v + i * tile.v_stride + c, out[i], count);
+    for (int i = 0; i < 16; ++i) part.store(tile.v + i * tile.v_stride + c, out[i]);
   });
 }
 
 void output_transform_2x2(const OutputTile& tile) {
-  for_vectors(tile.columns, [&](int64_t j, int count) {
+  for_vectors(tile.columns, [&](int64_t j, const auto& part) __attribute__((always_inline)) {
     V t[8], out[4];
 #pragma GCC unroll 4
     for (int x = 0; x < 4; ++x) {
@@ -52,7 +52,7 @@ void output_transform_2x2(const OutputTile& tile) {
       out[2 * y] = vadd(vadd(t[4 * y], t[4 * y + 1]), t[4 * y + 2]);
       out[2 * y + 1] = vsub(vsub(t[4 * y + 1], t[4 * y + 2]), t[4 * y + 3]);
     }
-    finish_outputs(tile, out, j, count);
+    finish_outputs(tile, out, j, part);
   });
 }
 

@@ -40,10 +40,11 @@ FB_INLINE void output_line_4x4(const V (&m)[6], V (&y)[4]) {
   y[3] = vadd(vadd(difference, m[kImaginary]), m[kInfinity]);
 }
 
-FB_INLINE void store_complex(float* v, int64_t stride, V real, V imaginary, int count) {
-  vstore_some(v, vadd(real, imaginary), count);
-  vstore_some(v + stride, real, count);
-  vstore_some(v + 2 * stride, imaginary, count);
+template <typename P>
+FB_INLINE void store_complex(float* v, int64_t stride, V real, V imaginary, const P& part) {
+  part.store(v, vadd(real, imaginary));
+  part.store(v + stride, real);
+  part.store(v + 2 * stride, imaginary);
 }
 
 FB_INLINE void load_complex(const float* m, int64_t stride, V& real, V& imaginary) {
@@ -54,24 +55,24 @@ FB_INLINE void load_complex(const float* m, int64_t stride, V& real, V& imaginar
 
 void input_transform_4x4(const InputTile& tile) {
   const int64_t stride = tile.v_stride;
-  for_vectors(tile.channels, [&](int64_t c, int count) {
+  for_vectors(tile.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
     V lines[6][6];  // [column][part of the transformed rows]
 #pragma GCC unroll 6
     for (int x = 0; x < 6; ++x) {
-      const auto pixel = [&](int row) { return vload_some(tile.source[6 * row + x] + c, count); };
+      const auto pixel = [&](int row) __attribute__((always_inline)) { return part.load(tile.source[6 * row + x] + c); };
       input_line_4x4(pixel(0), pixel(1), pixel(2), pixel(3), pixel(4), pixel(5), lines[x]);
     }
     float* v = tile.v + c;
     V parts[6];
-    const auto along_columns = [&](int part) {
-      input_line_4x4(lines[0][part], lines[1][part], lines[2][part], lines[3][part], lines[4][part], lines[5][part], parts);
+    const auto along_columns = [&](int row) __attribute__((always_inline)) {
+      input_line_4x4(lines[0][row], lines[1][row], lines[2][row], lines[3][row], lines[4][row], lines[5][row], parts);
     };
 #pragma GCC unroll 4
     for (int row = 0; row < 4; ++row) {
       along_columns(row);
 #pragma GCC unroll 4
-      for (int column = 0; column < 4; ++column) vstore_some(v + (4 * row + column) * stride, parts[column], count);
-      store_complex(v + (16 + 3 * row) * stride, stride, parts[kReal], parts[kImaginary], count);
+      for (int column = 0; column < 4; ++column) part.store(v + (4 * row + column) * stride, parts[column]);
+      store_complex(v + (16 + 3 * row) * stride, stride, parts[kReal], parts[kImaginary], part);
     }
     V real[6];
     along_columns(kReal);
@@ -80,15 +81,15 @@ void input_transform_4x4(const InputTile& tile) {
     along_columns(kImaginary);
 #pragma GCC unroll 4
     for (int column = 0; column < 4; ++column)
-      store_complex(v + (28 + 3 * column) * stride, stride, real[column], parts[column], count);
-    store_complex(v + 40 * stride, stride, vsub(real[kReal], parts[kImaginary]), vadd(real[kImaginary], parts[kReal]), count);
-    store_complex(v + 43 * stride, stride, vadd(real[kReal], parts[kImaginary]), vsub(parts[kReal], real[kImaginary]), count);
+      store_complex(v + (28 + 3 * column) * stride, stride, real[column], parts[column], part);
+    store_complex(v + 40 * stride, stride, vsub(real[kReal], parts[kImaginary]), vadd(real[kImaginary], parts[kReal]), part);
+    store_complex(v + 43 * stride, stride, vadd(real[kReal], parts[kImaginary]), vsub(parts[kReal], real[kImaginary]), part);
   });
 }
 
 void output_transform_4x4(const OutputTile& tile) {
   const int64_t stride = tile.m_stride;
-  for_vectors(tile.columns, [&](int64_t j, int count) {
+  for_vectors(tile.columns, [&](int64_t j, const auto& part) __attribute__((always_inline)) {
     const float* m = tile.m + j;
     V lines[6][4];  // [part of the rows][output column]
     V parts[6];
@@ -120,7 +121,7 @@ void output_transform_4x4(const OutputTile& tile) {
 #pragma GCC unroll 4
       for (int row = 0; row < 4; ++row) out[4 * row + column] = y[row];
     }
-    finish_outputs(tile, out, j, count);
+    finish_outputs(tile, out, j, part);
   });
 }
 
