@@ -121,6 +121,13 @@ Map as_nhwc(const Tensor& t) {
   return {copy, floats(copy), sizes[1]};
 }
 
+Map as_rows(const Tensor& t) {
+  const int64_t rows = t.size(0), columns = t.size(1);
+  const bool in_place = (columns == 1 || t.stride(1) == 1) && (rows <= 1 || t.stride(0) >= columns);
+  const Tensor plain = in_place ? t : torch::stable::contiguous(t);
+  return {plain, floats(plain), rows <= 1 ? columns : plain.stride(0)};
+}
+
 Output::Output(const Ints& sizes, bool channels_last) : y_(empty(sizes, channels_last)), nhwc_(y_), sizes_(sizes) {
   direct_ = sizes[0] == 0 || pixel_stride(y_) == sizes[1];
   if (!direct_) nhwc_ = empty(sizes, true);

@@ -63,6 +63,7 @@ struct Map {
   int64_t ld;
 };
 Map as_nhwc(const Tensor& t);
+Map as_rows(const Tensor& t);  // of a matrix [N, C]; ld: floats between rows
 
 // Where an op writes: straight into y when y lies in NHWC order, else into a dense NHWC buffer that finish() copies over.
 class Output {

@@ -25,15 +25,14 @@ Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
   if (const std::string reason = fb::refusal(spec); !reason.empty()) check(false, kOp, ": ", reason);
   const Tensor y = empty({spec.n, spec.k});
   if (spec.n > 0) {
-    const bool in_place = (spec.c == 1 || x.stride(1) == 1) && (spec.n == 1 || x.stride(0) >= spec.c);
-    const Tensor rows = in_place ? x : torch::stable::contiguous(x);
+    const Map rows = as_rows(x);
     const Tensor plain_weight = torch::stable::contiguous(weight);
     const Tensor packed = empty({fb::packed_floats(spec)});
     fb::pack_weight(spec, floats(plain_weight), mutable_floats(packed));
-    spec.ldx = spec.n == 1 ? spec.c : rows.stride(0);
+    spec.ldx = rows.ld;
     std::optional<Tensor> plain_bias;  // keeps a converted copy alive
     fb::Pointers pointers;
-    pointers.x = floats(rows);
+    pointers.x = rows.data;
     pointers.weight = floats(packed);
     if (bias) {
       plain_bias = torch::stable::contiguous(*bias);

@@ -21,13 +21,14 @@ Reduction check_reduction(const char* op, const std::string& reduction) {
 
 // The rows of a call; converted copies live as long as this.
 struct Rows {
-  Tensor logits, target;
+  Map logits{};
+  Tensor target;
   std::optional<Tensor> weight;
   Problem problem{};
 
   Rows(const char* op, const Tensor& x, const Tensor& labels, const std::optional<Tensor>& weights, double label_smoothing,
        int64_t ignore_index, const std::string& reduction)
-      : logits(x), target(labels) {
+      : target(labels) {
     check_tensor(op, "logits", x, 2);
     problem.rows = x.size(0);
     problem.classes = x.size(1);
@@ -36,8 +37,6 @@ struct Rows {
     check(labels.dim() == 1 && labels.size(0) == problem.rows, op, ": target has sizes ", sizes_text(labels), ", expected [",
           problem.rows, "]");
     check(label_smoothing >= 0.0 && label_smoothing <= 1.0, op, ": label_smoothing is ", label_smoothing, ", expected 0 to 1");
-    const bool in_place = (problem.classes == 1 || x.stride(1) == 1) && (problem.rows <= 1 || x.stride(0) >= problem.classes);
-    if (!in_place) logits = torch::stable::contiguous(x);
     if (!target.is_contiguous()) target = torch::stable::contiguous(labels);
     if (weights) {
       check_tensor(op, "weight", *weights, 1);
@@ -45,8 +44,9 @@ struct Rows {
       weight = torch::stable::contiguous(*weights);
       problem.weight = floats(*weight);
     }
-    problem.logits = floats(logits);
-    problem.ld = problem.rows <= 1 ? problem.classes : logits.stride(0);
+    logits = as_rows(x);
+    problem.logits = logits.data;
+    problem.ld = logits.ld;
     problem.target = static_cast<const int64_t*>(target.const_data_ptr());
     problem.smoothing = label_smoothing;
     problem.ignore_index = ignore_index;

@@ -20,9 +20,11 @@ Tensor squared_distances(const Tensor& x, const Tensor& centers) {
   if (const std::string reason = fb::refusal(spec); !reason.empty()) check(false, kOp, ": ", reason);
   const Tensor y = empty({spec.n, spec.k});
   if (spec.n > 0) {
-    const Tensor rows = torch::stable::contiguous(x), plain = torch::stable::contiguous(centers);
+    const Map rows = as_rows(x);
+    const Tensor plain = torch::stable::contiguous(centers);
+    spec.ldx = rows.ld;
     fb::Pointers pointers;
-    pointers.x = floats(rows);
+    pointers.x = rows.data;
     pointers.weight = floats(plain);
     pointers.y = mutable_floats(y);
     fb::run_op(spec, pointers, 0);
