@@ -35,6 +35,7 @@ _version = attrgetter("_version")
 _dtype = attrgetter("dtype")
 _kind = attrgetter("dtype", "device", "layout")
 _OWN_ATTRIBUTES = frozenset(nn.Module().__dict__)
+ATTRIBUTE = "_fb_engine"  # of the model: its EngineState
 _FUNCTIONS = (FunctionType, staticmethod, classmethod, property)
 
 
@@ -97,21 +98,24 @@ class Guard:
     """A snapshot of a model, and the questions whether it still holds.
 
     Aliases of the tensors keep their memory alive, so that the fingerprint of a tensor which another thread
-    replaces at this moment reads old values, not freed memory.
+    replaces at this moment reads old values, not freed memory. The model itself is not held, nor its
+    __dict__: that holds the state that holds this guard, and in a cycle all of it, weights and plans, would
+    outlive the model until the next garbage collection. Who asks about the structure hands in the model.
     """
 
     def __init__(self, model: nn.Module, native: Any) -> None:
         optimizer_steps.watch()
         self.native = native
-        self.modules = list(model.modules())
-        self.types = list(map(type, self.modules))
+        _, *self.inner = modules = list(model.modules())
+        self.types = list(map(type, modules))
         self.methods = _methods(set(self.types))
-        inner = self.modules[1:]
-        self.dicts = [d for m in self.modules for d in (m.__dict__, m._parameters, m._buffers, m._modules)]
-        self.dicts += [d for m in inner for d in (m._forward_hooks, m._forward_pre_hooks)]
+        self.attributes = _attributes(model)
+        self.dicts = [d for m in self.inner for d in (m.__dict__, m._parameters, m._buffers, m._modules)]
+        self.dicts += [model._parameters, model._buffers, model._modules]
+        self.dicts += [d for m in self.inner for d in (m._forward_hooks, m._forward_pre_hooks)]
         containers = [
             value
-            for m in self.modules
+            for m in modules
             for key, value in m.__dict__.items()
             if type(value) in (list, dict, set) and key not in _OWN_ATTRIBUTES
         ]
@@ -143,10 +147,11 @@ class Guard:
         self.fingerprint = self.values.value()
         self.lines = self.native.Lines([line for tensor in self.every for line in _lines(tensor)])
 
-    def same_structure(self) -> bool:
+    def same_structure(self, model: nn.Module) -> bool:
         return (
             self.contents.same()
-            and list(map(type, self.modules)) == self.types
+            and _same_values(_attributes(model), self.attributes)
+            and [type(model), *map(type, self.inner)] == self.types
             and all(own.get(name) is method for own, name, method in self.methods)
             and all(_same_elements(value, seen) for value, seen in self.others)
         )
@@ -191,6 +196,17 @@ def _methods(classes: set[type[nn.Module]]) -> list[tuple[Mapping[str, Any], str
             if name == "forward" or (not theirs and isinstance(value, _FUNCTIONS)):
                 found.append((vars(cls), name, value))
     return found
+
+
+def _attributes(model: nn.Module) -> dict[str, Any]:
+    """What the model's __dict__ holds, besides what the engine keeps there."""
+    found = dict(model.__dict__)
+    found.pop(ATTRIBUTE, None)
+    return found
+
+
+def _same_values(attributes: dict[str, Any], seen: dict[str, Any]) -> bool:
+    return list(attributes) == list(seen) and all(map(is_, attributes.values(), seen.values()))
 
 
 def _same_elements(container: Any, seen: tuple[Any, ...]) -> bool:

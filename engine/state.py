@@ -19,7 +19,7 @@ from . import rules
 from .capture import Uncapturable, capture
 from .convert import convert
 from .fuse import fuse
-from .guard import Guard
+from .guard import ATTRIBUTE, Guard
 from .locks import ForkSafeLock
 from .lower import lower
 from .plan import Plan
@@ -29,7 +29,6 @@ from .select import make_plan
 from .strides import follows_input, true_strides
 from .weights import WeightStore
 
-ATTRIBUTE = "_fb_engine"
 MAX_PLANS = 32  # a plan is less than 1 MB: plans of a model share its packed weights and arenas
 MAX_FAILURES = 4  # shapes that cannot be captured before the model is taken for one that cannot
 FREE_CAPTURES = 64  # from then on one in CALLS_PER_CAPTURE calls may capture, which costs many forwards
@@ -82,7 +81,7 @@ class EngineState:
         key = (tuple(x.shape), x.stride(), plain.__func__)
         guard, runner = self.guard, self.runners.get(key)
         if guard is not None and self.refusal is None and runner is not None and not guard.wants_grad():
-            result = runner(x, lambda: guard.same_structure() and guard.same_weights())
+            result = runner(x, lambda: guard.same_structure(model) and guard.same_weights())
             if result is not STALE:
                 self.calls += 1
                 self._touch(key)
@@ -95,7 +94,7 @@ class EngineState:
         key = (tuple(x.shape), x.stride(), plain.__func__)
         self.calls += 1
         guard = self.guard
-        if guard is not None and guard.same_structure():
+        if guard is not None and guard.same_structure(model):
             if self.refusal is not None:
                 if guard.same_kinds():
                     return self.refusal
@@ -160,7 +159,7 @@ class EngineState:
     def _renew(self, model: nn.Module) -> None:
         """Bring guard, refusal and weights up to date; plans survive when only values have changed."""
         old, runners = self.guard, self.runners
-        structure = old is not None and old.same_structure()
+        structure = old is not None and old.same_structure(model)
         if old is not None and structure and self._same_tensors(old):
             return
         guard = Guard(model, _ext.require())
