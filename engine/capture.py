@@ -82,8 +82,12 @@ def example_like(x: torch.Tensor) -> torch.Tensor:
 def capture(model: nn.Module, plain: MethodType, x: torch.Tensor) -> Any:
     """Export `plain` (a bound method of `model`) for inputs like x.
 
-    Returns the ExportedProgram; its parameter and buffer targets are the model's names behind PREFIX.
+    Returns the ExportedProgram; its parameter and buffer targets are the model's names behind PREFIX, its
+    tensors are empty.
     Raises Uncapturable with the first line of what torch.export said.
+
+    What torch.export made lies about in reference cycles afterwards, until a garbage collection that may be
+    far away. So the tensors that were lent to it let go of their memory, the model's weights, at the end.
     """
     import torch.export
 
@@ -92,8 +96,13 @@ def capture(model: nn.Module, plain: MethodType, x: torch.Tensor) -> Any:
     with _export_lock, torch.inference_mode(False), torch.no_grad(), plain_path():
         shadow = shadow_of(model)
         root = _Root(shadow, MethodType(plain.__func__, shadow)).eval()
+        example = example_like(x)
+        lent = [example, *shadow.parameters(), *shadow.buffers()]
         try:
-            return torch.export.export(root, (example_like(x),), strict=False)
+            return torch.export.export(root, (example,), strict=False)
         except Exception as error:  # whatever a user's forward or the tracer raises: the modules still run
             line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
             raise Uncapturable(f"torch.export: {type(error).__name__}: {line}") from error
+        finally:
+            for tensor in lent:
+                tensor.data = tensor.new_empty(0)

@@ -6,6 +6,7 @@ import io
 import pickle
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 import fast_backbones as fb
 from fast_backbones import engine
 from fast_backbones.engine import state
+from fast_backbones.kernels import _ext
 
 pytestmark = needs_native
 
@@ -158,16 +160,90 @@ def test_a_plan_leaves_no_trace_in_the_model(model, x):
     assert [name for name, _ in model.named_modules()] == [name for name, _ in Tiny().named_modules()]
 
 
-@torch.no_grad()
-def test_a_model_that_is_dropped_is_freed(x):
-    import weakref
+# ---- memory ----
 
-    model = Tiny().eval()
-    assert_planned(model, x)
-    gone = weakref.ref(model)
-    del model
+
+class Branch(Tiny):
+    """Cannot be captured."""
+
+    def forward_modules(self, x):
+        return super().forward_modules(x if x.mean() > 0 else -x)
+
+
+@pytest.fixture
+def no_collection():
     gc.collect()
-    assert gone() is None
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
+def native_memory(monkeypatch):
+    """The blocks of the native library that are in use: arenas and packed weights."""
+    native, blocks = _ext.require(), weakref.WeakSet()
+    make = native.Memory
+
+    def counted(floats):
+        block = make(floats)
+        blocks.add(block)
+        return block
+
+    monkeypatch.setattr(native, "Memory", counted)
+    return blocks
+
+
+def watched(model):
+    """The model, its first filters on memory that tells when it is freed; and references that tell."""
+    memory = model.conv.weight.detach().numpy().copy()
+    model.conv.weight = nn.Parameter(torch.from_numpy(memory))
+    return model.eval(), [weakref.ref(model), weakref.ref(model.conv.weight), weakref.ref(memory)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["", "values", "structure", "shapes", "attributes"])
+def test_a_dropped_model_gives_all_its_memory_back(x, change, no_collection, native_memory):
+    """At once: the garbage collector counts objects, not bytes, and may come many models later."""
+    model, references = watched(Tiny())
+    assert_planned(model, x)
+    if change == "values":
+        model.conv.weight.mul_(2)
+    elif change == "structure":
+        model.relu = nn.Identity()
+    elif change == "shapes":
+        x = torch.randn(1, 3, 5, 6)
+    elif change == "attributes":
+        model.__dict__ = dict(model.__dict__)
+    assert_planned(model, x)
+    state = weakref.ref(EngineState.of(model))
+    assert native_memory and all(r() is not None for r in (*references, state))
+    del model
+    assert [r() for r in (*references, state)] == [None] * 4 and not native_memory
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Branch runs its modules")
+def test_a_dropped_model_without_a_plan_is_freed(x, no_collection):
+    model, references = watched(Branch())
+    assert_current(model, x)
+    assert EngineState.of(model).failures
+    del model
+    assert [r() for r in references] == [None] * 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["refresh", "values", "structure"])
+def test_old_packed_weights_are_freed(model, x, change, no_collection, native_memory):
+    assert_planned(model, x)
+    store, count = weakref.ref(EngineState.of(model).store), len(native_memory)
+    if change == "refresh":
+        engine.refresh(model)
+    elif change == "values":
+        model.conv.weight.mul_(2)
+    else:
+        model.relu = nn.Identity()
+    assert_planned(model, x)
+    assert store() is None and len(native_memory) == count
 
 
 # ---- threads and processes ----
