@@ -1,5 +1,9 @@
 """What every test shares: the header that says which build is under test, fixed threads, a fixed seed."""
 
+import ctypes
+import gc
+import sys
+
 import pytest
 import torch
 
@@ -21,6 +25,16 @@ def pytest_report_header(config):
         f"native: {native}",
         f"cuda: {cuda}",
     ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_given_back():
+    """What a file has freed goes back to the system: glibc keeps it in pieces, gigabytes by the end."""
+    yield
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 @pytest.fixture(autouse=True)
