@@ -24,7 +24,7 @@ ACTIVATIONS = ("none", "relu", "relu6", "sigmoid", "tanh")  # by their number in
 WINOGRAD_MIN_CHANNELS = 32
 WINOGRAD_MIN_OUTPUT = 4
 
-GROUP_WIDTHS = (4, 8, 16, 32)
+GROUP_WIDTHS = (4, 8, 16, 32)  # output channels of a group, from as many or half as many
 DEPTHWISE_MAX_WINDOW = 7
 
 REASONS = {  # why there is no kernel at all
@@ -139,7 +139,7 @@ def conv_candidates(node: Node) -> Iterator[Candidate]:
         yield "winograd_conv2d", p, winograd_declined(p)
     if window == (3, 3, 1, 1) and p["groups"] > 1 and narrow and strides in ({1}, {2}):
         width = p["c"] // p["groups"]
-        fits = p["k"] == p["c"] and width in GROUP_WIDTHS
+        fits = p["k"] in (p["c"], 2 * p["c"]) and p["k"] // p["groups"] in GROUP_WIDTHS
         if fits or not is_depthwise(node):
             declined = "" if fits else f"{width} channels a group, {p['c']} to {p['k']} channels"
             yield "grouped_conv2d", p, declined

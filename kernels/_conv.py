@@ -94,12 +94,12 @@ def refuse_nothing(*_) -> None:
 def refuse_grouped(x, weight, bias, residual, stride, padding, dilation, groups, activation) -> str | None:
     """What the grouped rows kernel says to the shapes of a convolution."""
     filters, depth, rows, columns = weight.shape
-    if filters != depth * groups:
-        return f"{depth * groups} to {filters} channels: grouped rows keep the number of channels"
-    if depth not in (4, 8, 16, 32):
-        return f"{depth} channels per group: grouped rows handle 4, 8, 16 and 32"
-    if filters % 16 != 0:
-        return f"{filters} channels: grouped rows handle multiples of 16"
+    if filters not in (depth * groups, 2 * depth * groups):
+        return f"{depth * groups} to {filters} channels: grouped rows keep their number or double it"
+    if filters // groups not in (4, 8, 16, 32):
+        return f"{filters // groups} output channels per group: grouped rows handle 4, 8, 16 and 32"
+    if depth * groups % 16 != 0:
+        return f"{depth * groups} channels: grouped rows handle multiples of 16"
     if (rows, columns) != (3, 3):
         return f"kernel {rows}x{columns}: grouped rows handle 3x3"
     if stride not in ((1, 1), (2, 2)):

@@ -307,7 +307,12 @@ CASES = [
     grouped("sixteen channels: the narrowest", 1, 16, 5, 9, 16, 2, relu=False),
     grouped("empty batch", 0, 32, 4, 4, 32, 8),
     grouped("channels that fill no vector: direct only", 1, 12, 6, 7, 12, 3),
-    grouped("widening groups: direct only", 1, 32, 6, 6, 48, 8),
+    grouped("2 to 4 channels a group", 1, 32, 14, 15, 64, 16),
+    grouped("4 to 8 channels a group, stride 2, odd image", 2, 64, 13, 11, 128, 16, stride=2, residual=True),
+    grouped("8 to 16 channels a group", 1, 64, 7, 7, 128, 8),
+    grouped("16 to 32 channels a group, stride 2", 1, 64, 8, 6, 128, 4, stride=2, bias=False),
+    grouped("16 to 32 channels: the narrowest, one column", 1, 16, 5, 1, 32, 1),
+    grouped("widening groups by half: direct only", 1, 32, 6, 6, 48, 8),
     grouped("1x1 groups: direct only", 1, 24, 6, 6, 24, 4, 1, padding=0),
     grouped(
         "strided 1x1 groups over several images: direct only", 2, 24, 7, 6, 24, 4, 1, padding=0, stride=2

@@ -474,11 +474,12 @@ class TestSelect:
     @pytest.mark.parametrize("stride", [1, 2])
     def test_grouped(self, width, stride):
         assert self.kernel(conv(64, 64, groups=64 // width, stride=stride)).kernel == "grouped_conv2d"
+        assert self.kernel(conv(32, 64, groups=64 // width, stride=stride)).kernel == "grouped_conv2d"
 
     def test_grouped_declines_in_words(self):
-        step = self.kernel(conv(64, 128, groups=8))
+        step = self.kernel(conv(64, 192, groups=8))
         assert step.kernel == "conv2d" and step.refusals == [
-            "grouped_conv2d: 8 channels a group, 64 to 128 channels"
+            "grouped_conv2d: 8 channels a group, 64 to 192 channels"
         ]
 
     def test_what_the_library_says_is_kept(self):

@@ -6,10 +6,11 @@
 //     for input column             repeat: every lane gets channel c of its own group
 //       3 fma                      into the output pixels that see this column; a column is loaded once, not once per tap
 //
-// A vector holds kUnit groups of 4 or 8 channels, or a part of one group (kUnit = 1). Its channels are kept transposed, channel-major:
-// lane c * kUnit + g is channel c of group g, in the copied input, the weights and the accumulators. Then channel c of all groups is
-// kUnit consecutive floats, and repeating them over the lanes is a load that costs no shuffle (shuffles run at half the rate of
-// fma). Input is transposed when it is copied, output before it is stored.
+// A group has kGroup input and kFilters output channels. A vector of output holds kUnit groups of 4 or 8 channels, or a part of one group
+// (kUnit = 1). Its channels are kept transposed, channel-major: lane c * kUnit + g is channel c of group g, in the weights and the
+// accumulators, and likewise in the copied input, whose vectors hold as many groups as fit. Then channel c of all groups of an output
+// vector is kUnit consecutive floats, and repeating them over the lanes is a load that costs no shuffle (shuffles run at half the rate
+// of fma). Input is transposed when it is copied, output before it is stored.
 //
 // Registers, AVX-512: 14 accumulators + 3 weights + 1 spread = 18 of 32. A pixel's three fma depend on each other, so fewer than 8
 // accumulators wait for them: rows of 7 do two vectors of a group at once (14 + 6 + 1).
@@ -23,10 +24,16 @@ namespace {
 
 using fb::grouped_conv2d::Row;
 
-template <int kGroup, int kStride, int kPixels, int kVectors>
+template <int kGroup>
+constexpr int kBlock = kGroup > kLanes ? kGroup : kLanes;  // floats of a copied input pixel: a vector or a group, the wider
+
+template <int kChannels>
+constexpr int kGroupsInVector = kChannels < kLanes ? kLanes / kChannels : 1;
+
+// kVectors vectors of output from this one on, of the same group.
+template <int kGroup, int kFilters, int kStride, int kPixels, int kVectors>
 FB_INLINE void pixels(const Row& row, int64_t q0, int vector) {
-  constexpr int kBlock = kGroup > kLanes ? kGroup : kLanes;  // floats of a copied input pixel
-  constexpr int kUnit = kGroup < kLanes ? kLanes / kGroup : 1;
+  constexpr int kUnit = kGroupsInVector<kFilters>, kInUnit = kGroupsInVector<kGroup>;
   constexpr int kColumns = (kPixels - 1) * kStride + 3;
   constexpr int kVectorWeights = 9 * kGroup * kLanes;
   V acc[kVectors][kPixels];
@@ -38,7 +45,7 @@ FB_INLINE void pixels(const Row& row, int64_t q0, int vector) {
   for (int q = 0; q < kPixels; ++q) vprefetch_write(row.y + (q0 + q) * row.y_stride + vector * kLanes);  // one line in each pixel
   const float* w = row.weight + vector * kVectorWeights;
   for (int r = 0; r < 3; ++r) {
-    const float* x = row.x + r * row.row_step + q0 * kStride * kBlock;
+    const float* x = row.x + r * row.row_step + q0 * kStride * kBlock<kGroup> + vector * kLanes / kFilters;
     const auto channel = [&](int c) __attribute__((always_inline)) {
       V taps[kVectors][3];
 #pragma GCC unroll 2
@@ -48,7 +55,7 @@ FB_INLINE void pixels(const Row& row, int64_t q0, int vector) {
       w += 3 * kLanes;
 #pragma GCC unroll 32
       for (int j = 0; j < kColumns; ++j) {
-        const V v = vrepeat<kUnit>(x + j * kBlock + c * kUnit);
+        const V v = vrepeat<kUnit>(x + j * kBlock<kGroup> + c * kInUnit);
         // Column j is tap s of pixel (j - s) / stride. Ascending j keeps the order s = 0, 1, 2 for every pixel.
 #pragma GCC unroll 3
         for (int s = 0; s < 3; ++s) {
@@ -89,43 +96,43 @@ FB_INLINE void pixels(const Row& row, int64_t q0, int vector) {
 // two cache lines of a pixel, too far apart for the hardware to guess; those of the next block, `ahead` floats on, are asked for here.
 template <int kGroup>
 void copy(const float* x, int64_t step, int64_t count, int64_t ahead, float* out) {
-  constexpr int kBlock = kGroup > kLanes ? kGroup : kLanes;
-  constexpr int kUnit = kGroup < kLanes ? kLanes / kGroup : 1;
   for (int64_t i = 0; i < count; ++i) {
     vprefetch_l2(x + ahead);
 #pragma GCC unroll 8
-    for (int j = 0; j < kBlock; j += kLanes) vstore(out + j, vtranspose<kUnit>(vload(x + j)));
+    for (int j = 0; j < kBlock<kGroup>; j += kLanes) vstore(out + j, vtranspose<kGroupsInVector<kGroup>>(vload(x + j)));
     x += step;
-    out += kBlock;
+    out += kBlock<kGroup>;
   }
 }
 
-template <int kGroup, int kStride, int kPixels>
+template <int kGroup, int kFilters, int kStride, int kPixels>
 FB_INLINE void tiles(const Row& row) {
-  constexpr int kInBlock = kGroup > kLanes ? kGroup / kLanes : 1;
-  constexpr int kVectors = kInBlock > 1 && 2 * kPixels <= kWidestTile ? 2 : 1;
+  constexpr int kInBlock = kBlock<kGroup> / kGroup * kFilters / kLanes;
+  constexpr int kVectors = kFilters >= 2 * kLanes && 2 * kPixels <= kWidestTile ? 2 : 1;
   for (int vector = 0; vector < kInBlock; vector += kVectors) {
     int64_t q = 0;
-    for (; q + kPixels <= row.pixels; q += kPixels) pixels<kGroup, kStride, kPixels, kVectors>(row, q, vector);
-    if (q < row.pixels) pixels<kGroup, kStride, kPixels, kVectors>(row, row.pixels - kPixels, vector);
+    for (; q + kPixels <= row.pixels; q += kPixels) pixels<kGroup, kFilters, kStride, kPixels, kVectors>(row, q, vector);
+    if (q < row.pixels) pixels<kGroup, kFilters, kStride, kPixels, kVectors>(row, row.pixels - kPixels, vector);
   }
 }
 
-template <int kGroup, int kStride>
+template <int kGroup, int kFilters, int kStride>
 void row(const Row& row) {
   if (row.pixels >= kWidestTile) {
-    tiles<kGroup, kStride, kWidestTile>(row);
+    tiles<kGroup, kFilters, kStride, kWidestTile>(row);
   } else if (row.pixels >= 7) {
-    tiles<kGroup, kStride, 7>(row);
+    tiles<kGroup, kFilters, kStride, 7>(row);
   } else if (row.pixels >= 3) {
-    tiles<kGroup, kStride, 3>(row);
+    tiles<kGroup, kFilters, kStride, 3>(row);
   } else {
-    tiles<kGroup, kStride, 1>(row);
+    tiles<kGroup, kFilters, kStride, 1>(row);
   }
 }
 
 }  // namespace
 
-#define FB_GROUPED_KERNELS                                                                                \
-  kLanes, {{row<4, 1>, row<4, 2>}, {row<8, 1>, row<8, 2>}, {row<16, 1>, row<16, 2>}, {row<32, 1>, row<32, 2>}}, \
-      {copy<4>, copy<8>, copy<16>, copy<32>}
+#define FB_GROUPED_ROWS(group, filters) \
+  { row<group, filters, 1>, row<group, filters, 2> }
+#define FB_GROUPED_KERNELS                                                                                                    \
+  kLanes, {FB_GROUPED_ROWS(4, 4), FB_GROUPED_ROWS(8, 8), FB_GROUPED_ROWS(16, 16), FB_GROUPED_ROWS(32, 32)},                   \
+      {FB_GROUPED_ROWS(2, 4), FB_GROUPED_ROWS(4, 8), FB_GROUPED_ROWS(8, 16), FB_GROUPED_ROWS(16, 32)}, {copy<2>, copy<4>, copy<8>, copy<16>, copy<32>}

@@ -1,6 +1,7 @@
-// Grouped 3x3 convolution with 4, 8, 16 or 32 channels per group (ResNeXt, SENet), stride 1 or 2, padding 0 or 1 on each side.
+// Grouped 3x3 convolution with 4, 8, 16 or 32 output channels per group, from as many (ResNeXt) or half as many (SENet), stride 1 or 2,
+// padding 0 or 1 on each side.
 //
-//   task = (image, block of output rows, range of channel blocks); a channel block is one vector of channels or one group, the wider
+//   task = (image, block of output rows, range of channel blocks); a channel block is one vector of input channels or one group, the wider
 //     for channel block
 //       copy the input rows it reads, with padding, next to each other        [rows][padded w][block]: stays in L1
 //       for output row                                                        grouped_conv2d/generic.h
@@ -21,7 +22,7 @@ constexpr int64_t kTaskProducts = 3 << 19;
 
 const Kernels& kernels() { return FB_TABLE_OF(isa()); }
 
-int group_index(int64_t group) { return group == 4 ? 0 : group == 8 ? 1 : group == 16 ? 2 : 3; }
+int power_of_two(int64_t value) { return value <= 1 ? 0 : 1 + power_of_two(value / 2); }
 
 class GroupedConv2d final : public Op {
  public:
@@ -29,16 +30,17 @@ class GroupedConv2d final : public Op {
     p_ = spec.p();
     q_ = spec.q();
     group_ = spec.c / spec.groups;
+    widening_ = spec.k / spec.c;
     block_ = std::max<int64_t>(group_, kernels().lanes);
     channel_blocks_ = spec.c / block_;
-    copy_ = kernels().copy[group_index(group_)];
-    row_ = kernels().row[group_index(group_)][spec.stride_h - 1];
+    copy_ = kernels().copy[power_of_two(group_) - 1];
+    row_ = (widening_ == 1 ? kernels().row : kernels().widening_row)[power_of_two(group_ * widening_) - 2][spec.stride_h - 1];
     const int64_t row_bytes = spec.padded_w() * block_ * 4;
     const int64_t fitting = std::max<int64_t>(1, (kCopyBytes / row_bytes - 3) / spec.stride_h + 1);
     const int64_t blocks = ceil_div(p_, std::min(p_, std::max<int64_t>(fitting, 4)));
     rows_per_task_ = ceil_div(p_, blocks);
     blocks_per_image_ = ceil_div(p_, rows_per_task_);
-    const int64_t products = rows_per_task_ * q_ * block_ * group_ * 9;
+    const int64_t products = rows_per_task_ * q_ * block_ * widening_ * group_ * 9;
     const int64_t per_task = std::clamp<int64_t>(ceil_div(kTaskProducts, products), 1, channel_blocks_);
     channel_split_ = ceil_div(channel_blocks_, per_task);
   }
@@ -61,7 +63,7 @@ class GroupedConv2d final : public Op {
     const int64_t end = (part + 1) * channel_blocks_ / channel_split_;
     for (int64_t b = part * channel_blocks_ / channel_split_; b < end; ++b) {
       copy_rows(x.x + b * block_, image, first_row * spec_.stride_h - spec_.pad_h, input_rows(rows), b + 1 < end, scratch);
-      const int64_t channel = b * block_;
+      const int64_t channel = b * block_ * widening_;
       row.weight = x.weight + channel * group_ * 9;
       row.bias = x.bias != nullptr ? x.bias + channel : nullptr;
       for (int64_t p = 0; p < rows; ++p) {
@@ -96,7 +98,7 @@ class GroupedConv2d final : public Op {
   }
 
   std::string detail() const override {
-    return std::string(isa_name(isa())) + " grouped rows, " + std::to_string(group_) + " channels a group, " +
+    return std::string(isa_name(isa())) + " grouped rows, " + std::to_string(group_) + (widening_ == 1 ? "" : " to " + std::to_string(group_ * widening_)) + " channels a group, " +
            std::to_string(tasks()) + " tasks";
   }
 
@@ -118,7 +120,7 @@ class GroupedConv2d final : public Op {
 
   void (*row_)(const Row&) = nullptr;
   void (*copy_)(const float*, int64_t, int64_t, int64_t, float*) = nullptr;
-  int64_t p_ = 0, q_ = 0, group_ = 0, block_ = 0, channel_blocks_ = 0;
+  int64_t p_ = 0, q_ = 0, group_ = 0, widening_ = 1, block_ = 0, channel_blocks_ = 0;  // of input, but for p and q
   int64_t rows_per_task_ = 1, blocks_per_image_ = 1, channel_split_ = 1;
 };
 
@@ -130,10 +132,11 @@ std::unique_ptr<Op> make_grouped_conv2d(const OpSpec& spec) { return std::make_u
 
 // The same on every instruction set, so that all of them add up in the same order.
 std::string grouped_conv2d_refusal(const OpSpec& spec) {
-  const int64_t group = spec.c / spec.groups;
-  if (spec.k != spec.c) return std::to_string(spec.c) + " to " + std::to_string(spec.k) + " channels: grouped rows keep the number of channels";
-  if (group != 4 && group != 8 && group != 16 && group != 32)
-    return std::to_string(group) + " channels per group: grouped rows handle 4, 8, 16 and 32";
+  const int64_t filters = spec.k / spec.groups;
+  if (spec.k != spec.c && spec.k != 2 * spec.c)
+    return std::to_string(spec.c) + " to " + std::to_string(spec.k) + " channels: grouped rows keep their number or double it";
+  if (filters != 4 && filters != 8 && filters != 16 && filters != 32)
+    return std::to_string(filters) + " output channels per group: grouped rows handle 4, 8, 16 and 32";
   if (spec.c % 16 != 0) return std::to_string(spec.c) + " channels: grouped rows handle multiples of 16";
   if (spec.r != 3 || spec.s != 3) return "kernel " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + ": grouped rows handle 3x3";
   if (spec.stride_h != spec.stride_w || spec.stride_h > 2)
@@ -150,7 +153,7 @@ int64_t grouped_conv2d_packed_floats(const OpSpec& spec) { return spec.k * (spec
 // [vector of output channels][r][c of the group][s][lane], lanes transposed as grouped_conv2d/generic.h says.
 void grouped_conv2d_pack(const OpSpec& spec, const float* weight, float* out) {
   const int64_t lanes = grouped_conv2d::kernels().lanes, group = spec.c / spec.groups;
-  const int64_t unit = std::max<int64_t>(1, lanes / group);
+  const int64_t unit = std::max<int64_t>(1, lanes / (spec.k / spec.groups));
   for (int64_t k0 = 0; k0 < spec.k; k0 += lanes)
     for (int64_t r = 0; r < 3; ++r)
       for (int64_t c = 0; c < group; ++c)

@@ -8,7 +8,7 @@
 
 namespace fb::grouped_conv2d {
 
-// One channel block (a vector of channels, or a group where that is wider) of a row of output pixels.
+// One channel block (a vector of input channels, or a group where that is wider) of a row of output pixels.
 struct Row {
   const float* x;        // first of the three copied input rows, padding included; a pixel is one channel block wide, copied by Kernels::copy
   int64_t row_step;      // floats between input rows
@@ -24,9 +24,10 @@ struct Row {
 
 struct Kernels {
   int lanes;
-  // By channels per group 4, 8, 16, 32 and stride 1, 2.
+  // By output channels per group 4, 8, 16, 32 and stride 1, 2; with as many input channels, and with half as many.
   void (*row[4][2])(const Row&);
-  void (*copy[4])(const float* x, int64_t step, int64_t count, int64_t ahead, float* out);
+  void (*widening_row[4][2])(const Row&);
+  void (*copy[5])(const float* x, int64_t step, int64_t count, int64_t ahead, float* out);  // by input channels per group 2 ... 32
 };
 
 extern const Kernels kPortable, kAvx2, kAvx512;

@@ -43,8 +43,11 @@ FB_INLINE V vrepeat(const float* p) {
 
 template <int kRows>
 FB_INLINE V vtranspose(V v) {
-  static_assert(kRows == 1 || kRows == kLanes, "groups are at least a vector wide here");
-  return v;
+  if constexpr (kRows == 2) {
+    return V{v[0], v[2], v[1], v[3]};
+  } else {
+    return v;  // one row or one column
+  }
 }
 
 }  // namespace
