@@ -2,7 +2,8 @@
 
 import ctypes
 import gc
-import sys
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,14 +28,22 @@ def pytest_report_header(config):
     ]
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def memory_given_back():
-    """What a file has freed goes back to the system: glibc keeps it in pieces, gigabytes by the end."""
+    """What tests have freed goes back to the system: glibc keeps it in pieces, gigabytes of them."""
     yield
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    if resident_bytes() > 3 << 29:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes():
+    """Of this process; 0 where the system does not tell, or has no glibc to give memory back."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize() if hasattr(ctypes.CDLL(None), "malloc_trim") else 0
 
 
 @pytest.fixture(autouse=True)
