@@ -4,7 +4,7 @@
 #   make build      the package and its native library, into .venv
 #   make demo       ResNeXt-50 on a photograph
 #   make test       the tests, with torchvision and timm as witnesses, without the slow ones
-#   make test-all   all of them, with ONNX Runtime and OpenVINO too
+#   make test-all   all of them, with ONNX Runtime, OpenVINO, ncnn and MNN too
 #   make bench      microbenchmarks of each kernel; `make bench-models` compares whole models with other stacks
 #   make lint       look; `make format` changes
 #   make clean      no build products; the environment stays (`rm -r .venv` for that)

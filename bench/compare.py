@@ -131,14 +131,16 @@ class Comparison:
         return self.session.ratio(key, ours)
 
     def claims(self) -> dict[str, tuple[str, float]]:
-        """The ratios that matter: against eager's better layout, torch.compile, best runtime, best of all.
+        """The ratios that matter: against eager's better layout, torch.compile's better mode, the better of
+        each pair of runtimes, the best of all.
 
         Each is (key of the peer that was best in its group, ratio); groups with nothing timed are left out.
         """
         groups = {
             "eager, better layout": ["eager", "channels_last"],
-            "torch.compile": ["compile"],
+            "torch.compile": ["compile", "autotune"],
             "ONNX Runtime or OpenVINO, the better": ["onnxruntime", "openvino"],
+            "ncnn or MNN, the better": ["ncnn", "mnn"],
             BEST: [e.key for e in self.entries if e.key != "ours"],
         }
         found = {}
@@ -184,7 +186,8 @@ def check(
 ) -> tuple[Entry, object]:
     """Prepare one peer and compare its output with float64: (what became of it, its call or None).
 
-    Another stack's exception becomes its line in the table, with the text; ours is a bug and is raised.
+    Another stack's exception becomes its line in the table, with the text; ours is a bug and is raised. What
+    is compared is the second output: a stack that spoils its input in the first call is wrong.
     """
     entry = Entry(peer.key, peer.name, peer.version(), peer.settings(), "absent")
     entry.sentence = peer.missing() or ""
@@ -194,6 +197,8 @@ def check(
         start = clock()
         call = peer.prepare(model, x)
         entry.prepare_seconds = round(clock() - start, 3)
+        entry.settings = peer.settings()  # with what was chosen meanwhile
+        call()
         outputs = call()
     except Refused as refusal:
         entry.status, entry.sentence = "refused", str(refusal)

@@ -15,17 +15,26 @@ alone.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from .timing import Candidate, measure
 
 Call = Callable[[], list[Tensor]]
 
@@ -61,6 +70,61 @@ def package_version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def fastest(ways: dict[str, Call]) -> str:
+    """The key of the quickest of several ways to do the same, timed in turns for about a second."""
+    if len(ways) == 1:
+        return next(iter(ways))
+    candidates = [Candidate(key, call) for key, call in ways.items()]
+    return measure(candidates, budget=1.0, min_rounds=3, turn=0.05).fastest(list(ways))
+
+
+@contextlib.contextmanager
+def printed() -> Iterator[Callable[[], str]]:
+    """Keep what libraries print, from C++ too, off the terminal; yields a function that returns its end.
+
+    Some stacks report why they fail on standard output alone, where it would also spoil `--json`.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        saved = [os.dup(stream) for stream in (1, 2)]
+
+        def tail() -> str:
+            file.seek(0)
+            lines = file.read().decode(errors="replace").strip().splitlines()
+            return " / ".join(line.strip() for line in lines[-3:])
+
+        try:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
+            yield tail
+        finally:
+            for stream, copied in zip((1, 2), saved, strict=True):
+                os.dup2(copied, stream)
+                os.close(copied)
+
+
+def run_tool(command: list[str], folder: Path, product: Path) -> None:
+    """Run a converter in `folder`. Refused, with the end of what it said, unless it leaves `product`."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+    if done.returncode != 0 or not product.is_file():
+        said = " / ".join((done.stdout + "\n" + done.stderr).strip().splitlines()[-3:])
+        raise Refused(f"{Path(command[0]).name} could not convert it (exit {done.returncode}): {said}")
+
+
+def export_onnx(
+    module: nn.Module, image: Tensor, path: Path, external_data: bool
+) -> tuple[list[str], list[str]]:
+    """Write the ONNX file of torch.onnx.export; returns the names of inputs and outputs, in order."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the exporter's own about itself
+        program = torch.onnx.export(
+            module, (image,), path, dynamo=True, external_data=external_data, verbose=False
+        )
+    graph = program.model.graph
+    return [v.name for v in graph.inputs], [v.name for v in graph.outputs]
 
 
 class Peer:
@@ -122,10 +186,18 @@ class EagerChannelsLast(Eager):
 
 
 class Compile(Peer):
-    """torch.compile (Inductor) with freezing: constant weights, folded batch norm, layouts chosen ahead."""
+    """torch.compile (Inductor) with freezing: constant weights, folded batch norm, layouts chosen ahead.
+
+    The C++ wrapper replaces the Python code between Inductor's kernels: it matters where a forward takes less
+    than a millisecond.
+    """
 
     key, name = "compile", "torch.compile, frozen"
     patience = " (compiles C++, up to a minute or two)"
+    mode = "default"
+    running: ClassVar[weakref.WeakSet[Call]] = (
+        weakref.WeakSet()
+    )  # calls of any mode that somebody still holds
 
     def missing(self) -> str | None:
         if not any(shutil.which(compiler) for compiler in ("g++", "c++", "clang++")):
@@ -134,27 +206,49 @@ class Compile(Peer):
 
     def settings(self) -> dict[str, str]:
         return {
+            "mode": self.mode,
             "freezing": "True",
-            "mode": "no_grad",
+            "cpp_wrapper": "True",
+            "grad": "no_grad",
             "layout": "channels_last",
             "threads": str(self.threads),
         }
 
     def prepare(self, model: nn.Module, x: Tensor) -> Call:
-        import torch._inductor.config as inductor
-
         module = plain(model).to(memory_format=torch.channels_last)
         image = x.clone(memory_format=torch.channels_last)
-        torch._dynamo.reset()  # programs of earlier models would count against the recompile limit
-        compiled = torch.compile(module)
+        if not self.running:  # programs of earlier models would count against the recompile limit
+            torch._dynamo.reset()
+        compiled = torch.compile(module, dynamic=False, options=self.options())
 
         def call() -> list[Tensor]:
             with torch.no_grad():
                 return as_list(compiled(image))
 
-        with inductor.patch(freezing=True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Inductor's own, about TypedStorage
             call()
+        self.running.add(call)
         return call
+
+    def options(self) -> dict[str, object]:
+        """Inductor's options: those that torch.compile(mode=...) stands for, and ours."""
+        mode = dict(torch._inductor.list_mode_options(self.mode))
+        mode.pop("triton.cudagraphs", None)  # for GPUs; on a CPU it only warns
+        return {**mode, "freezing": True, "cpp_wrapper": True}
+
+
+class CompileAutotuned(Compile):
+    """torch.compile with mode="max-autotune": Inductor also times C++ templates against oneDNN and MKL."""
+
+    key, name = "autotune", "torch.compile, max-autotune"
+    mode = "max-autotune"
+
+    def options(self) -> dict[str, object]:
+        from torch._inductor import select_algorithm
+
+        select_algorithm.PRINT_AUTOTUNE = False
+        return {**super().options(), "max_autotune_report_choices_stats": False}
 
 
 class OnnxRuntime(Peer):
@@ -194,9 +288,7 @@ class OnnxRuntime(Peer):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             # external data: a model above 2 GB would not fit one protobuf file
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # the exporter's own about itself
-                torch.onnx.export(module, (image,), path, dynamo=True, external_data=True, verbose=False)
+            export_onnx(module, image, path, external_data=True)
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         binding = session.io_binding()
         bind = {"device_type": "cpu", "device_id": 0, "element_type": numpy.float32}
@@ -254,6 +346,261 @@ class OpenVino(Peer):
         return call
 
 
+class Ncnn(Peer):
+    """ncnn on the traced module, converted by its own pnnx, in float32.
+
+    ncnn's options are those of its documentation for float32: packed layout, Winograd and SGEMM convolutions,
+    light mode, 16-bit and 8-bit storage off; its own pools serve feature maps and workspaces. The image is in
+    ncnn's own aligned memory.
+
+    A batch can be run in three ways, and the fastest here is taken: one image after another, which is what
+    most of its users do; one Mat that holds all images (new in 2026); or the images spread over as many
+    extractors as there are threads, each with one thread. A way that returns something else than the first
+    one is left out, and the settings say so.
+    """
+
+    key, name = "ncnn", "ncnn"
+    packages = (("ncnn", "ncnn"), ("pnnx", "pnnx"))
+    options: ClassVar[dict[str, bool]] = {
+        "use_packing_layout": True,
+        "use_winograd_convolution": True,
+        "use_sgemm_convolution": True,
+        "lightmode": True,
+        "use_vulkan_compute": False,
+        "use_fp16_packed": False,
+        "use_fp16_storage": False,
+        "use_fp16_arithmetic": False,
+        "use_bf16_packed": False,
+        "use_bf16_storage": False,
+        "use_int8_inference": False,
+    }
+    ONE_BY_ONE, TOGETHER, SPREAD = (
+        "one image after another",
+        "one Mat of all images",
+        "spread over extractors",
+    )
+
+    def __init__(self, threads: int = 2):
+        super().__init__(threads)
+        self.way = ""
+        self.left_out: dict[str, str] = {}
+
+    def version(self) -> str:
+        return package_version("ncnn")
+
+    def settings(self) -> dict[str, str]:
+        found = {"num_threads": str(self.threads)} | {k: str(v) for k, v in self.options.items()}
+        if self.way:
+            found["batch"] = self.way
+        if self.left_out:
+            found["left out"] = "; ".join(f"{way}: {why}" for way, why in self.left_out.items())
+        return found
+
+    def prepare(self, model: nn.Module, x: Tensor) -> Call:
+        import ncnn
+        import numpy
+        import pnnx
+
+        self.way, self.left_out = "", {}
+        module, images = plain(model), x.contiguous().numpy()
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit.trace
+                warnings.simplefilter(
+                    "ignore", torch.jit.TracerWarning
+                )  # checks of shapes, which are fixed here
+                trace = torch.jit.trace(module, x[:1].contiguous(), check_trace=False)
+            trace.save(str(folder / "model.pt"))
+            shape = ",".join(map(str, (1, *x.shape[1:])))
+            command = [pnnx.EXEC_PATH, "model.pt", f"inputshape=[{shape}]f32", "fp16=0"]
+            run_tool(command, folder, folder / "model.ncnn.param")
+
+            def load(threads: int):
+                """A network on so many threads."""
+                net = ncnn.Net()
+                for key, value in self.options.items():
+                    setattr(net.opt, key, value)
+                net.opt.num_threads = threads
+                with printed() as said:
+                    codes = [
+                        net.load_param(str(folder / "model.ncnn.param")),
+                        net.load_model(str(folder / "model.ncnn.bin")),
+                    ]
+                if any(codes):
+                    raise Refused(f"ncnn cannot load what pnnx wrote: {said()}")
+                return net
+
+            net = load(self.threads)
+            single = load(1) if len(images) > 1 and self.threads > 1 else None
+        (entry,), exits = net.input_names(), sorted(net.output_names(), key=lambda n: int(n.lstrip("out")))
+
+        def forward(net, mat) -> list:
+            with net.create_extractor() as extractor:
+                extractor.input(entry, mat)
+                found = [extractor.extract(name) for name in exits]
+            if any(code for code, _ in found):
+                raise RuntimeError(f"ncnn: extract returned {[code for code, _ in found]} for {exits}")
+            return [mat for _, mat in found]
+
+        mats = [ncnn.Mat(image).clone() for image in images]
+        shapes = [numpy.asarray(mat).shape for mat in forward(net, mats[0])]
+        outputs = [torch.empty(len(mats), *shape) for shape in shapes]
+        places = [y.numpy() for y in outputs]
+
+        def one_by_one() -> list[Tensor]:
+            for i, mat in enumerate(mats):
+                for place, y in zip(places, forward(net, mat), strict=True):
+                    place[i] = y
+            return outputs
+
+        if len(mats) == 1:
+            return one_by_one
+
+        together = ncnn.Mat(images, 0).clone()
+
+        def all_together() -> list[Tensor]:
+            for place, y in zip(places, forward(net, together), strict=True):
+                if y.n != len(mats):
+                    raise Refused(f"the output holds {y.n} images")
+                for i in range(len(mats)):
+                    place[i] = y.batch(i)
+            return outputs
+
+        ways = {self.ONE_BY_ONE: one_by_one, self.TOGETHER: all_together}
+        if single is not None:
+            pool = ThreadPoolExecutor(self.threads - 1)
+
+            def some(first: int) -> None:
+                for i in range(first, len(mats), self.threads):
+                    for place, y in zip(places, forward(single, mats[i]), strict=True):
+                        place[i] = y
+
+            def spread() -> list[Tensor]:
+                others = [pool.submit(some, first) for first in range(1, self.threads)]
+                some(0)
+                for other in others:
+                    other.result()
+                return outputs
+
+            ways[self.SPREAD] = spread
+        right = [y.clone() for y in one_by_one()]
+        for way, call in list(ways.items()):
+            try:
+                call()
+                if not all(
+                    torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.std()) for a, b in zip(call(), right)
+                ):
+                    raise Refused("other numbers than one image after another")
+            except (Refused, RuntimeError, ValueError) as problem:
+                self.left_out[way] = str(problem)
+                del ways[way]
+        self.way = fastest(ways)
+        return ways[self.way]
+
+
+class Mnn(Peer):
+    """MNN on the ONNX file, in float32 (precision high), with memory and power set to high.
+
+    Two interfaces are tried and the faster one is taken: a Module whose weights are rearranged when it is
+    loaded, and a Session. A Session's input is copied on each call, as it must be: MNN puts other activations
+    in the same memory. Winograd units are kept small for the Session (WINOGRAD_MEMORY_LEVEL 1, as the Module
+    does by itself): large ones were slower and a hundred times less exact.
+
+    The converter is called through its library. The wheel's own command, mnnconvert, installs a logging
+    package with pip and reports to its vendor.
+    """
+
+    key, name = "mnn", "MNN"
+    packages = (("MNN", "MNN"),)
+    MODULE, SESSION = "Module, weights rearranged", "Session, WINOGRAD_MEMORY_LEVEL=1, input copied"
+    WINOGRAD_MEMORY_LEVEL = 3  # of Interpreter::HintMode
+
+    def __init__(self, threads: int = 2):
+        super().__init__(threads)
+        self.way = ""
+
+    def version(self) -> str:
+        return package_version("MNN")
+
+    def settings(self) -> dict[str, str]:
+        found = {"backend": "CPU", "precision": "high", "memory": "high", "power": "high"}
+        found |= {"numThread": str(self.threads), "optimizePrefer": "2"}
+        return found | ({"interface": self.way} if self.way else {})
+
+    def prepare(self, model: nn.Module, x: Tensor) -> Call:
+        self.way = ""
+        module, image = plain(model), x.contiguous()
+        with torch.no_grad():
+            shapes = [tuple(y.shape) for y in as_list(module(image))]
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (entry,), exits = export_onnx(module, image, folder / "model.onnx", external_data=False)
+            command = [sys.executable, "-c", "import sys, _tools; _tools.mnnconvert(sys.argv)"]
+            command += ["-f", "ONNX", "--modelFile", "model.onnx", "--MNNModel", "model.mnn"]
+            command += ["--bizCode", "bench", "--optimizePrefer", "2"]
+            run_tool(command, folder, folder / "model.mnn")
+            path = str(folder / "model.mnn")
+            with printed() as said:
+                try:
+                    ways = {
+                        self.MODULE: self.module(path, image, entry, exits),
+                        self.SESSION: self.session(path, image, exits, shapes),
+                    }
+                    for call in ways.values():
+                        call()
+                except Exception as problem:  # its own words are on standard output
+                    raise Refused(f"MNN does not run it: {problem} ({said()})") from problem
+        self.way = fastest(ways)
+        return ways[self.way]
+
+    def module(self, path: str, image: Tensor, entry: str, exits: list[str]) -> Call:
+        import MNN.expr
+        import MNN.nn
+
+        net = MNN.nn.load_module_from_file(
+            path,
+            [entry],
+            exits,
+            backend=MNN.expr.Backend.CPU,
+            precision_mode=MNN.expr.PrecisionMode.High,
+            memory_mode=MNN.expr.MemoryMode.High,
+            power_mode=MNN.expr.PowerMode.High,
+            thread_num=self.threads,
+            rearrange=True,
+            shape_mutable=False,
+        )
+        feed = MNN.expr.const(image.numpy(), list(image.shape), MNN.expr.NCHW)
+
+        def call() -> list[Tensor]:
+            found = net.onForward([feed])
+            return [torch.from_numpy(MNN.expr.convert(y, MNN.expr.NCHW).read()) for y in found]
+
+        return call
+
+    def session(self, path: str, image: Tensor, exits: list[str], shapes: list[tuple[int, ...]]) -> Call:
+        import MNN
+
+        net = MNN.Interpreter(path)
+        net.setSessionHint(self.WINOGRAD_MEMORY_LEVEL, 1)
+        config = {"backend": "CPU", "numThread": self.threads}
+        session = net.createSession(config | dict.fromkeys(("precision", "memory", "power"), "high"))
+        kind, layout = MNN.Halide_Type_Float, MNN.Tensor_DimensionType_Caffe
+        feed = MNN.Tensor(tuple(image.shape), kind, image.numpy(), layout)
+        entry = net.getSessionInput(session)
+        inner = [net.getSessionOutput(session, name) for name in exits]
+        outer = [MNN.Tensor(shape, kind, torch.zeros(shape).numpy(), layout) for shape in shapes]
+
+        def call() -> list[Tensor]:
+            entry.copyFrom(feed)
+            net.runSession(session)
+            for y, host in zip(inner, outer, strict=True):
+                y.copyToHostTensor(host)
+            return [torch.from_numpy(host.getNumpyData()) for host in outer]
+
+        return call
+
+
 class Ours(Peer):
     """fast_backbones: the model as it is, called under inference_mode; its engine makes the plan at the first
     call."""
@@ -302,7 +649,18 @@ class Ours(Peer):
 
 
 PEERS: dict[str, type[Peer]] = {
-    peer.key: peer for peer in (Eager, EagerChannelsLast, Compile, OnnxRuntime, OpenVino, Ours)
+    peer.key: peer
+    for peer in (
+        Eager,
+        EagerChannelsLast,
+        Compile,
+        CompileAutotuned,
+        OnnxRuntime,
+        OpenVino,
+        Ncnn,
+        Mnn,
+        Ours,
+    )
 }
 
 

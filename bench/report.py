@@ -18,8 +18,11 @@ SHORT = {
     "eager": "eager NCHW",
     "channels_last": "eager channels_last",
     "compile": "torch.compile",
+    "autotune": "torch.compile, max-autotune",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
+    "ncnn": "ncnn",
+    "mnn": "MNN",
     "ours": "fast_backbones",
 }
 

@@ -159,14 +159,123 @@ def test_peers_by_key():
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("key", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("key", ["onnxruntime", "openvino", "ncnn", "mnn"])
 def test_runtimes_agree_with_float64(tiny, key):
-    peer = peers.PEERS[key](threads=1)
-    if peer.missing():
-        pytest.skip(peer.missing())
-    found = compare(tiny, peer)
+    found = compare(tiny, installed(key))
     assert found.entry(key).status == "timed", found.entry(key).sentence
     assert found.entry(key).error.rms < 1e-5
+
+
+def installed(key, threads=1):
+    """The peer, or a skip that says what is missing."""
+    peer = peers.PEERS[key](threads)
+    if peer.missing():
+        pytest.skip(f"{peer.name}: {peer.missing()}")
+    return peer
+
+
+class Levels(Tiny):
+    """Two outputs: a feature map with an odd number of channels, and logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.side = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x):
+        y = self.bn(self.conv(x)).relu()
+        return [self.side(y), self.fc(y.mean((2, 3)))]
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("key", ["onnxruntime", "openvino", "ncnn", "mnn"])
+def test_runtimes_return_feature_maps_in_order(key):
+    model, x, peer = (
+        subject.calibrate(Levels(), torch.randn(4, 3, 16, 16)),
+        torch.randn(2, 3, 16, 16),
+        installed(key),
+    )
+    call = peer.prepare(model, x)
+    call()
+    for y, expected in zip(call(), model(x), strict=True):
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.peer
+def test_ncnn_tries_every_way_to_run_a_batch(tiny, monkeypatch):
+    peer, tried = installed("ncnn", threads=2), []
+
+    def note(ways):
+        tried.extend(ways)
+        return peers.Ncnn.SPREAD
+
+    monkeypatch.setattr(peers, "fastest", note)
+    x = torch.randn(3, 3, 16, 16)
+    (y,) = peer.prepare(tiny, x)()
+    torch.testing.assert_close(y, tiny(x), rtol=1e-4, atol=1e-4)
+    assert tried == [peers.Ncnn.ONE_BY_ONE, peers.Ncnn.TOGETHER, peers.Ncnn.SPREAD]
+    assert peer.settings()["batch"] == peers.Ncnn.SPREAD and peer.settings()["use_fp16_storage"] == "False"
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("way", [peers.Mnn.MODULE, peers.Mnn.SESSION])
+def test_both_interfaces_of_mnn_give_the_same_numbers_each_time(tiny, monkeypatch, way, capfd):
+    peer = installed("mnn")
+    monkeypatch.setattr(peers, "fastest", lambda ways: way)
+    x = torch.randn(2, 3, 16, 16)
+    call = peer.prepare(tiny, x)
+    for _ in range(3):
+        torch.testing.assert_close(call()[0], tiny(x), rtol=1e-4, atol=1e-4)
+    assert peer.settings()["interface"] == way and capfd.readouterr().out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.peer
+def test_two_modes_of_torch_compile_live_side_by_side(tiny):
+    torch._dynamo.utils.counters.clear()
+    found = compare(tiny, peers.Compile(1), peers.CompileAutotuned(1))
+    assert found.timed == ["eager", "compile", "autotune"], [e.sentence for e in found.entries]
+    recompiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert recompiled == 2 and [found.entry(k).settings["mode"] for k in found.timed[1:]] == [
+        "default",
+        "max-autotune",
+    ]
+
+
+def test_a_converter_that_fails_is_a_refusal_with_its_words(tmp_path):
+    import sys
+
+    command = [sys.executable, "-c", "import sys; print('no such layer'); sys.exit(3)"]
+    with pytest.raises(peers.Refused, match=r"could not convert it \(exit 3\): no such layer"):
+        peers.run_tool(command, tmp_path, tmp_path / "product")
+    with pytest.raises(peers.Refused, match=r"exit 0"):
+        peers.run_tool([sys.executable, "-c", ""], tmp_path, tmp_path / "product")
+
+
+def test_fastest_takes_the_quicker_way():
+    import time
+
+    ways = {"slow": lambda: time.sleep(0.02), "quick": lambda: time.sleep(0.001)}
+    assert peers.fastest(ways) == "quick" and peers.fastest({"only": ways["slow"]}) == "only"
+
+
+def test_printed_keeps_what_native_code_writes(capfd):
+    import os
+
+    with peers.printed() as said:
+        os.write(1, b"one\ntwo\n")
+        assert said() == "one / two"
+    os.write(1, b"three")
+    assert capfd.readouterr().out == "three"
+
+
+def test_a_stack_that_spoils_its_input_is_wrong(tiny):
+    calls = []
+
+    def second_is_off(ys):
+        calls.append(1)
+        return ys if len(calls) == 1 else [y * 1.1 for y in ys]
+
+    assert compare(tiny, Spoiled(second_is_off)).entry("spoiled").status == "wrong"
 
 
 @native
