@@ -5,7 +5,8 @@
 #   make demo       ResNeXt-50 on a photograph
 #   make test       the tests, with torchvision and timm as witnesses, without the slow ones
 #   make test-all   all of them, with ONNX Runtime, OpenVINO, ncnn and MNN too
-#   make bench      microbenchmarks of each kernel; `make bench-models` compares whole models with other stacks
+#   make bench      microbenchmarks of each kernel; `make bench-models` compares whole models with other stacks,
+#                   `make bench-all` one member of every family (hours; `python -m bench.models --resume FILE` goes on)
 #   make lint       look; `make format` changes
 #   make clean      no build products; the environment stays (`rm -r .venv` for that)
 #
@@ -24,7 +25,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 STAMPS := $(VENV)/stamps
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh' -o -type d)
 
-.PHONY: build demo test test-all bench bench-models lint format clean
+.PHONY: build demo test test-all bench bench-models bench-all lint format clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := build
 
@@ -83,6 +84,9 @@ bench: build
 
 bench-models: build $(STAMPS)/peers
 	$(BIN)/python -m bench.models resnet50 resnext50_32x4d --batch 1 16 $(ARGS)
+
+bench-all: build $(STAMPS)/peers
+	$(BIN)/python -m bench.models --all $(ARGS)
 
 lint: $(STAMPS)/lint
 	$(BIN)/ruff check .

@@ -180,6 +180,25 @@ class Comparison:
             "timing": self.session.as_dict() if self.session else None,
         }
 
+    @classmethod
+    def from_dict(cls, data: dict) -> Comparison:
+        """The comparison that `as_dict` wrote, without logits."""
+        entries = [
+            Entry(
+                key,
+                row["name"],
+                row["version"],
+                row["settings"],
+                row["status"],
+                row.get("sentence", ""),
+                Error(**row["error"]) if row["error"] else None,
+                row["prepare_seconds"],
+            )
+            for key, row in data["peers"].items()
+        ]
+        session = Session.from_dict(data["timing"]) if data["timing"] else None
+        return cls(data["batch"], entries, Error(**data["eager_error"]), session, data["parity_2x"])
+
 
 def check(
     peer: Peer, model: nn.Module, x: Tensor, exact: Sequence[Tensor], own: Error, clock

@@ -1,7 +1,8 @@
 """Markdown tables and a bar chart from the JSON of `python -m bench.models`.
 
 python -m bench.report bench/results/models-....json              the Markdown table
-python -m bench.report ....json --plot bench/results/models.png   also a bar chart (needs matplotlib)
+python -m bench.report ....json --plot models.png                 also a bar chart (needs matplotlib)
+python -m bench.report ....json --plot ratios.png --ratios        the best peer against ours, per model
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import sys
 import textwrap
 from pathlib import Path
 
+from .compare import BEST
 from .machine import headline
+from .summary import HEAD, disturbed_line, losses, summary_cells
 
 SHORT = {
     "eager": "eager NCHW",
@@ -137,6 +140,25 @@ def peers_without_time(results: dict) -> list[str]:
     return list(seen)
 
 
+def failures(results: dict) -> list[str]:
+    """One line for each model and batch size that could not be measured at all."""
+    return [
+        f"- {f['model']}, batch {f['batch']} failed: {' / '.join(f['sentence'].splitlines())}"
+        for f in results.get("failures", [])
+    ]
+
+
+def summary_lines(results: dict) -> list[str]:
+    """Geometric means over the models, wins and losses; nothing for a single model."""
+    rows = results.get("summary") or []
+    if max((row["models"] for row in rows), default=0) < 2:
+        return []
+    lines = ["How many times as fast ours is, over the models:", ""]
+    lines += ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    lines += ["| " + " | ".join(summary_cells(row)) + " |" for row in rows]
+    return [*lines, "", *(f"- {line}" for line in losses(rows, BEST)), ""]
+
+
 def settings_lines(results: dict) -> list[str]:
     peers = {k: p for c in results["comparisons"] for k, p in c["peers"].items()}
     return [
@@ -154,6 +176,9 @@ def markdown(results: dict) -> str:
             "",
         ]
         lines += [*speed_table(results), "", *peers_without_time(results), ""]
+        lines += [*failures(results), ""]
+        lines += summary_lines(results)
+        lines += [disturbed_line(results["comparisons"]) or "", ""]
         lines += [
             "Error against float64, max / rms, relative to the rms of the output:",
             "",
@@ -219,9 +244,8 @@ def kernel_markdown(results: dict) -> str:
     return "\n".join([f"# {headline(results['machine'])}", "", intro, "", *kernel_table(results)]) + "\n"
 
 
-def plot(results: dict, path: Path) -> None:
-    """Bars of images per second, one group per model and batch. RuntimeError when matplotlib is not
-    installed."""
+def drawing():
+    """matplotlib's pyplot, without a display. RuntimeError when matplotlib is not installed."""
     try:
         import matplotlib
     except ModuleNotFoundError as missing:
@@ -229,6 +253,12 @@ def plot(results: dict, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def plot(results: dict, path: Path) -> None:
+    """Bars of images per second, one group per model and batch."""
+    pyplot = drawing()
     keys = peer_keys(results)
     groups = results["comparisons"]
     width = 0.8 / len(keys)
@@ -244,13 +274,49 @@ def plot(results: dict, path: Path) -> None:
             heights,
             width,
             label=SHORT.get(key, key),
-            color="#d1495b" if key == "ours" else f"{0.82 - 0.12 * i:.2f}",
+            color="#d1495b" if key == "ours" else f"{0.82 - 0.6 * i / len(keys):.2f}",
         )
         axes.bar_label(bars, fmt=lambda v: f"{v:.0f}" if v else "", fontsize=7)
     axes.set_xticks(range(len(groups)), [f"{c['model']}\nbatch {c['batch']}" for c in groups])
     axes.set_ylabel("images per second (higher is better)")
-    title = textwrap.fill(headline(results["machine"]), 45 + 35 * len(groups))
-    axes.set_title(title, fontsize=8)
+    finish(pyplot, figure, axes, results, path, len(groups))
+
+
+def plot_ratios(results: dict, path: Path) -> None:
+    """Bars of the best peer's time over ours, a group per model, a bar per batch size, the peer's name on it.
+
+    Above the line at 1 ours is faster. A model without a ratio keeps its place, empty.
+    """
+    pyplot = drawing()
+    models = list(dict.fromkeys(c["model"] for c in results["comparisons"]))
+    batches = sorted({c["batch"] for c in results["comparisons"]})
+    claims = {(c["model"], c["batch"]): c["claims"].get(BEST) for c in results["comparisons"]}
+    width = 0.8 / len(batches)
+    figure, axes = pyplot.subplots(
+        figsize=(2.5 + 0.45 * len(models) * len(batches), 4.2), layout="constrained"
+    )
+    for i, batch in enumerate(batches):
+        found = [claims.get((model, batch)) for model in models]
+        places = [g - 0.4 + width * (i + 0.5) for g in range(len(models))]
+        bars = axes.bar(
+            places,
+            [claim["ratio"] if claim else 0.0 for claim in found],
+            width,
+            label=f"batch {batch}",
+            color=f"C{i}",
+        )
+        labels = [f"{c['ratio']:.2f} {SHORT.get(c['peer'], c['peer'])}" if c else "" for c in found]
+        axes.bar_label(bars, labels=labels, rotation=90, padding=2, fontsize=6)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_ylim(top=1.45 * max([claim["ratio"] for claim in claims.values() if claim], default=1.0))
+    axes.set_xticks(range(len(models)), models, rotation=35, ha="right", fontsize=7)
+    axes.set_ylabel("best peer's time / ours")
+    finish(pyplot, figure, axes, results, path, len(models) * len(batches) / 4)
+
+
+def finish(pyplot, figure, axes, results: dict, path: Path, groups: float) -> None:
+    """Title, legend and file of a chart."""
+    axes.set_title(textwrap.fill(headline(results["machine"]), 45 + round(35 * groups)), fontsize=8)
     axes.legend(fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
@@ -262,11 +328,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("results", type=Path, help="JSON file written by bench.models")
     parser.add_argument("--markdown", type=Path, help="write the table to this file instead of the terminal")
     parser.add_argument("--plot", type=Path, help="draw a bar chart to this PNG or SVG")
+    parser.add_argument(
+        "--ratios", action="store_true", help="the chart shows the best peer's time over ours, per model"
+    )
     options = parser.parse_args(argv)
     try:
         results = json.loads(options.results.read_text())
     except (OSError, json.JSONDecodeError) as problem:
         print(f"cannot read {options.results}: {problem}", file=sys.stderr)
+        return 2
+    if options.ratios and not options.plot:
+        print("--ratios says what --plot draws: give --plot FILE too", file=sys.stderr)
         return 2
     kernels = "benchmarks" in results
     if kernels and options.plot:
@@ -279,7 +351,7 @@ def main(argv: list[str] | None = None) -> int:
         print(text, end="")
     if options.plot:
         try:
-            plot(results, options.plot)
+            (plot_ratios if options.ratios else plot)(results, options.plot)
         except RuntimeError as problem:
             print(problem, file=sys.stderr)
             return 2

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from .compare import BEST, Comparison
+from .summary import HEAD, summary_cells
 
 Tell = Callable[[float, str], None]
 
@@ -103,6 +104,17 @@ def comparison_table(comparison: Comparison, title: str) -> Table:
         cells += [milliseconds(ms / comparison.batch)] if several else []
         cells += [f"{ratio:.2f}x"] if ratio is not None else []
         table.add_row(e.name, *cells, style="bold" if e.key == "ours" else None)
+    return table
+
+
+def summary_table(rows: list[dict]) -> Table:
+    """Geometric means over the models, one row per batch size and opponent."""
+    title = "how many times as fast ours is, over the models"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for head in HEAD:
+        table.add_column(head, justify="left" if head == "against" else "right")
+    for row in rows:
+        table.add_row(*summary_cells(row), style="bold" if row["against"] == BEST else None)
     return table
 
 

@@ -7,6 +7,30 @@ from torch import Tensor, nn
 
 from .peers import Plain
 
+# The best-known member of every family and of every network with a paper of its own: what `--all` measures.
+FLAGSHIPS = (
+    "lenet5",
+    "alexnet",
+    "vgg16",
+    "googlenet",
+    "bninception",
+    "inception_v3",
+    "inception_v4",
+    "inception_resnet_v1",
+    "inception_resnet_v2",
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "legacy_xception",
+    "densenet121",
+    "mobilenetv1_100",
+    "legacy_seresnet50",
+    "legacy_seresnext50_32x4d",
+    "legacy_senet154",
+    "se_bninception",
+    "se_mobilenetv1_100",
+)
+
 
 def make_model(name: str, *, trained_like: bool = True, seed: int = 0) -> nn.Module:
     """A registered model in eval mode with seeded random weights; with `trained_like` also `calibrate`d.

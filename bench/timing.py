@@ -187,6 +187,7 @@ class Session:
         """Everything that was measured, in plain data (milliseconds)."""
         return {
             "calls_per_turn": self.calls_per_turn,
+            "min_rounds": self.min_rounds,
             "disturbed_share": round(self.disturbed_share, 4),
             "uses_disturbed_rounds": self.uses_disturbed,
             "rounds": [
@@ -199,6 +200,21 @@ class Session:
                 for r, bad in zip(self.rounds, self.disturbed, strict=True)
             ],
         }
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Session:
+        """The session that `as_dict` wrote."""
+        rounds = [
+            Round(
+                r["order"],
+                {name: [ms * 1e-3 for ms in calls] for name, calls in r["ms"].items()},
+                [ms * 1e-3 for ms in r["probe_ms"]],
+            )
+            for r in data["rounds"]
+        ]
+        disturbed = [r["disturbed"] for r in data["rounds"]]
+        names = list(data["calls_per_turn"])
+        return cls(names, rounds, disturbed, data["calls_per_turn"], data["min_rounds"])
 
 
 def rotated(names: Sequence[str], turn: int) -> list[str]:

@@ -16,8 +16,10 @@ from fast_backbones.bench import (
     models,
     peers,
     report,
+    rows,
     show,
     subject,
+    summary,
     timing,
 )
 from fast_backbones.bench import compare as comparing
@@ -311,7 +313,7 @@ def results(tmp_path_factory):
         "2",
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "make_model", lambda name: subject.calibrate(Tiny(), torch.randn(4, 3, 16, 16)))
+        patch.setattr(rows, "make_model", lambda name: subject.calibrate(Tiny(), torch.randn(4, 3, 16, 16)))
         code = models.main([*argv, "--threads", "1", "--out", str(folder)])
     (data,) = folder.glob("models-*.json")
     return code, json.loads(data.read_text()), data.with_suffix(".md").read_text()
@@ -365,10 +367,241 @@ def test_plot_needs_matplotlib_and_says_so(results, tmp_path, monkeypatch, capsy
     assert "pip install matplotlib" in capsys.readouterr().err
 
 
-def test_plot_draws(results, tmp_path):
+@pytest.mark.parametrize("options", [[], ["--ratios"]], ids=["images per second", "ratios"])
+def test_plot_draws(results, tmp_path, options):
     pytest.importorskip("matplotlib")
-    report.plot(results[1], tmp_path / "r.svg")
-    assert (tmp_path / "r.svg").stat().st_size > 1000
+    (tmp_path / "r.json").write_text(json.dumps(results[1]))
+    picture = tmp_path / "r.svg"
+    assert report.main([str(tmp_path / "r.json"), "--plot", str(picture), *options]) == 0
+    assert picture.stat().st_size > 1000
+
+
+def test_the_chart_of_ratios_has_a_line_at_one_and_a_bar_for_each_batch(results, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    pyplot, drawn = report.drawing(), []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    won = {comparing.BEST: {"peer": "openvino", "ratio": 1.5}}
+    lost = {comparing.BEST: {"peer": "mnn", "ratio": 0.5}}
+    comparisons = [
+        {"model": "a", "batch": 1, "claims": won},
+        {"model": "a", "batch": 16, "claims": lost},
+        {"model": "b", "batch": 1, "claims": {}},
+    ]
+    report.plot_ratios({"machine": results[1]["machine"], "comparisons": comparisons}, tmp_path / "r.png")
+    (axes,) = drawn[0].axes
+    assert [bar.get_height() for bar in axes.patches] == [1.5, 0.0, 0.5, 0.0]
+    assert [line.get_ydata()[0] for line in axes.lines] == [1.0]
+    assert {t.get_text() for t in axes.texts} == {"1.50 OpenVINO", "0.50 MNN", ""}
+    monkeypatch.undo()
+    pyplot.close(drawn[0])
+
+
+def test_ratios_without_a_plot_is_an_error(results, tmp_path, capsys):
+    (tmp_path / "r.json").write_text(json.dumps(results[1]))
+    assert report.main([str(tmp_path / "r.json"), "--ratios"]) == 2
+    assert "give --plot FILE too" in capsys.readouterr().err
+
+
+# many models
+
+
+def row(model, batch, **ratios):
+    """A comparison of a result file, as far as summaries look at it."""
+    best = min(ratios, key=ratios.get)
+    return {
+        "model": model,
+        "batch": batch,
+        "peers": {key: {"ours_is_faster_by": ratio} for key, ratio in ratios.items()},
+        "claims": {comparing.BEST: {"peer": best, "ratio": ratios[best]}},
+    }
+
+
+def test_summary_is_a_geometric_mean_with_wins_and_losses():
+    assert summary.geometric_mean([0.5, 2.0]) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="must be positive, got 0"):
+        summary.geometric_mean([1.0, 0.0])
+    comparisons = [row("a", 1, eager=4.0, mnn=2.0), row("b", 1, eager=1.0), row("c", 16, eager=3.0)]
+    comparisons[1]["peers"]["mnn"] = {"status": "failed"}
+    found = {(r["batch"], r["against"]): r for r in summary.summarise(comparisons)}
+    best = found[1, comparing.BEST]
+    assert best["geometric_mean"] == pytest.approx(math.sqrt(2), rel=1e-3) and best["faster"] == 1
+    assert best["slower"] == [{"model": "b", "ratio": 1.0, "peer": "eager"}]
+    assert found[1, "eager NCHW"]["largest"] == {"model": "a", "ratio": 4.0, "peer": "eager"}
+    assert (found[1, "MNN"]["models"], found[1, "MNN"]["without"]) == (1, 1)
+    assert found[16, comparing.BEST]["geometric_mean"] == 3.0
+    said = summary.losses(list(found.values()), comparing.BEST)
+    assert said[0] == "batch 1: slower than the best peer on 1 of 2 models: b 1.00x (eager NCHW)"
+    assert said[1] == "batch 16: slower than the best peer on 0 of 1 models"
+
+
+def test_one_member_of_every_family_is_measured():
+    families = {fb.backbones.model_info(name).family for name in subject.FLAGSHIPS}
+    assert families == set(fb.backbones.list_families())
+
+
+def test_a_comparison_survives_its_file(results):
+    for stored in results[1]["comparisons"]:
+        again = comparing.Comparison.from_dict(stored).as_dict()
+        assert again["timing"] == stored["timing"] and again["claims"].keys() == stored["claims"].keys()
+        for key, entry in again["peers"].items():
+            expected = dict(stored["peers"][key])
+            for rounded in ("median_ms", "quartiles_ms", "ours_is_faster_by"):
+                assert entry.pop(rounded) == pytest.approx(expected.pop(rounded), abs=2e-4), (key, rounded)
+            assert entry == expected
+
+
+HOW = rows.How(["eager", "mnn"], 1, 0.0, 2)
+
+
+def test_a_crashed_stack_gets_a_line_and_the_others_are_measured(results, monkeypatch):
+    asked = []
+
+    def fake(arguments, *, timeout, listen):
+        asked.append(arguments[arguments.index("--peers") + 1 :])
+        assert not listen("some warning")
+        if "mnn" in asked[-1]:
+            assert listen(rows.PROGRESS + json.dumps([0.2, "preparing MNN"]))
+            raise child.ChildFailed(["-m", "x"], child.ended(-11), -11, [])
+        return results[1]["comparisons"][0]
+
+    monkeypatch.setattr(rows, "run_child", fake)
+    found = rows.isolated("resnet18", 1, HOW, lambda share, what: None)
+    assert asked == [["eager", "mnn"], ["eager"]]
+    entry = found["peers"]["mnn"]
+    assert (entry["status"], entry["sentence"]) == (
+        "failed",
+        "the process was ended by SIGSEGV while preparing MNN",
+    )
+    assert found["peers"]["eager"]["status"] == "timed"
+
+
+@pytest.mark.parametrize(
+    "code, doing", [(1, "preparing MNN"), (-9, "float64 reference"), (None, "timing MNN")]
+)
+def test_other_failures_of_a_row_are_raised(monkeypatch, code, doing):
+    def fake(arguments, *, timeout, listen):
+        listen(rows.PROGRESS + json.dumps([0.2, doing]))
+        raise child.ChildFailed(["-m", "x"], "ended", code, ["why"])
+
+    monkeypatch.setattr(rows, "run_child", fake)
+    with pytest.raises(child.ChildFailed, match="why"):
+        rows.isolated("resnet18", 1, HOW, lambda share, what: None)
+
+
+def test_progress_names_the_peer():
+    keys = list(peers.PEERS)
+    for key, peer in peers.PEERS.items():
+        for doing in (
+            f"preparing {peer.name}{peer.patience}",
+            f"timing {peer.name}",
+            f"timing warm-up: {key}",
+        ):
+            assert rows.named_in(doing, keys) == key
+    assert rows.named_in("float64 reference", keys) is None and rows.named_in("", keys) is None
+
+
+def test_a_row_in_a_process_of_its_own():
+    heard = []
+    found = rows.isolated("lenet5", 2, rows.How(["eager"], 1, 0.0, 2), lambda *told: heard.append(told))
+    assert (found["model"], found["batch"]) == ("lenet5", 2)
+    assert found["peers"]["eager"]["status"] == "timed" and heard[-1] == (1.0, "done")
+
+
+def interrupted_run(folder, monkeypatch):
+    """A run over two models that is interrupted in the second: (its file, what was asked for so far)."""
+    asked = []
+
+    def measure(model_name, batch, how, tell):
+        asked.append(model_name)
+        if asked == ["lenet5", "alexnet"]:
+            raise KeyboardInterrupt
+        model = subject.calibrate(Tiny(), torch.randn(4, 3, 16, 16))
+        x = torch.randn(batch, 3, 16, 16)
+        found = comparing.compare(model, x, peers.make_peers(how.peers, how.threads), budget=0, min_rounds=2)
+        return {"model": model_name, **found.as_dict(), "core_round_trip_ns": [None, None]}
+
+    monkeypatch.setattr(models, "measure_here", measure)
+    options = ["--peers", "eager", "channels_last", "--threads", "1", "--out", str(folder)]
+    assert models.main(["lenet5", "alexnet", *options]) == 130
+    (path,) = folder.glob("models-*.json")
+    return path, asked
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
+    path, asked = interrupted_run(tmp_path, monkeypatch)
+    assert f"--resume {path} goes on" in capsys.readouterr().err.replace("\n", "")
+    first = json.loads(path.read_text())["comparisons"]
+    assert [c["model"] for c in first] == ["lenet5"]
+    assert models.main(["--resume", str(path)]) == 0
+    results = json.loads(path.read_text())
+    assert asked == ["lenet5", "alexnet", "alexnet"] and results["comparisons"][0] == first[0]
+    assert [c["model"] for c in results["comparisons"]] == ["lenet5", "alexnet"]
+    assert len(results["resumed"]) == 1 and results["failures"] == []
+    assert models.main(["--resume", str(path)]) == 0 and len(asked) == 3
+    results["comparisons"][1]["timing"]["disturbed_share"] = 0.5
+    path.write_text(json.dumps(results))
+    assert summary.disturbed(results["comparisons"])[-1] == ("alexnet", 1)
+    assert "alexnet batch 1" in summary.disturbed_line(results["comparisons"])
+    results["comparisons"][0]["timing"]["disturbed_share"] = 0.0
+    path.write_text(json.dumps(results))
+    assert models.main(["--resume", str(path), "--redo-disturbed"]) == 0
+    assert (
+        asked[3:] == ["alexnet"]
+        and json.loads(path.read_text())["comparisons"][0] == results["comparisons"][0]
+    )
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda r: r["machine"].update(commit="0"), "commit was 0, here it is"),
+        (lambda r: r["machine"].update(cpu="another"), "cpu was another"),
+        (lambda r: r["comparisons"][0]["peers"]["eager"].update(version="0.1"), "eager was 0.1, here it is"),
+        (lambda r: r.pop("options"), "not a result file"),
+        (lambda r: r["options"].pop("budget"), "its options lack budget"),
+    ],
+    ids=["commit", "machine", "version of a peer", "no options", "old options"],
+)
+def test_a_run_goes_on_only_where_it_began(tmp_path, monkeypatch, capsys, spoil, said):
+    path, _ = interrupted_run(tmp_path, monkeypatch)
+    results = json.loads(path.read_text())
+    spoil(results)
+    path.write_text(json.dumps(results))
+    capsys.readouterr()
+    assert models.main(["--resume", str(path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_failed_row_does_not_stop_the_others(tmp_path, monkeypatch, results, capsys):
+    def isolated(model_name, batch, how, tell):
+        if model_name == "lenet5":
+            raise child.ChildFailed(["-m", "x"], "ended with 1", 1, ["out of luck"])
+        return results[1]["comparisons"][0] | {"model": model_name}
+
+    monkeypatch.setattr(models, "isolated", isolated)
+    assert models.main(["lenet5", "alexnet", "--isolate", "--out", str(tmp_path)]) == 1
+    (path,) = tmp_path.glob("models-*.json")
+    stored = json.loads(path.read_text())
+    assert [f["model"] for f in stored["failures"]] == ["lenet5"]
+    assert [c["model"] for c in stored["comparisons"]] == ["alexnet"]
+    assert "lenet5, batch 1 failed: -m x ended with 1: / out of luck" in path.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize(
+    "option, expected", [("--all", list(subject.FLAGSHIPS)), ("--every", fb.list_models())]
+)
+def test_all_and_every_select_models_and_batches(option, expected):
+    options = models.settle(models.parser().parse_args([option]))
+    assert (options.models, options.batch, options.isolate) == (expected, [1, 16], True)
+    assert models.settle(models.parser().parse_args([option, "--batch", "4"])).batch == [4]
+
+
+def test_several_models_end_with_a_summary(results):
+    comparisons = [row("a", 1, eager=4.0, mnn=2.0), row("b", 1, eager=1.0, mnn=0.5)]
+    found = report.summary_lines({"summary": summary.summarise(comparisons)})
+    assert "| 1 | the best peer | 2 | 1.00x | 0.50x b | 2.00x a | 1 | 1 |" in found
+    assert "- batch 1: slower than the best peer on 1 of 2 models: b 0.50x (MNN)" in found
+    assert "over the models" not in results[2]
 
 
 def test_memory_and_first_call_reach_the_report():
@@ -402,6 +635,14 @@ def test_kernel_benchmarks_have_a_table(results, tmp_path, capsys):
         (["resnet18", "--peers", "tvm"], "unknown peer tvm"),
         (["resnet18", "--batch", "0"], "batch sizes start at 1"),
         (["resnet18", "--threads", "0"], "at least 1"),
+        ([], "give either names of models, or --all"),
+        (["resnet18", "--redo-disturbed"], "--redo-disturbed goes with --resume FILE"),
+        (["resnet18", "--all"], "give either names of models, or --all"),
+        (
+            ["--resume", "x.json", "--batch", "16", "--first-call"],
+            "takes --batch, --first-call from the file",
+        ),
+        (["--resume", "no-such-file.json"], "not a result file of this program (FileNotFoundError"),
     ],
 )
 def test_options_are_checked_before_anything_runs(argv, said, capsys):
@@ -446,6 +687,20 @@ def test_child_returns_the_last_line_and_reports_failures():
     assert child.run_child(["-c", "print('noise'); print('{\"a\": 1}')"]) == {"a": 1}
     with pytest.raises(child.ChildFailed, match="ended with 3:\nwhy"):
         child.run_child(["-c", "import sys; sys.stderr.write('why'); sys.exit(3)"])
+
+
+def test_child_is_heard_while_it_runs_and_is_stopped_when_late():
+    heard = []
+    script = "import sys; print('one', file=sys.stderr); print('two', file=sys.stderr); sys.exit(3)"
+    with pytest.raises(child.ChildFailed) as failure:
+        child.run_child(["-c", script], listen=lambda line: heard.append(line) or line == "one")
+    assert heard == ["one", "two"] and str(failure.value).endswith("ended with 3:\ntwo")
+    with pytest.raises(child.ChildFailed, match=r"took more than 0 s") as failure:
+        child.run_child(["-c", "import time; time.sleep(60)"], timeout=0.3)
+    assert failure.value.code is None
+    with pytest.raises(child.ChildFailed, match="was ended by SIGKILL") as failure:
+        child.run_child(["-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
+    assert failure.value.code == -9
 
 
 def test_peak_memory_sees_an_allocation():
