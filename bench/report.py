@@ -279,7 +279,7 @@ def plot(results: dict, path: Path) -> None:
         axes.bar_label(bars, fmt=lambda v: f"{v:.0f}" if v else "", fontsize=7)
     axes.set_xticks(range(len(groups)), [f"{c['model']}\nbatch {c['batch']}" for c in groups])
     axes.set_ylabel("images per second (higher is better)")
-    finish(pyplot, figure, axes, results, path, len(groups))
+    finish(pyplot, figure, axes, results, path)
 
 
 def plot_ratios(results: dict, path: Path) -> None:
@@ -311,12 +311,12 @@ def plot_ratios(results: dict, path: Path) -> None:
     axes.set_ylim(top=1.45 * max([claim["ratio"] for claim in claims.values() if claim], default=1.0))
     axes.set_xticks(range(len(models)), models, rotation=35, ha="right", fontsize=7)
     axes.set_ylabel("best peer's time / ours")
-    finish(pyplot, figure, axes, results, path, len(models) * len(batches) / 4)
+    finish(pyplot, figure, axes, results, path)
 
 
-def finish(pyplot, figure, axes, results: dict, path: Path, groups: float) -> None:
+def finish(pyplot, figure, axes, results: dict, path: Path) -> None:
     """Title, legend and file of a chart."""
-    axes.set_title(textwrap.fill(headline(results["machine"]), 45 + round(35 * groups)), fontsize=8)
+    axes.set_title(textwrap.fill(headline(results["machine"]), round(12 * figure.get_figwidth())), fontsize=8)
     axes.legend(fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
