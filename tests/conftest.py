@@ -11,6 +11,7 @@ import torch
 import fast_backbones as fb
 
 THREADS = 2
+GLIBC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def pytest_report_header(config):
@@ -32,18 +33,17 @@ def pytest_report_header(config):
 def memory_given_back():
     """What tests have freed goes back to the system: glibc keeps it in pieces, gigabytes of them."""
     yield
-    if resident_bytes() > 3 << 29:
+    if GLIBC_TRIM is not None and resident_bytes() > 3 << 29:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+        GLIBC_TRIM(0)
 
 
 def resident_bytes():
-    """Of this process; 0 where the system does not tell, or has no glibc to give memory back."""
+    """Of this process; 0 where the system does not tell."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
         return 0
-    return pages * resource.getpagesize() if hasattr(ctypes.CDLL(None), "malloc_trim") else 0
 
 
 @pytest.fixture(autouse=True)
