@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .exact import float64
-from .peers import Peer, Refused, as_list, plain
+from .peer import Peer, Refused, as_list, plain
 from .timing import Candidate, NoiseGuard, Session, measure
 
 # Float32 stacks agree to 1e-6 .. 1e-4 here; a bfloat16 or wrongly wired network is at 1e-2 and above.

@@ -73,7 +73,7 @@ def measure_here(name: str, batch: int, key: str, threads: int) -> dict[str, flo
     """Measure one candidate in this process, which should be fresh. Megabytes are MiB."""
     import torch
 
-    from .peers import Plain
+    from .peer import Plain
     from .subject import make_input, make_model
 
     torch.set_num_threads(threads)

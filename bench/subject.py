@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .peers import Plain
+from .peer import Plain
 
 # The best-known member of every family and of every network with a paper of its own: what `--all` measures.
 FLAGSHIPS = (

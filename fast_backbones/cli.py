@@ -294,7 +294,7 @@ def env(as_json: AsJson = False) -> None:
     import torch
 
     from .bench import machine
-    from .bench.peers import package_version
+    from .bench.peer import package_version
 
     facts = machine.describe(torch.get_num_threads())
     packages = ("numpy", "pillow", "safetensors", "triton", "torchvision", "timm", "onnxruntime", "openvino")
