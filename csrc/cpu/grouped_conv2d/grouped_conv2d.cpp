@@ -22,7 +22,7 @@ constexpr int64_t kTaskProducts = 3 << 19;
 
 const Kernels& kernels() { return FB_TABLE_OF(isa()); }
 
-int power_of_two(int64_t value) { return value <= 1 ? 0 : 1 + power_of_two(value / 2); }
+int log2_of(int64_t value) { return value <= 1 ? 0 : 1 + log2_of(value / 2); }
 
 class GroupedConv2d final : public Op {
  public:
@@ -33,8 +33,8 @@ class GroupedConv2d final : public Op {
     widening_ = spec.k / spec.c;
     block_ = std::max<int64_t>(group_, kernels().lanes);
     channel_blocks_ = spec.c / block_;
-    copy_ = kernels().copy[power_of_two(group_) - 1];
-    row_ = (widening_ == 1 ? kernels().row : kernels().widening_row)[power_of_two(group_ * widening_) - 2][spec.stride_h - 1];
+    copy_ = kernels().copy[log2_of(group_) - 1];
+    row_ = (widening_ == 1 ? kernels().row : kernels().widening_row)[log2_of(group_ * widening_) - 2][spec.stride_h - 1];
     const int64_t row_bytes = spec.padded_w() * block_ * 4;
     const int64_t fitting = std::max<int64_t>(1, (kCopyBytes / row_bytes - 3) / spec.stride_h + 1);
     const int64_t blocks = ceil_div(p_, std::min(p_, std::max<int64_t>(fitting, 4)));
