@@ -103,17 +103,18 @@ class Compile(Peer):
             with torch.no_grad():
                 return as_list(compiled(image))
 
-        with warnings.catch_warnings():
+        # As an option of torch.compile, freezing comes too late: the weights are inputs of the graph by then.
+        with warnings.catch_warnings(), torch._inductor.config.patch(freezing=True):
             warnings.simplefilter("ignore", UserWarning)  # Inductor's own, about TypedStorage
             call()
         self.running.add(call)
         return call
 
     def options(self) -> dict[str, object]:
-        """Inductor's options: those that torch.compile(mode=...) stands for, and ours."""
+        """Inductor's options: those that torch.compile(mode=...) stands for, and the C++ wrapper."""
         mode = dict(torch._inductor.list_mode_options(self.mode))
         mode.pop("triton.cudagraphs", None)  # for GPUs; on a CPU it only warns
-        return {**mode, "freezing": True, "cpp_wrapper": True}
+        return {**mode, "cpp_wrapper": True}
 
 
 class CompileAutotuned(Compile):

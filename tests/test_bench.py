@@ -231,6 +231,23 @@ def test_both_interfaces_of_mnn_give_the_same_numbers_each_time(tiny, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", [peers.Compile, peers.CompileAutotuned])
+def test_torch_compile_has_the_weights_as_constants(mode, tiny, monkeypatch):
+    from torch._inductor import freezing
+
+    freeze, kept = freezing.freeze, []
+
+    def spy(*args, **kwargs):
+        graph, inputs = freeze(*args, **kwargs)
+        kept.append(list(inputs))
+        return graph, inputs
+
+    monkeypatch.setattr(freezing, "freeze", spy)
+    mode(1).prepare(tiny, torch.randn(1, 3, 16, 16))
+    assert [len(inputs) for inputs in kept] == [1], "only the image is an input of the frozen graph"
+
+
+@pytest.mark.slow
 @pytest.mark.peer
 def test_two_modes_of_torch_compile_live_side_by_side(tiny):
     torch._dynamo.utils.counters.clear()
