@@ -30,11 +30,12 @@ def forward(model: nn.Module, x: Tensor, plain: MethodType) -> Any:
     """Run the model on x, by its plan if that is allowed and by `plain` if not.
 
     Args:
-        model: in eval mode, float32 and on the CPU to get a plan; see `why_not` for the whole list.
+        model: in eval mode, float32 or bfloat16 and on the CPU to get a plan; `why_not` has the whole list.
         x: [N, C, H, W]; contiguous or channels_last is read as it is, other strides are copied first,
             and run the modules where they show in the result.
         plain: the model's ordinary forward, a bound method of the model.
-    Returns: what plain(x) returns, with the same strides; numbers within the rounding of float32.
+    Returns: what plain(x) returns, with the same type and strides; numbers within the rounding of that type,
+        or of what torch.set_float32_matmul_precision allows.
     """
     if call_refusal(model, x) is not None:
         return plain(x)

@@ -1,8 +1,8 @@
 """Which kernels may take a node, best first, and with which parameters.
 
-The choice depends on the layer alone, never on the batch or the number of threads: a sample gets the same
-bits in any batch. `refusal(kind, params)` asks the native library ("" when it accepts); what it says is kept
-for explain().
+The choice depends on the layer and on the precision that the user allows, never on the batch or the number
+of threads: a sample gets the same bits in any batch. `refusal(kind, params)` asks the native library ("" when
+it accepts); what it says is kept for explain().
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ ACTIVATIONS = ("none", "relu", "relu6", "sigmoid", "tanh")  # by their number in
 WINOGRAD_MIN_CHANNELS = 32
 WINOGRAD_MIN_OUTPUT = 4
 
+BF16_KERNELS = ("conv2d", "winograd_conv2d", "linear", "separable_conv2d")
+BF16_MIN_CHANNELS = 16  # of a group
+
 GROUP_WIDTHS = (4, 8, 16, 32)  # output channels of a group, from as many or half as many
 DEPTHWISE_MAX_WINDOW = 7
 
@@ -33,16 +36,31 @@ REASONS = {  # why there is no kernel at all
 }
 
 
-def choose(node: Node, refusal: Refusal) -> Choice:
-    """(kernel, parameters, what the better ones said); the kernel is "aten" when none accepts."""
+def choose(node: Node, refusal: Refusal, precision: str = "highest") -> Choice:
+    """(kernel, parameters, what the better ones said); the kernel is "aten" when none accepts.
+
+    precision: as torch.set_float32_matmul_precision understands it. "high" lets Winograd take points of
+    larger error, "medium" also lets the dense kernels multiply bfloat16, where the processor does.
+    """
     said: list[str] = []
     params: Params = {}
     for kind, params, declined in candidates(node):
         why = declined or refusal(kind, params)
         if not why:
-            return kind, params, said
+            return kind, relaxed(kind, params, refusal, precision), said
         said.append(f"{kind}: {why}")
     return "aten", params, said or [REASONS.get(node.op, f"no kernel for {node.called}")]
+
+
+def relaxed(kernel: str, params: Params, refusal: Refusal, precision: str) -> Params:
+    """The parameters with what the precision allows; points of more error would be too much for bfloat16."""
+    if precision == "medium" and not bf16_declined(kernel, params):
+        narrow = {**params, "bf16": 1}
+        if not refusal(kernel, narrow):
+            return narrow
+    if precision != "highest" and kernel == "winograd_conv2d":
+        return {**params, "real_points": 1}
+    return params
 
 
 def candidates(node: Node) -> Iterator[Candidate]:
@@ -98,6 +116,16 @@ def winograd_declined(p: Params) -> str:
     height, width = p["h"] + 2 * p["pad_h"] - 2, p["w"] + 2 * p["pad_w"] - 2
     if height < WINOGRAD_MIN_OUTPUT or width < WINOGRAD_MIN_OUTPUT:
         return f"output {height}x{width}: pays from {WINOGRAD_MIN_OUTPUT}x{WINOGRAD_MIN_OUTPUT} on"
+    return ""
+
+
+def bf16_declined(kernel: str, p: Params) -> str:
+    """Why this kernel goes on multiplying float32 where bfloat16 is allowed; "" when it does not."""
+    if kernel not in BF16_KERNELS:
+        return "multiplies float32 only"
+    width = p["c"] // p.get("groups", 1)
+    if width < BF16_MIN_CHANNELS:
+        return f"{width} channels: pays from {BF16_MIN_CHANNELS} on"
     return ""
 
 

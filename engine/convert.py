@@ -46,6 +46,7 @@ class _Converter:
         self.memory = _Memory(self.fx_nodes)
         self.weight_shapes: dict[Live, tuple[int, ...]] = {}
         self.computed: dict[str, Call] = {}
+        self.narrow = False  # the model computes in bfloat16
 
     def run(self) -> Graph:
         source = self.placeholders()
@@ -94,6 +95,10 @@ class _Converter:
         result = fx_node.meta.get("val")
         if isinstance(result, torch.Tensor):
             node.shape, node.stride, node.dtype = tuple(result.shape), tuple(result.stride()), result.dtype
+            if op == "input":
+                self.narrow = result.dtype is torch.bfloat16
+            if self.narrow and result.dtype is torch.bfloat16:
+                node.dtype, node.narrow = torch.float32, True
         self.nodes.append(node)
         self.value[fx_node] = node
         return node

@@ -43,6 +43,7 @@ class Explanation:
     isa: str = ""
     threads: int = 0
     peak_gflops: float = 0.0
+    peak_bf16_gflops: float = 0.0  # of products of bfloat16; 0: the plan has none
     copy_gbps: float = 0.0
     weight_bytes: int = 0
 
@@ -59,11 +60,12 @@ class Explanation:
     def _head(self) -> list[str]:
         plan, seconds = self.plan, self.plan.seconds if self.plan else {}
         assert plan is not None
+        narrow = f" ({self.peak_bf16_gflops:.0f} in bfloat16)" if self.peak_bf16_gflops else ""
         parts = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())
         return [
             plan_summary(plan),
-            f"machine: {self.isa}, {self.threads} threads, measured peak {self.peak_gflops:.0f} GFLOP/s,"
-            f" copy {self.copy_gbps:.0f} GB/s",
+            f"machine: {self.isa}, {self.threads} threads, measured peak {self.peak_gflops:.0f} GFLOP/s"
+            f"{narrow}, copy {self.copy_gbps:.0f} GB/s",
             f"first call: {sum(seconds.values()):.2f} s ({parts})",
         ]
 
@@ -106,12 +108,14 @@ def explain(runner: Runner | str, x: Tensor, repeats: int) -> Explanation:
     if isinstance(runner, str):
         return Explanation(reason=runner)
     native = _ext.require()
+    narrow = any(step.params.get("bf16") for step in runner.plan.steps)
     found = Explanation(
         plan=runner.plan,
         isa=native.isa(),
         threads=torch.get_num_threads(),
         peak_gflops=native.peak_gflops(),
         copy_gbps=native.copy_gbps(),
+        peak_bf16_gflops=native.peak_gflops(bf16=True) if narrow else 0.0,
         weight_bytes=sum({id(p): p.bytes for p in runner.weights}.values()),
     )
     chunks: dict[int, tuple[Step, list[dict[str, float]]]] = {}
@@ -127,7 +131,8 @@ def _row(step: Step, measurements: list[dict[str, float]], machine: Explanation)
     seconds = max(ms, 1e-9) * 1e-3
     gflops = sum(m["flops"] for m in measurements) / seconds * 1e-9
     gbps = sum(m["bytes"] for m in measurements) / seconds * 1e-9
-    share = max(gflops / machine.peak_gflops, gbps / machine.copy_gbps)
+    peak = machine.peak_bf16_gflops if step.params.get("bf16") else machine.peak_gflops
+    share = max(gflops / peak, gbps / machine.copy_gbps)
     detail = str(measurements[0]["detail"])
     name = step.name or step.op
     kernel = f"{step.kernel} {step.op}" if step.kernel == "aten" and step.op != "aten" else _kernel_name(step)

@@ -48,7 +48,8 @@ class Node:
     attrs: dict[str, Any] = field(default_factory=dict)
     shape: tuple[int, ...] | None = None  # None: the result is no tensor (a list from chunk, say)
     stride: tuple[int, ...] | None = None  # what eager PyTorch gives
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | None = None  # in which a plan holds it
+    narrow: bool = False  # eager holds it in bfloat16
     fused: list[str] = field(default_factory=list)  # names of what was absorbed, in order
     roles: tuple[str, ...] = ("x",)
     inside: tuple[Node, int] | None = None

@@ -183,6 +183,7 @@ class Plan:
     outputs: list[Output]
     out_spec: Any
     planar_input: bool
+    narrow: bool = False  # the model's tensors are bfloat16; the plan computes what they hold in float32
     schedule: Loop | None = None
     places: dict[int, Place] = field(default_factory=dict)
     arena_bytes: int = 0

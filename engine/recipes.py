@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .graph import Live, map_leaves
+from .graph import Live, leaves, map_leaves
 
 Folded = tuple[Tensor, Tensor | None]
+Apart = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,10 @@ def scaling(channels: int, *maps: Map) -> Recipe:
 
 
 class Tensors(Mapping[str, Tensor]):
-    """The model's tensors, and those computed from them alone, each made when it is asked for first."""
+    """The model's tensors, and those computed from them alone, each made when it is asked for first.
+
+    Those in bfloat16 are read as float32, which holds the same values.
+    """
 
     def __init__(self, own: Mapping[str, Tensor]) -> None:
         self.own = own
@@ -111,7 +115,8 @@ class Tensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self.own:
-            return self.own[name]
+            own = self.own[name]
+            return own.float() if own.dtype is torch.bfloat16 else own
         if name not in self.made:
             target, args, kwargs = map_leaves(list(self.calls[name]), self._value)
             with torch.no_grad():
@@ -148,6 +153,39 @@ def fold(recipe: Recipe | Stack, tensors: Mapping[str, Tensor]) -> Folded:
     scale, shift = _folded_maps(recipe, tensors, weight.shape[0], bias)
     weight = (weight * scale.view(-1, *(1,) * (weight.dim() - 1))).to(weight.dtype)
     return weight, None if recipe.without_bias or recipe.only_scales else shift.to(weight.dtype)
+
+
+def fold_apart(recipe: Recipe | Stack, tensors: Mapping[str, Tensor]) -> Apart:
+    """(weight, scale, shift) of y = conv(x, weight) * scale + shift, with the model's own weight.
+
+    For kernels that round their weights: what was exact in bfloat16 stays so, and the maps stay float32.
+    """
+    if isinstance(recipe, Stack):
+        return _stacked_apart([fold_apart(part, tensors) for part in recipe.parts])
+    assert recipe.weight is not None
+    weight = _in_memory_order(tensors[recipe.weight].detach(), recipe.spatial)
+    bias = tensors[recipe.bias].detach() if recipe.bias is not None else None
+    if not recipe.norms:
+        return weight, None, None if bias is None or recipe.without_bias else bias.contiguous()
+    scale, shift = _folded_maps(recipe, tensors, weight.shape[0], bias)
+    adds_nothing = recipe.without_bias or recipe.only_scales
+    return weight, scale.to(weight.dtype), None if adds_nothing else shift.to(weight.dtype)
+
+
+def names_by_use(recipe: Recipe | Stack, computed: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """The model's tensors in filters and biases, and those in maps; of what is computed, its arguments."""
+    if isinstance(recipe, Stack):
+        parts = [names_by_use(part, computed) for part in recipe.parts]
+        return set().union(*(one for one, _ in parts)), set().union(*(other for _, other in parts))
+
+    def own(names: set[str]) -> set[str]:
+        found = {name for name in names if name not in computed}
+        for name in names - found:
+            found |= own({leaf.name for leaf in leaves(list(computed[name])) if isinstance(leaf, Live)})
+        return found
+
+    filters = {name for name in (recipe.weight, recipe.bias) if name is not None}
+    return own(filters), own(set(recipe.names()) - filters)
 
 
 def _folded_maps(
@@ -207,7 +245,23 @@ def _stacked(parts: list[Folded]) -> Folded:
     return weight, torch.cat([w.new_zeros(w.shape[0]) if b is None else b for w, b in parts])
 
 
+def _stacked_apart(parts: list[Apart]) -> Apart:
+    def together(vectors: list[Tensor | None], absent: float) -> Tensor | None:
+        if all(vector is None for vector in vectors):
+            return None
+        whole = [w.new_full((len(w),), absent) if v is None else v for v, (w, _, _) in zip(vectors, parts)]
+        return torch.cat(whole)
+
+    scale = together([scale for _, scale, _ in parts], 1.0)
+    return (
+        torch.cat([weight for weight, _, _ in parts]),
+        scale,
+        together([shift for _, _, shift in parts], 0.0),
+    )
+
+
 def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
     """What the model computes in; fold is asked for float64 only by tests."""
     own = tensors.own if isinstance(tensors, Tensors) else tensors
-    return next((t.dtype for t in own.values() if t.is_floating_point()), torch.float32)
+    dtype = next((t.dtype for t in own.values() if t.is_floating_point()), torch.float32)
+    return torch.float32 if dtype is torch.bfloat16 else dtype

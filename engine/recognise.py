@@ -357,5 +357,8 @@ def same_value(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 
 @recognises(aten.to.dtype, aten.to.device, aten.to.dtype_layout)
 def to(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    same = isinstance(a["self"], Node) and a["self"].dtype is result.dtype and result.device.type == "cpu"
+    if not isinstance(a["self"], Node):
+        return None
+    held = torch.bfloat16 if a["self"].narrow else a["self"].dtype
+    same = held is result.dtype and result.device.type == "cpu"
     return ("identity", [a["self"]], {}) if same and result.layout is torch.strided else None

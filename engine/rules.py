@@ -20,6 +20,8 @@ from torch.utils._device import DeviceContext
 from ..kernels import _ext, current_backend
 from .capture import capturing
 
+DTYPES = (torch.float32, torch.bfloat16)
+TAKEN = " and ".join(map(str, DTYPES))
 GRAD = "grad is enabled and parameters require it: use torch.no_grad() or torch.inference_mode()"
 
 
@@ -70,8 +72,8 @@ def _has_global_hooks() -> bool:
 def _input_refusal(x: Tensor) -> str | None:
     if not x.is_cpu:
         return f"the input is on {x.device}"
-    if x.dtype is not torch.float32:
-        return f"the input is {x.dtype}, the kernels take torch.float32"
+    if x.dtype not in DTYPES:
+        return f"the input is {x.dtype}, the kernels take {TAKEN}"
     if x.layout is not torch.strided or x.is_nested:
         return f"the input's layout is {x.layout}"
     if x.dim() != 4:
@@ -132,8 +134,8 @@ def _tensor_refusal(tensor: Tensor) -> str | None:
         return f"is on {tensor.device}"
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
         return f"has layout {tensor.layout}, dtype {tensor.dtype}"
-    if tensor.dtype is not torch.float32 and (tensor.is_floating_point() or tensor.is_complex()):
-        return f"is {tensor.dtype}, the kernels take torch.float32"
+    if tensor.dtype not in DTYPES and (tensor.is_floating_point() or tensor.is_complex()):
+        return f"is {tensor.dtype}, the kernels take {TAKEN}"
     if tensor.is_inference():
         return "is an inference tensor, whose changes PyTorch does not count"
     return None

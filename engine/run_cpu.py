@@ -119,6 +119,8 @@ class Runner:
 
     def prepare(self, x: Tensor) -> tuple[_Call, list[int]]:
         """An arena, fresh outputs with eager's strides, and the addresses of the external slots."""
+        if self.plan.narrow:
+            x = x.float()
         results: dict[int, Any] = {self.plan.input: x}
         addresses = [x.data_ptr()]
         for value in self.external:
@@ -138,6 +140,8 @@ class Runner:
         result = self.read(value, call)
         if not isinstance(result, Tensor) or found.home == "input":
             return result
+        if self.plan.narrow:
+            result = result.to(torch.bfloat16)
         in_arena = self.plan.root(value).home == "arena"
         if found.stride is not None and (in_arena or not same_strides(result, found.stride)):
             return in_strides(result, found.stride)

@@ -15,14 +15,14 @@ from .recipes import Recipe, Stack
 PARTS = {"recipe": "weight", "pre": "pre", "depth": "depth"}  # attribute of a node: part in weights.OPERANDS
 
 
-def make_plan(graph: Graph, planar_input: bool, refusal: Refusal) -> Plan:
+def make_plan(graph: Graph, planar_input: bool, refusal: Refusal, precision: str = "highest") -> Plan:
     """The plan's values and steps, without schedule and places. `planar_input`: x is NCHW, else NHWC."""
-    return _Builder(graph, planar_input, refusal).build()
+    return _Builder(graph, planar_input, refusal, precision).build()
 
 
 class _Builder:
-    def __init__(self, graph: Graph, planar_input: bool, refusal: Refusal) -> None:
-        self.graph, self.planar_input, self.refusal = graph, planar_input, refusal
+    def __init__(self, graph: Graph, planar_input: bool, refusal: Refusal, precision: str) -> None:
+        self.graph, self.planar_input, self.refusal, self.precision = graph, planar_input, refusal, precision
         self.values: list[Value] = []
         self.steps: list[Step] = []
         self.id: dict[Node, int] = {}
@@ -33,7 +33,7 @@ class _Builder:
     def build(self) -> Plan:
         self.id[self.graph.input] = self.value(self.graph.input, home="input")
         computed = [node for node in self.graph.nodes if node is not self.graph.input]
-        self.chosen = {node: choose(node, self.refusal) for node in computed}
+        self.chosen = {node: choose(node, self.refusal, self.precision) for node in computed}
         for node in computed:
             self.place(node)
             if not self.is_view(node):

@@ -8,10 +8,12 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections import OrderedDict
+from collections.abc import Mapping
 from time import perf_counter
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..kernels import _ext
@@ -19,11 +21,12 @@ from . import rules
 from .capture import Uncapturable, capture
 from .convert import convert
 from .fuse import fuse
+from .graph import Graph
 from .guard import ATTRIBUTE, Guard
 from .locks import ForkSafeLock
 from .lower import lower
 from .plan import Plan
-from .recipes import Tensors
+from .recipes import Tensors, names_by_use
 from .run_cpu import STALE, ArenaPool, Runner
 from .select import make_plan
 from .strides import follows_input, true_strides
@@ -37,6 +40,11 @@ CALLS_PER_CAPTURE = 16
 _build_lock = ForkSafeLock()  # one plan at a time, in the whole process
 
 Key = tuple[Any, ...]
+
+
+def key_of(plain: MethodType, x: Tensor) -> Key:
+    """What a plan is made for, besides the model."""
+    return tuple(x.shape), x.stride(), x.dtype, plain.__func__, torch.get_float32_matmul_precision()
 
 
 class EngineState:
@@ -78,7 +86,7 @@ class EngineState:
         millisecond, and the other threads can compute meanwhile. A plan has its own copies of the weights and
         its own memory, so a wrong start costs time and nothing else.
         """
-        key = (tuple(x.shape), x.stride(), plain.__func__)
+        key = key_of(plain, x)
         guard, runner = self.guard, self.runners.get(key)
         if guard is not None and self.refusal is None and runner is not None and not guard.wants_grad():
             result = runner(x, lambda: guard.same_structure(model) and guard.same_weights())
@@ -91,7 +99,7 @@ class EngineState:
 
     def runner(self, model: nn.Module, plain: MethodType, x: Tensor) -> Runner | str:
         """The plan for this call, made if need be; or the sentence why there is none."""
-        key = (tuple(x.shape), x.stride(), plain.__func__)
+        key = key_of(plain, x)
         self.calls += 1
         guard = self.guard
         if guard is not None and guard.same_structure(model):
@@ -187,7 +195,10 @@ class EngineState:
 
 
 def make(model: nn.Module, plain: MethodType, x: Tensor) -> Plan:
-    """Capture, fuse, choose, place. Raises Uncapturable. The plan's `seconds` tells what each part took."""
+    """Capture, fuse, choose, place. Raises Uncapturable. The plan's `seconds` tells what each part took.
+
+    A model in bfloat16 gets a plan in float32 with products of bfloat16; what it returns is rounded.
+    """
     native = _ext.require()
     times = [perf_counter()]
     exported = capture(model, plain, x)
@@ -196,7 +207,13 @@ def make(model: nn.Module, plain: MethodType, x: Tensor) -> Plan:
     true_strides(graph, plain, x)
     follows = follows_input(graph)
     rewrites = fuse(graph, native.refusal)
-    plan = make_plan(graph, x.is_contiguous(), native.refusal)
+    narrow = x.dtype is torch.bfloat16
+    precision = "medium" if narrow else torch.get_float32_matmul_precision()
+    plan = make_plan(graph, x.is_contiguous(), native.refusal, precision)
+    plan.narrow = narrow
+    check_types(plan, x.dtype, dict(rules.named_tensors(model)))
+    if narrow:
+        check_narrow(plan, graph)
     plan.shows_input, plan.follows_input = graph.shows_input, follows
     times.append(perf_counter())
     lower(plan)
@@ -205,3 +222,22 @@ def make(model: nn.Module, plain: MethodType, x: Tensor) -> Plan:
     names = ("capture", "fuse", "place")
     plan.seconds = {name: end - begin for name, begin, end in zip(names, times, times[1:])}
     return plan
+
+
+def check_types(plan: Plan, dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> None:
+    """Mixed types raise in eager PyTorch, but for norms in float32 between maps in bfloat16."""
+    for step in plan.steps:
+        for recipe in step.recipes.values():
+            filters, norms = names_by_use(recipe, plan.computed)
+            for name in filters | (norms if dtype is torch.float32 else set()):
+                if tensors[name].is_floating_point() and tensors[name].dtype is not dtype:
+                    raise Uncapturable(f"{name} is {tensors[name].dtype}, and the input {dtype}")
+
+
+def check_narrow(plan: Plan, graph: Graph) -> None:
+    """PyTorch calls expect the types that the model has."""
+    for step in plan.steps:
+        if not step.native:
+            raise Uncapturable(f"{step.name or step.op} has no kernel, and the model is in bfloat16")
+    if graph.shows_input:
+        raise Uncapturable("the result shows the memory of the input, and the model is in bfloat16")

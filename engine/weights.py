@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .recipes import Recipe, Stack, Tensors, fold
+from .recipes import Recipe, Stack, Tensors, fold, fold_apart
 
 SIZES = ("c", "k", "r", "s", "groups")  # what the layout of packed weights depends on, besides the kernel
 BLOCK_FLOATS = 2 << 20  # small weights share blocks of 8 MiB
 
-# Which operands of a kernel the recipe of a step's part fills: (weight, bias) of `fold`.
-OPERANDS: dict[str, tuple[str | None, str | None]] = {
-    "weight": ("weight", "bias"),
-    "bias": (None, "bias"),
-    "pre": ("pre_scale", "pre_shift"),
-    "depth": ("depth_weight", "depth_bias"),
+# Which operands of a kernel the recipe of a step's part fills: weight, bias and scale of `Packed`.
+OPERANDS: dict[str, tuple[str | None, str | None, str | None]] = {
+    "weight": ("weight", "bias", "scale"),
+    "bias": (None, "bias", None),
+    "pre": ("pre_scale", "pre_shift", None),
+    "depth": ("depth_weight", "depth_bias", None),
 }
 WINDOW = (
     "h", "w", "c", "r", "s", "stride_h", "stride_w", "pad_h", "pad_w", "pad_bottom", "pad_right",
@@ -35,7 +35,8 @@ def packing(part: str, kernel: str, params: Mapping[str, Any]) -> tuple[str | No
         window = {key: params[key] for key in WINDOW if key in params}
         return "depthwise_conv2d", {**window, "n": 1, "k": params["c"], "groups": params["c"]}
     if kernel == "linear":  # a 1x1 convolution of the same weights shares them
-        return "conv2d", {"n": 1, "h": 1, "w": 1, "c": params["c"], "k": params["k"]}
+        narrow = {"bf16": 1} if params.get("bf16") else {}
+        return "conv2d", {"n": 1, "h": 1, "w": 1, "c": params["c"], "k": params["k"], **narrow}
     return kernel, {**params, "n": 1}
 
 
@@ -49,10 +50,11 @@ def native_floats(native: Any, floats: int) -> Tensor:
 class Packed:
     weight: Tensor | None  # as the kernel wants it, 64-byte aligned
     bias: Tensor | None
+    scale: Tensor | None = None  # of the output channels, where it is not folded into the weight
 
     @property
     def bytes(self) -> int:
-        return sum(t.nbytes for t in (self.weight, self.bias) if t is not None)
+        return sum(t.nbytes for t in (self.weight, self.bias, self.scale) if t is not None)
 
 
 @dataclass
@@ -72,24 +74,31 @@ class WeightStore:
         found: dict[str, Tensor] = {}
         kept = [self.get(part, recipe, kernel, params) for part, recipe in recipes.items()]
         for part, packed in zip(recipes, kept):
-            for name, tensor in zip(OPERANDS[part], (packed.weight, packed.bias)):
+            for name, tensor in zip(OPERANDS[part], (packed.weight, packed.bias, packed.scale)):
                 if name is not None and tensor is not None:
                     found[name] = tensor
         return found, kept
 
     def get(self, part: str, recipe: Recipe | Stack, kernel: str, params: Mapping[str, Any]) -> Packed:
         kernel, spec = packing(part, kernel, params)
-        key = (part if kernel is None else kernel, recipe, *(spec.get(size, 1) for size in SIZES))
+        key = (
+            part if kernel is None else kernel,
+            recipe,
+            *(spec.get(size, 1) for size in SIZES),
+            spec.get("bf16", 0),
+        )
         if kernel is not None:  # tells Winograd's two tiles apart, which the sizes of the map decide
             key += (self.native.packed_floats(kernel, spec),)
         if key not in self.packed:
-            self.packed[key] = self._pack(part, fold(recipe, self.tensors), kernel, spec)
+            self.packed[key] = self._pack(part, recipe, kernel, spec)
         return self.packed[key]
 
-    def _pack(
-        self, part: str, folded: tuple[Tensor, Tensor | None], kernel: str | None, spec: dict[str, Any]
-    ) -> Packed:
-        weight, bias = folded
+    def _pack(self, part: str, recipe: Recipe | Stack, kernel: str | None, spec: dict[str, Any]) -> Packed:
+        scale = None
+        if spec.get("bf16"):
+            weight, scale, bias = fold_apart(recipe, self.tensors)
+        else:
+            weight, bias = fold(recipe, self.tensors)
         if part == "bias":
             return Packed(None, bias)
         if part == "pre" and bias is None:
@@ -98,7 +107,7 @@ class WeightStore:
             return Packed(weight, bias)
         room = self.room(self.native.packed_floats(kernel, spec))
         self.native.pack_weight(kernel, spec, weight.data_ptr(), room.data_ptr())
-        return Packed(room, bias)
+        return Packed(room, bias, scale)
 
     def room(self, floats: int) -> Tensor:
         """Uninitialised floats, 64-byte aligned, cut from blocks that lie on huge pages."""

@@ -8,10 +8,10 @@ import os
 import subprocess
 
 import pytest
+from conv_layers import LAYERS
 from helpers import isas, needs_native
 from kernel_cases import CASES, KINDS, has_parameters, native_candidates, parameters, prepared
 from native_programs import build_program
-from test_kernels_conv_epilogues import LAYERS
 
 from fast_backbones.kernels import _ext
 
@@ -42,6 +42,15 @@ MORE = [
     "pad2d n=2 h=40 w=30 c=70 k=70 pad_h=3 pad_w=0 pad_bottom=0 pad_right=2",
     "pad2d n=2 h=2 w=30 c=300 k=300 pad_h=40 pad_bottom=50",
 ]
+PAIRS = [  # where the processor multiplies bfloat16
+    "conv2d n=2 h=30 w=20 c=70 k=70 bf16=1",
+    "conv2d n=2 h=14 w=14 c=1100 k=230 stride_h=2 stride_w=2 bf16=1",
+    "conv2d n=2 h=30 w=20 c=71 k=70 r=3 s=3 pad_h=1 pad_w=1 bf16=1",
+    "conv2d n=2 h=9 w=8 c=350 k=200 r=3 s=3 stride_h=2 pad_h=1 bf16=1",
+    "separable_conv2d n=2 h=30 w=20 c=71 k=70 r=3 s=3 pad_h=1 pad_w=1 bf16=1",
+    "separable_conv2d n=2 h=7 w=7 c=860 k=360 r=3 s=3 pad_h=1 pad_w=1 bf16=1",
+    "linear n=5 c=850 k=1000 bf16=1",
+]
 
 
 def line(kind: str, params: dict) -> str:
@@ -67,7 +76,8 @@ def lines():
 @needs_native
 @pytest.mark.parametrize("isa", isas())
 def test_tasks_read_and_write_what_they_say(program, isa):
-    text = "\n".join(sorted(set(lines())))
+    pairs = PAIRS if isa == "avx512" and _ext.native().has_bf16() else []
+    text = "\n".join(sorted({*lines(), *pairs}))
     env = {**os.environ, "FB_MAX_ISA": isa}
     done = subprocess.run([program], input=text + "\n", env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

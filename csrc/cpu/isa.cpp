@@ -46,6 +46,14 @@ Isa isa() {
   return chosen;
 }
 
+bool has_bf16() {
+#if defined(__x86_64__)
+  return isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 std::vector<std::string> compiled_isas() {
 #if defined(__x86_64__)
   return {"portable", "avx2", "avx512"};

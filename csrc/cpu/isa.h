@@ -16,6 +16,7 @@ inline constexpr int kIsaCount = 3;
 const char* isa_name(Isa isa);
 Isa detected_isa();                     // what the CPU can run, cap ignored
 Isa isa();                              // detected_isa() capped by FB_MAX_ISA; throws std::invalid_argument on a misspelt cap
+bool has_bf16();                        // isa() is avx512 and the CPU multiplies bfloat16 pairs (AVX512-BF16)
 std::vector<std::string> compiled_isas();
 
 template <class Table>

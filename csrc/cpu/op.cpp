@@ -6,6 +6,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "isa.h"
 #include "memory.h"
 #include "ops.h"
 #include "runner.h"
@@ -58,14 +59,16 @@ struct Features {
   int64_t last_activation = kNone, last_pre_activation = kNone;  // every activation up to this one
   bool gate = false, act_from = false, pre = false;
   bool uneven = false;  // other padding behind the image than in front
+  bool bf16 = false;
 };
 
 Features features(const OpSpec& spec) {
-  if (spec.kind == "conv2d") return {kTanh, kTanh, true, true, true, true};
-  if (spec.kind == "linear") return {kTanh, kNone, false, true, false};
+  if (spec.kind == "conv2d") return {kTanh, kTanh, true, true, true, true, true};
+  if (spec.kind == "linear") return {kTanh, kNone, false, true, false, false, true};
   if (spec.kind == "depthwise_conv2d") return {kRelu6, kRelu6, false, false, true, true};
-  if (spec.kind == "separable_conv2d") return {kTanh, kRelu6, false, false, false, true};
+  if (spec.kind == "separable_conv2d") return {kTanh, kRelu6, false, false, false, true, true};
   if (spec.kind == "grouped_conv2d" || spec.kind == "avg_pool2d") return {kRelu6, kNone, false, false, false, true};
+  if (spec.kind == "winograd_conv2d") return {kRelu6, kNone, false, false, false, false, true};
   if (is_convolution(spec)) return {kRelu6};
   if (spec.kind == "max_pool2d" || spec.kind == "pad2d") return {kNone, kNone, false, false, false, true};
   if (spec.kind == "affine") return {kTanh, kNone, true};
@@ -81,6 +84,10 @@ std::string check_features(const OpSpec& spec) {
   if (spec.depth_activation != kNone && spec.kind != "separable_conv2d") return "has no depthwise part";
   if (spec.pre != 0 && !can.pre) return "does not scale and shift its input";
   if (spec.pre_activation != kNone && can.last_pre_activation == kNone) return "has no activation on its input";
+  if (spec.real_points != 0 && spec.kind != "winograd_conv2d") return "has no points to choose";
+  if (spec.bf16 != 0 && !can.bf16) return "multiplies float32 only";
+  if (spec.bf16 != 0 && !has_bf16()) return "no AVX512-BF16 here (" + std::string(isa_name(isa())) + ")";
+  if (spec.bf16 != 0 && spec.nchw_in) return "planar input: bfloat16 tiles read NHWC";
   if (spec.pre_activation < 0 || spec.pre_activation > can.last_pre_activation)
     return "pre_activation " + activation_name(spec.pre_activation) + " is not one of " + spec.kind + "'s";
   return "";
@@ -157,8 +164,11 @@ double Op::bytes() const {
   const double in = static_cast<double>(spec_.n * spec_.h * spec_.w * spec_.c);
   if (is_convolution(spec_)) {
     const double out = static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.k);
-    if (spec_.kind == "separable_conv2d") return 4.0 * (in + out + static_cast<double>(spec_.c * (spec_.r * spec_.s + spec_.k)));
-    return 4.0 * (in + out + static_cast<double>(spec_.k * (spec_.c / spec_.groups) * spec_.r * spec_.s));
+    const double weight_bytes = spec_.bf16 ? 2.0 : 4.0;
+    if (spec_.kind == "separable_conv2d") {
+      return 4.0 * (in + out + static_cast<double>(spec_.c * spec_.r * spec_.s)) + weight_bytes * static_cast<double>(spec_.c * spec_.k);
+    }
+    return 4.0 * (in + out) + weight_bytes * static_cast<double>(spec_.k * (spec_.c / spec_.groups) * spec_.r * spec_.s);
   }
   if (is_pool(spec_) || spec_.kind == "pad2d") return 4.0 * (in + static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c));
   if (spec_.kind == "squared_distances") return 4.0 * (in + static_cast<double>((spec_.n + spec_.c) * spec_.k));

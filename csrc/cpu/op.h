@@ -34,7 +34,9 @@ struct OpSpec {
   int64_t divisor = 0;                // avg_pool2d divides by this when it is not 0
   int64_t out_h = 0, out_w = 0;       // avg_pool2d, adaptive when not 0: the output size
   int64_t size = 0;                   // local_response_norm: channels in the window
+  int64_t bf16 = 0;                   // 1: x and weight are rounded to bfloat16 and multiplied in pairs; sums, epilogue and y stay float32
   int64_t tile = 0;                   // winograd_conv2d: outputs per side of a tile, 2 or 4; 0: what suits the layer
+  int64_t real_points = 0;            // winograd_conv2d: 1: tiles of 4 have fewer products and about 4 times the error
   double alpha = 0, beta = 0, offset = 0;
   double border = 0;                  // pad2d: what stands in the padding
   double eps = 0;                     // l2_normalize: no length is taken to be less
@@ -50,9 +52,10 @@ struct OpSpec {
 struct Pointers {
   const float* x = nullptr;
   const float* weight = nullptr;  // packed by pack_weight; squared_distances: the centres
+  const float* scale = nullptr;   // [k]: multiplies the sums before the bias is added
   const float* bias = nullptr;
   const float* residual = nullptr;
-  const float* gate = nullptr;          // [n, k]: multiplies (convolution + bias) before the residual is added
+  const float* gate = nullptr;          // [n, k]: multiplies (scale * convolution + bias) before the residual is added
   const float* pre_scale = nullptr;     // [c]
   const float* pre_shift = nullptr;     // [c]
   const float* depth_weight = nullptr;  // separable_conv2d: packed as for depthwise_conv2d

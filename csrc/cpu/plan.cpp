@@ -44,6 +44,8 @@ int Plan::add(const OpSpec& spec, const Operands& operands, std::vector<Dependen
   for (const Dependency& dependency : dependencies)
     if (dependency.step < 0 || dependency.step >= static_cast<int>(size()))
       throw std::invalid_argument("Plan.add: dependency on step " + std::to_string(dependency.step) + ", which is not an earlier step");
+  if ((operands.scale.slot >= 0 || operands.scale.offset != 0) && spec.bf16 == 0)
+    throw std::invalid_argument("Plan.add: a scale, which float32 kernels have folded into their weights");
   for (const Place& place : operands.all()) externals_ = std::max(externals_, place.slot);
   std::shared_ptr<const Op> op = make_op(spec);
   int half = -1;
@@ -78,6 +80,7 @@ std::vector<Pointers> Plan::bind(void* arena, const std::vector<void*>& external
     Pointers& p = pointers[i];
     p.x = address(o.x);
     p.weight = address(o.weight);
+    p.scale = address(o.scale);
     p.bias = address(o.bias);
     p.residual = address(o.residual);
     p.gate = address(o.gate);

@@ -21,9 +21,9 @@ struct Place {
 };
 
 struct Operands {
-  Place x, weight, bias, residual, gate, pre_scale, pre_shift, depth_weight, depth_bias, y;
+  Place x, weight, scale, bias, residual, gate, pre_scale, pre_shift, depth_weight, depth_bias, y;
 
-  std::array<Place, 10> all() const { return {x, weight, bias, residual, gate, pre_scale, pre_shift, depth_weight, depth_bias, y}; }
+  std::array<Place, 11> all() const { return {x, weight, scale, bias, residual, gate, pre_scale, pre_shift, depth_weight, depth_bias, y}; }
 };
 
 struct StepTime {
@@ -65,7 +65,7 @@ class Plan {
   mutable std::vector<std::unique_ptr<AlignedFloats>> free_shared_;
 };
 
-double peak_gflops(double seconds, int threads);
+double peak_gflops(double seconds, int threads, bool bf16 = false);  // of fma, or of products of bfloat16 pairs
 double copy_gbps(double seconds, int threads);
 double round_trip_ns(double seconds);
 

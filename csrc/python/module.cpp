@@ -23,7 +23,8 @@ fb::OpSpec spec_from(const std::string& kind, const py::dict& params) {
       {"dilation_h", &spec.dilation_h}, {"dilation_w", &spec.dilation_w}, {"groups", &spec.groups}, {"ldx", &spec.ldx}, {"ldy", &spec.ldy},
       {"ldr", &spec.ldr}, {"gated", &spec.gated}, {"ldg", &spec.ldg}, {"activation", &spec.activation}, {"act_from", &spec.act_from}, {"pre", &spec.pre},
       {"pre_activation", &spec.pre_activation}, {"depth_activation", &spec.depth_activation}, {"nchw_in", &spec.nchw_in}, {"ceil_mode", &spec.ceil_mode},
-      {"count_include_pad", &spec.count_include_pad}, {"divisor", &spec.divisor}, {"out_h", &spec.out_h}, {"out_w", &spec.out_w}, {"size", &spec.size}, {"tile", &spec.tile}};
+      {"count_include_pad", &spec.count_include_pad}, {"divisor", &spec.divisor}, {"out_h", &spec.out_h}, {"out_w", &spec.out_w}, {"size", &spec.size}, {"tile", &spec.tile},
+      {"bf16", &spec.bf16}, {"real_points", &spec.real_points}};
   const std::pair<const char*, double*> reals[] = {{"alpha", &spec.alpha}, {"beta", &spec.beta}, {"offset", &spec.offset}, {"border", &spec.border}, {"eps", &spec.eps}};
   for (const auto& item : params) {
     const std::string key = py::cast<std::string>(item.first);
@@ -83,9 +84,10 @@ std::vector<void*> to_pointers(const std::vector<intptr_t>& addresses) {
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "fast_backbones native kernels: torch-free interface on raw addresses.";
   // What Python may ask of this library: raised with every change of an operator, a kind, a parameter or an operand, here and in _ext.py.
-  m.attr("interface") = 7;
+  m.attr("interface") = 8;
   m.def("isa", [] { return fb::isa_name(fb::isa()); }, "Instruction set in use: avx512, avx2 or portable.");
   m.def("detected_isa", [] { return fb::isa_name(fb::detected_isa()); });
+  m.def("has_bf16", &fb::has_bf16, "Whether the kernels multiply bfloat16 pairs: AVX512-BF16, not capped by FB_MAX_ISA.");
   m.def("compiled_isas", &fb::compiled_isas);
   m.def("compiler", [] { return std::string(__VERSION__); });
 
@@ -103,6 +105,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
           fb::Pointers p;
           p.x = address(pointers, "x");
           p.weight = address(pointers, "weight");
+          p.scale = address(pointers, "scale");
           p.bias = address(pointers, "bias");
           p.residual = address(pointers, "residual");
           p.gate = address(pointers, "gate");
@@ -115,7 +118,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
           fb::run_op(spec, p, threads);
         },
         py::arg("kind"), py::arg("params"), py::arg("pointers"), py::arg("threads") = 0);
-  m.def("peak_gflops", &fb::peak_gflops, py::arg("seconds") = 0.2, py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
+  m.def("peak_gflops", &fb::peak_gflops, py::arg("seconds") = 0.2, py::arg("threads") = 0, py::arg("bf16") = false, py::call_guard<py::gil_scoped_release>());
   m.def("copy_gbps", &fb::copy_gbps, py::arg("seconds") = 0.2, py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
   m.def("round_trip_ns", &fb::round_trip_ns, py::arg("seconds") = 0.02, py::call_guard<py::gil_scoped_release>());
 
@@ -150,7 +153,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
              std::vector<fb::Dependency> dependencies;
              for (const auto& [step, mode] : deps) dependencies.push_back({step, wait_from(mode)});
              return plan.add(spec_from(kind, params),
-                             {place(operands, "x"), place(operands, "weight"), place(operands, "bias"), place(operands, "residual"), place(operands, "gate"),
+                             {place(operands, "x"), place(operands, "weight"), place(operands, "scale"), place(operands, "bias"), place(operands, "residual"), place(operands, "gate"),
                               place(operands, "pre_scale"), place(operands, "pre_shift"), place(operands, "depth_weight"), place(operands, "depth_bias"),
                               place(operands, "y")},
                              std::move(dependencies), name);

@@ -73,7 +73,8 @@ fb::OpSpec parse(const std::string& line) {
                                                   {"out_h", &spec.out_h},
                                                   {"out_w", &spec.out_w},
                                                   {"size", &spec.size},
-                                                  {"tile", &spec.tile}};
+                                                  {"tile", &spec.tile},
+                                                  {"bf16", &spec.bf16}};
   std::istringstream words(line);
   words >> spec.kind;
   for (std::string word; words >> word;) {

@@ -4,6 +4,10 @@
 #include <immintrin.h>
 FB_BEGIN_TARGET("avx2,fma")
 #include "../simd/vec_avx2.h"
+#include "change.h"
+namespace {
+FB_INLINE void vproduct_into(V& sum, V a, V b) { vfma_into(sum, a, b); }
+}
 #include "generic.h"
 namespace {
 void (*const tiles[])(const fb::conv2d::Tile&) = {
@@ -12,5 +16,5 @@ void (*const narrow[])(const fb::conv2d::Tile&) = {
     nullptr, tile<1, 1>, tile<2, 1>, tile<3, 1>, tile<4, 1>, tile<5, 1>, tile<6, 1>};
 }
 FB_END_TARGET
-const fb::conv2d::Kernels fb::conv2d::kAvx2 = {kPanel, 6, tiles, narrow, activate_rows, change};
+const fb::conv2d::Kernels fb::conv2d::kAvx2 = {kPanel, 6, 1, tiles, narrow, activate_rows, change};
 #endif

@@ -4,6 +4,10 @@
 #include <immintrin.h>
 FB_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")
 #include "../simd/vec_avx512.h"
+#include "change.h"
+namespace {
+FB_INLINE void vproduct_into(V& sum, V a, V b) { vfma_into(sum, a, b); }
+}
 #include "generic.h"
 namespace {
 void (*const tiles[])(const fb::conv2d::Tile&) = {
@@ -14,5 +18,5 @@ void (*const narrow[])(const fb::conv2d::Tile&) = {
     tile<9, 1>, tile<10, 1>, tile<11, 1>, tile<12, 1>, tile<13, 1>, tile<14, 1>};
 }
 FB_END_TARGET
-const fb::conv2d::Kernels fb::conv2d::kAvx512 = {kPanel, 14, tiles, narrow, activate_rows, change};
+const fb::conv2d::Kernels fb::conv2d::kAvx512 = {kPanel, 14, 1, tiles, narrow, activate_rows, change};
 #endif

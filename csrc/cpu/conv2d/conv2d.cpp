@@ -28,21 +28,21 @@ bool is_pointwise(const OpSpec& spec) { return spec.r == 1 && spec.s == 1 && spe
 
 Form form_of(const OpSpec& spec) {
   if (!is_pointwise(spec)) return Form::rows;
-  const bool as_is = spec.stride_h == 1 && spec.stride_w == 1 && !spec.nchw_in && spec.pre == 0 && spec.pre_activation == kNone;
+  const bool as_is = spec.stride_h == 1 && spec.stride_w == 1 && !spec.nchw_in && spec.pre == 0 && spec.pre_activation == kNone && spec.bf16 == 0;
   return as_is ? Form::flat : Form::gathered;
 }
 
-// The runs of consecutive floats that an output pixel reads.
-std::vector<Segment> runs_of(const OpSpec& spec) {
-  const int64_t channels = spec.c / spec.groups, width = spec.padded_w();
-  if (is_pointwise(spec)) return {{0, static_cast<int32_t>(channels), 0}};
+// The runs of consecutive words that an output pixel reads.
+std::vector<Segment> runs_of(const OpSpec& spec, int64_t pixel_words) {
+  const int64_t width = spec.padded_w();
+  if (is_pointwise(spec)) return {{0, static_cast<int32_t>(pixel_words), 0}};
   std::vector<Segment> runs;
   for (int64_t r = 0; r < spec.r; ++r) {
-    const int64_t row = r * spec.dilation_h * width * channels;
+    const int64_t row = r * spec.dilation_h * width * pixel_words;
     if (spec.dilation_w == 1) {
-      runs.push_back({row, static_cast<int32_t>(spec.s * channels), 0});
+      runs.push_back({row, static_cast<int32_t>(spec.s * pixel_words), 0});
     } else {
-      for (int64_t s = 0; s < spec.s; ++s) runs.push_back({row + s * spec.dilation_w * channels, static_cast<int32_t>(channels), 0});
+      for (int64_t s = 0; s < spec.s; ++s) runs.push_back({row + s * spec.dilation_w * pixel_words, static_cast<int32_t>(pixel_words), 0});
     }
   }
   return runs;
@@ -50,30 +50,31 @@ std::vector<Segment> runs_of(const OpSpec& spec) {
 
 Cut cut_of(const OpSpec& spec, const Kernels& kernels) {
   const Form form = form_of(spec);
-  const int64_t p = spec.p(), q = spec.q(), hp = spec.padded_h(), wp = spec.padded_w();
+  const int64_t p = spec.p(), q = spec.q(), hp = spec.padded_h(), wp = spec.padded_w(), pixel_words = words(kernels, spec.c / spec.groups);
   Cut::Product product{};
   product.images = spec.n;
   product.rows = p;
   product.columns = q;
   product.groups = spec.groups;
-  product.depth = spec.r * spec.s * (spec.c / spec.groups);
+  product.depth = spec.r * spec.s * pixel_words;
   product.channels = spec.k / spec.groups;
-  product.unit_floats = form == Form::rows ? spec.stride_h * wp * (spec.c / spec.groups) : product.depth;
+  product.unit_floats = form == Form::rows ? spec.stride_h * wp * pixel_words : product.depth;
   product.made_rows = spec.n * (form == Form::rows ? hp : p);
-  product.made_floats = (form == Form::rows ? wp : q) * spec.c;
+  product.made_floats = (form == Form::rows ? wp : q) * spec.groups * pixel_words;
   return Cut(kernels, form, product);
 }
 
 class Conv2d final : public Op {
  public:
   explicit Conv2d(const OpSpec& spec)
-      : Op(spec), kernels_(kernels(isa())), form_(form_of(spec)), cut_(cut_of(spec, kernels_)), input_(spec_, kernels_) {
+      : Op(spec), kernels_(kernels(spec)), form_(form_of(spec)), cut_(cut_of(spec, kernels_)), input_(spec_, kernels_) {
     p_ = spec.p();
     q_ = spec.q();
     group_c_ = spec.c / spec.groups;
     group_k_ = spec.k / spec.groups;
-    depth_ = spec.r * spec.s * group_c_;
-    segments_ = blocked_segments(runs_of(spec), kMaxBlock);
+    words_ = input_.pixel_words();
+    depth_ = spec.r * spec.s * words_;
+    segments_ = blocked_segments(runs_of(spec, words_), spec.bf16 ? kMaxPairsBlock : kMaxBlock);
   }
 
   int64_t tasks() const override { return cut_.tasks(); }
@@ -81,7 +82,7 @@ class Conv2d final : public Op {
   bool weights_in_parts() const override { return cut_.weights_in_parts(); }
   int64_t scratch_floats() const override {
     if (form_ == Form::flat || cut_.first_phase() > 0) return 0;
-    return form_ == Form::gathered ? cut_.largest_block() * group_c_ : input_rows(cut_.largest_block() / q_) * row_floats();
+    return form_ == Form::gathered ? cut_.largest_block() * words_ : input_rows(cut_.largest_block() / q_) * row_floats();
   }
   int64_t shared_floats() const override { return cut_.first_phase() > 0 ? spec_.groups * group_shared_floats() : 0; }
 
@@ -97,6 +98,7 @@ class Conv2d final : public Op {
     block.tile.y_stride = spec_.ldy;
     block.tile.residual_stride = spec_.ldr;
     block.tile.b = x.weight + (part.group * ceil_div(group_k_, kernels_.panel) + part.panels.begin) * kernels_.panel * depth_;
+    block.tile.scale = x.scale != nullptr ? x.scale + channel : nullptr;
     block.tile.bias = x.bias != nullptr ? x.bias + channel : nullptr;
     block.panels = part.panels.end - part.panels.begin;
     block.channels = group_k_ - part.panels.begin * kernels_.panel;
@@ -143,7 +145,7 @@ class Conv2d final : public Op {
                                              : spec_.stride_h == 1 && spec_.stride_w == 1 ? " copied pointwise "
                                                                                           : " strided pointwise "
                                            : " direct ";
-    return isa_name(isa()) + std::string(form) + cut_.tasks_text();
+    return isa_name(isa()) + std::string(spec_.bf16 ? " bf16" : "") + form + cut_.tasks_text();
   }
 
  private:
@@ -153,9 +155,9 @@ class Conv2d final : public Op {
   };
 
   int64_t input_rows(int64_t rows) const { return (rows - 1) * spec_.stride_h + (spec_.r - 1) * spec_.dilation_h + 1; }
-  int64_t row_floats() const { return input_.padded_columns() * group_c_; }
+  int64_t row_floats() const { return input_.padded_columns() * words_; }
   int64_t group_shared_floats() const {
-    return spec_.n * (form_ == Form::gathered ? p_ * q_ * group_c_ : input_.padded_rows() * row_floats());
+    return spec_.n * (form_ == Form::gathered ? p_ * q_ * words_ : input_.padded_rows() * row_floats());
   }
 
   // Pixels from this one on whose inputs lie evenly and that share a gate.
@@ -170,12 +172,12 @@ class Conv2d final : public Op {
     const bool made = cut_.first_phase() > 0;
     const int64_t row = part.pixels.begin / q_, rows = (part.pixels.end - part.pixels.begin) / q_;  // of output, over all images
     if (form_ == Form::gathered) {
-      if (made) return {x.shared + part.group * group_shared_floats() + part.pixels.begin * group_c_, group_c_};
+      if (made) return {x.shared + part.group * group_shared_floats() + part.pixels.begin * words_, words_};
       input_.gather(x, row, rows, part.group, scratch);
-      return {scratch, group_c_};
+      return {scratch, words_};
     }
     const int64_t image = row / p_, first = row % p_ * spec_.stride_h;  // padded input rows
-    const int64_t step = spec_.stride_w * group_c_;
+    const int64_t step = spec_.stride_w * words_;
     if (made) return {x.shared + part.group * group_shared_floats() + (image * input_.padded_rows() + first) * row_floats(), step};
     input_.copy_rows(x, image, first, input_rows(rows), part.group, scratch);
     return {scratch, step};
@@ -187,7 +189,7 @@ class Conv2d final : public Op {
     for (int64_t group = 0; group < spec_.groups; ++group) {
       float* out = x.shared + group * group_shared_floats();
       if (form_ == Form::gathered) {
-        input_.gather(x, rows.begin, rows.end - rows.begin, group, out + rows.begin * q_ * group_c_);
+        input_.gather(x, rows.begin, rows.end - rows.begin, group, out + rows.begin * q_ * words_);
         continue;
       }
       const int64_t hp = input_.padded_rows();
@@ -200,7 +202,7 @@ class Conv2d final : public Op {
   const Cut cut_;
   const Input input_;
   std::vector<Segment> segments_;
-  int64_t p_ = 0, q_ = 0, group_c_ = 0, group_k_ = 0, depth_ = 0;
+  int64_t p_ = 0, q_ = 0, group_c_ = 0, words_ = 0 /* of a pixel's group */, group_k_ = 0, depth_ = 0;
 };
 
 }  // namespace

@@ -1,4 +1,7 @@
 // Register tiles shared by every dense convolution: 1x1, k x k, stem, linear, and the products inside Winograd.
+//
+// Tiles of bfloat16 multiply pairs of channels: a word is then two of them in the place of one float, the lower channel in the lower
+// half, and a pixel's channels are filled up with a zero when their number is odd. All sizes of input and weights are in words.
 #pragma once
 
 #include <cstdint>
@@ -10,9 +13,12 @@
 
 namespace fb::conv2d {
 
-// A run of consecutive input floats of one output pixel; consecutive in the packed weights too.
+// Two numbers, rounded to the nearest bfloat16, ties to even.
+float pair_word(float low, float high);
+
+// A run of consecutive input words of one output pixel; consecutive in the packed weights too.
 struct Segment {
-  int64_t offset;  // from the pixel's base, in floats
+  int64_t offset;  // from the pixel's base, in words
   int32_t length;
   int32_t block_end;  // 1: the partial sum is added to the total after this run (runs form blocks of bounded length)
 };
@@ -22,6 +28,7 @@ struct Segment {
 // transforms add errors of their own, so its sums are shorter: 64 has at most 1.4 times the error.
 constexpr int64_t kMaxBlock = 128;
 constexpr int64_t kMaxWinogradBlock = 64;
+constexpr int64_t kMaxPairsBlock = 256;  // of bfloat16 pairs: their own rounding is larger by far
 
 struct Tile {
   const float* a;         // row m of the tile reads a + m * a_stride + segment.offset ...
@@ -29,6 +36,7 @@ struct Tile {
   const Segment* segments;
   int64_t segment_count;
   const float* b;         // packed panel: [sum of segment lengths][panel]
+  const float* scale;     // `columns` floats or null
   const float* bias;      // `columns` floats or null
   const float* gate;      // `columns` floats or null
   const float* residual;  // row m at residual + m * residual_stride, or null
@@ -46,17 +54,22 @@ struct Tile {
 struct Kernels {
   int panel;                         // output channels per packed panel
   int max_rows;                      // tallest tile
+  int channels_per_word;             // 1: float32, 2: bfloat16
   void (*const* tile)(const Tile&);    // tile[rows], rows 1..max_rows
   void (*const* narrow)(const Tile&);  // the same for half a panel of columns at most
   // In place: `rows` rows of `columns` floats, `stride` floats apart.
   void (*activate)(float* y, int64_t stride, int64_t rows, int64_t columns, int64_t activation);
-  // out = activation(x * scale + shift), pixels `step` floats apart in x, next to each other in out; scale and shift may be null. x may be out.
+  // out = activation(x * scale + shift), in words; pixels `step` floats apart in x, next to each other in out; scale and shift may be
+  // null. x may be out where a word is a float.
   void (*change)(const float* x, int64_t step, int64_t pixels, int64_t channels, const float* scale, const float* shift, int64_t activation, float* out);
 };
 
-extern const Kernels kPortable, kAvx2, kAvx512;
+extern const Kernels kPortable, kAvx2, kAvx512, kAvx512Bf16;
 
 const Kernels& kernels(Isa isa);
+const Kernels& kernels(const OpSpec& spec);  // for the type that spec multiplies
+
+inline int64_t words(const Kernels& kernels, int64_t channels) { return (channels + kernels.channels_per_word - 1) / kernels.channels_per_word; }
 
 // Cuts consecutive runs into blocks of equal length, at most max_block products each. The cut depends on the total only.
 std::vector<Segment> blocked_segments(const std::vector<Segment>& runs, int64_t max_block);

@@ -6,8 +6,8 @@
 namespace fb::conv2d {
 
 Input::Input(const OpSpec& spec, const Kernels& kernels)
-    : spec_(spec), kernels_(kernels), changed_(spec.pre != 0 || spec.pre_activation != kNone), p_(spec.p()), q_(spec.q()),
-      group_c_(spec.c / spec.groups), hp_(spec.padded_h()), wp_(spec.padded_w()) {}
+    : spec_(spec), kernels_(kernels), changed_(spec.pre != 0 || spec.pre_activation != kNone || kernels.channels_per_word > 1), p_(spec.p()), q_(spec.q()),
+      group_c_(spec.c / spec.groups), words_(words(kernels, group_c_)), hp_(spec.padded_h()), wp_(spec.padded_w()) {}
 
 // Pixels `step` floats apart, one group of their channels.
 void Input::copy_pixels(const Pointers& x, const float* source, int64_t step, int64_t pixels, int64_t group, float* out) const {
@@ -40,7 +40,7 @@ void Input::copy_planar(const float* source, int64_t step, int64_t pixels, float
 
 void Input::gather(const Pointers& x, int64_t first, int64_t rows, int64_t group, float* out) const {
   const int64_t plane = spec_.h * spec_.w;
-  for (int64_t row = first; row < first + rows; ++row, out += q_ * group_c_) {
+  for (int64_t row = first; row < first + rows; ++row, out += q_ * words_) {
     const int64_t image = row / p_, pixel = row % p_ * spec_.stride_h * spec_.w;
     if (spec_.nchw_in) {
       copy_planar(x.x + (image * spec_.c + group * group_c_) * plane + pixel, spec_.stride_w, q_, out);
@@ -52,14 +52,14 @@ void Input::gather(const Pointers& x, int64_t first, int64_t rows, int64_t group
 }
 
 void Input::copy_rows(const Pointers& x, int64_t image, int64_t first, int64_t rows, int64_t group, float* out) const {
-  const int64_t pad = spec_.pad_w * group_c_;
-  for (int64_t row = first - spec_.pad_h; row < first - spec_.pad_h + rows; ++row, out += wp_ * group_c_) {
+  const int64_t pad = spec_.pad_w * words_;
+  for (int64_t row = first - spec_.pad_h; row < first - spec_.pad_h + rows; ++row, out += wp_ * words_) {
     if (row < 0 || row >= spec_.h) {
-      std::fill(out, out + wp_ * group_c_, 0.0f);
+      std::fill(out, out + wp_ * words_, 0.0f);
       continue;
     }
     std::fill(out, out + pad, 0.0f);
-    std::fill(out + pad + spec_.w * group_c_, out + wp_ * group_c_, 0.0f);
+    std::fill(out + pad + spec_.w * words_, out + wp_ * words_, 0.0f);
     float* inside = out + pad;
     if (spec_.nchw_in) {
       copy_planar(x.x + ((image * spec_.c + group * group_c_) * spec_.h + row) * spec_.w, 1, spec_.w, inside);

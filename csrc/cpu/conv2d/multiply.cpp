@@ -8,6 +8,13 @@ namespace fb::conv2d {
 
 const Kernels& kernels(Isa isa) { return FB_TABLE_OF(isa); }
 
+const Kernels& kernels(const OpSpec& spec) {
+#if defined(__x86_64__)
+  if (spec.bf16 != 0) return kAvx512Bf16;
+#endif
+  return kernels(isa());
+}
+
 std::vector<Segment> blocked_segments(const std::vector<Segment>& runs, int64_t max_block) {
   int64_t total = 0;
   for (const Segment& run : runs) total += run.length;
@@ -49,6 +56,7 @@ void multiply(const Kernels& kernels, Block& block) {
       t.columns = std::min<int64_t>(kernels.panel, block.channels - channel);
       const int64_t activation = channel < block.plain_channels ? int64_t{kNone} : block.activation;
       t.activation = activation <= kRelu6 ? activation : int64_t{kNone};
+      if (t.scale != nullptr) t.scale += channel;
       if (t.bias != nullptr) t.bias += channel;
       if (t.gate != nullptr) t.gate += channel;
       if (t.residual != nullptr) t.residual += channel;

@@ -1,5 +1,9 @@
 #include "../simd/region.h"
 #include "../simd/vec_portable.h"
+#include "change.h"
+namespace {
+FB_INLINE void vproduct_into(V& sum, V a, V b) { vfma_into(sum, a, b); }
+}
 #include "generic.h"
 namespace {
 void (*const tiles[])(const fb::conv2d::Tile&) = {
@@ -7,4 +11,4 @@ void (*const tiles[])(const fb::conv2d::Tile&) = {
 void (*const narrow[])(const fb::conv2d::Tile&) = {
     nullptr, tile<1, 1>, tile<2, 1>, tile<3, 1>, tile<4, 1>};
 }
-const fb::conv2d::Kernels fb::conv2d::kPortable = {kPanel, 4, tiles, narrow, activate_rows, change};
+const fb::conv2d::Kernels fb::conv2d::kPortable = {kPanel, 4, 1, tiles, narrow, activate_rows, change};

@@ -4,7 +4,10 @@
 #include <immintrin.h>
 FB_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")
 #include "../simd/vec_avx512.h"
+namespace {
+FB_INLINE void vproduct_into(V& sum, V a, V b) { vfma_into(sum, a, b); }
+}
 #include "generic.h"
 FB_END_TARGET
-double fb::peaks::fma_avx512(int64_t rounds) { return fma_rounds(rounds); }
+double fb::peaks::fma_avx512(int64_t rounds) { return product_rounds(rounds); }
 #endif

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstring>
 #include <mutex>
+#include <stdexcept>
 
 #include "../memory.h"
 #include "../plan.h"
@@ -49,10 +50,12 @@ double rate(double seconds, int threads, const Prepare& prepare, const Body& bod
 
 }  // namespace
 
-double peak_gflops(double seconds, int threads) {
-  return 1e-9 * rate(seconds, threads, [] { return 0; }, [](int) {
+double peak_gflops(double seconds, int threads, bool bf16) {
+  if (bf16 && !has_bf16()) throw std::invalid_argument("peak_gflops: no AVX512-BF16 here");
+  return 1e-9 * rate(seconds, threads, [] { return 0; }, [bf16](int) {
            constexpr int64_t kRounds = 200000;
 #if defined(__x86_64__)
+           if (bf16) return peaks::bf16_avx512(kRounds);
            if (isa() == Isa::avx512) return peaks::fma_avx512(kRounds);
            if (isa() == Isa::avx2) return peaks::fma_avx2(kRounds);
 #endif

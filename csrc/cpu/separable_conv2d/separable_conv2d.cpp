@@ -30,6 +30,7 @@ OpSpec depth_part(OpSpec spec) {
   spec.kind = "depthwise_conv2d";
   spec.groups = spec.k = spec.c;
   spec.activation = spec.depth_activation;
+  spec.bf16 = 0;
   spec.depth_activation = kNone;
   return spec;
 }
@@ -50,10 +51,10 @@ conv2d::Cut cut_of(const OpSpec& spec, const conv2d::Kernels& kernels) {
   product.rows = spec.p();
   product.columns = spec.q();
   product.groups = 1;
-  product.depth = product.unit_floats = spec.c;
+  product.depth = product.unit_floats = conv2d::words(kernels, spec.c);
   product.channels = spec.k;
   product.made_rows = spec.n * product.rows;
-  product.made_floats = product.columns * spec.c;
+  product.made_floats = product.columns * product.depth;
   product.whole_panels = true;
   const conv2d::Cut fused(kernels, conv2d::Form::gathered, product);
   if (fused.tasks() >= kFewestTasks) return fused;
@@ -64,9 +65,9 @@ conv2d::Cut cut_of(const OpSpec& spec, const conv2d::Kernels& kernels) {
 class SeparableConv2d final : public Op {
  public:
   explicit SeparableConv2d(const OpSpec& spec)
-      : Op(spec), kernels_(conv2d::kernels(isa())), depth_(depth_part(spec)), cut_(cut_of(spec, kernels_)), p_(spec.p()), q_(spec.q()) {
-    segments_ = conv2d::blocked_segments({{0, static_cast<int32_t>(spec.c), 0}}, conv2d::kMaxBlock);
-    panels_at_once_ = conv2d::panels_in_l2(spec.c * kernels_.panel, ceil_div(spec.k, kernels_.panel));
+      : Op(spec), kernels_(conv2d::kernels(spec)), depth_(depth_part(spec)), cut_(cut_of(spec, kernels_)), p_(spec.p()), q_(spec.q()), words_(conv2d::words(kernels_, spec.c)) {
+    segments_ = conv2d::blocked_segments({{0, static_cast<int32_t>(words_), 0}}, spec.bf16 ? conv2d::kMaxPairsBlock : conv2d::kMaxBlock);
+    panels_at_once_ = conv2d::panels_in_l2(words_ * kernels_.panel, ceil_div(spec.k, kernels_.panel));
     const int64_t rows = cut_.largest_block() / q_;
     const bool all = panels_at_once_ < ceil_div(spec.k, kernels_.panel);  // then weights are read once per task
     rows_at_once_ = all ? rows : std::min(rows, ceil_div(4 * kernels_.max_rows, q_));
@@ -75,30 +76,31 @@ class SeparableConv2d final : public Op {
   int64_t tasks() const override { return cut_.tasks(); }
   int64_t first_phase_tasks() const override { return cut_.first_phase(); }
   bool weights_in_parts() const override { return cut_.weights_in_parts(); }
-  int64_t scratch_floats() const override { return cut_.first_phase() > 0 ? 0 : rows_at_once_ * q_ * spec_.c; }
-  int64_t shared_floats() const override { return cut_.first_phase() > 0 ? spec_.n * p_ * q_ * spec_.c : 0; }
+  int64_t scratch_floats() const override { return (spec_.bf16 ? q_ * spec_.c : 0) + (cut_.first_phase() > 0 ? 0 : rows_at_once_ * q_ * words_); }
+  int64_t shared_floats() const override { return cut_.first_phase() > 0 ? spec_.n * p_ * q_ * words_ : 0; }
 
   void run(int64_t task, const Pointers& x, const Worker& worker) const override {
     if (task < cut_.first_phase()) {
       const Range rows = cut_.made_rows(task);
-      return depth_rows(x, rows, x.shared + rows.begin * q_ * spec_.c);
+      return depth_rows(x, rows, worker.scratch, x.shared + rows.begin * q_ * words_);
     }
     const conv2d::Cut::Part part = cut_.part(task);
     conv2d::Ahead ahead = cut_.next_weights(x, part, worker);
     if (cut_.first_phase() > 0) {
-      multiply(x, part.pixels, part.panels, x.shared + part.pixels.begin * spec_.c, ahead);
+      multiply(x, part.pixels, part.panels, x.shared + part.pixels.begin * words_, ahead);
       return;
     }
     if (ahead.weights == nullptr && panels_at_once_ < part.panels.end) ahead = weights_of(x, {0, panels_at_once_});  // the next task begins there
     const Range rows{part.pixels.begin / q_, part.pixels.end / q_};
+    float* input = worker.scratch + (spec_.bf16 ? q_ * spec_.c : 0);
     for (int64_t row = rows.begin; row < rows.end; row += rows_at_once_) {
       const Range now{row, std::min(row + rows_at_once_, rows.end)};
-      depth_rows(x, now, worker.scratch);
+      depth_rows(x, now, worker.scratch, input);
       for (int64_t panel = 0; panel < part.panels.end; panel += panels_at_once_) {
         const Range panels{panel, std::min(panel + panels_at_once_, part.panels.end)};
         const Range later{panels.end, std::min(panels.end + panels_at_once_, part.panels.end)};
         conv2d::Ahead fetched = later.begin < later.end ? weights_of(x, later) : ahead;
-        multiply(x, {now.begin * q_, now.end * q_}, panels, worker.scratch, fetched);
+        multiply(x, {now.begin * q_, now.end * q_}, panels, input, fetched);
         if (later.begin == later.end) ahead = fetched;
       }
     }
@@ -124,22 +126,27 @@ class SeparableConv2d final : public Op {
   Range tasks_writing(Range pixels) const override { return cut_.tasks_writing(pixels); }
 
   std::string detail() const override {
-    return isa_name(isa()) + std::string(cut_.first_phase() > 0 ? " two-phase " : " fused ") + cut_.tasks_text();
+    return isa_name(isa()) + std::string(spec_.bf16 ? " bf16" : "") + std::string(cut_.first_phase() > 0 ? " two-phase " : " fused ") + cut_.tasks_text();
   }
 
  private:
-  const float* panel_weights(const Pointers& x, int64_t panel) const { return x.weight + panel * kernels_.panel * spec_.c; }
+  const float* panel_weights(const Pointers& x, int64_t panel) const { return x.weight + panel * kernels_.panel * words_; }
 
   conv2d::Ahead weights_of(const Pointers& x, Range panels) const {
     return {panel_weights(x, panels.begin), panel_weights(x, panels.end), nullptr, nullptr};
   }
 
-  void depth_rows(const Pointers& x, Range rows, float* out) const {
+  // `row`: room for one row of floats, where these are not what the products read.
+  void depth_rows(const Pointers& x, Range rows, float* row, float* out) const {
     Pointers depth;
     depth.x = x.x;
     depth.weight = x.depth_weight;
     depth.bias = x.depth_bias;
-    depthwise_conv2d::compute_rows(depth_, depth, rows, out, spec_.c);
+    if (kernels_.channels_per_word == 1) return depthwise_conv2d::compute_rows(depth_, depth, rows, out, spec_.c);
+    for (int64_t i = rows.begin; i < rows.end; ++i, out += q_ * words_) {
+      depthwise_conv2d::compute_rows(depth_, depth, {i, i + 1}, row, spec_.c);
+      kernels_.change(row, spec_.c, q_, spec_.c, nullptr, nullptr, kNone, out);
+    }
   }
 
   // `ahead` moves on by what was fetched.
@@ -149,8 +156,9 @@ class SeparableConv2d final : public Op {
     block.tile.segments = segments_.data();
     block.tile.segment_count = static_cast<int64_t>(segments_.size());
     block.tile.a = input;
-    block.tile.a_stride = spec_.c;
+    block.tile.a_stride = words_;
     block.tile.b = panel_weights(x, panels.begin);
+    block.tile.scale = x.scale != nullptr ? x.scale + channel : nullptr;
     block.tile.bias = x.bias != nullptr ? x.bias + channel : nullptr;
     block.tile.residual = x.residual != nullptr ? x.residual + pixels.begin * spec_.ldr + channel : nullptr;
     block.tile.residual_stride = spec_.ldr;
@@ -159,7 +167,7 @@ class SeparableConv2d final : public Op {
     block.pixels = pixels.end - pixels.begin;
     block.panels = panels.end - panels.begin;
     block.channels = spec_.k - channel;
-    block.depth = spec_.c;
+    block.depth = words_;
     block.activation = spec_.activation;
     block.ahead = ahead;
     conv2d::multiply(kernels_, block);
@@ -169,7 +177,7 @@ class SeparableConv2d final : public Op {
   const conv2d::Kernels& kernels_;
   const OpSpec depth_;
   const conv2d::Cut cut_;
-  const int64_t p_, q_;
+  const int64_t p_, q_, words_ /* of a pixel between the parts */;
   std::vector<conv2d::Segment> segments_;
   int64_t panels_at_once_ = 1, rows_at_once_ = 1;
 };

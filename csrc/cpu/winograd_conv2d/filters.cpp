@@ -1,4 +1,4 @@
-// U = G w G^T of both forms, in double: its own rounding would be as large as that of a whole sum.
+// U = G w G^T of each form, in double: its own rounding would be as large as that of a whole sum.
 #include "winograd_conv2d.h"
 
 // ThreadSanitizer crashes in resolvers, which run before it is set up.
@@ -33,6 +33,20 @@ inline void line_4x4(const double* a, const double* b, const double* c, Line* ou
     out[3][j] = c[j];
     out[4][j] = (a[j] - c[j]) * 0.5;
     out[5][j] = b[j] * 0.5;
+  }
+}
+
+// F(4) at the points 0, a, -a, b, -b, infinity of transforms_4x4_real.h.
+inline void line_4x4_real(const double* x, const double* y, const double* z, Line* out) {
+  constexpr double a = 0.75, b = 1.5;
+  const auto point = [&](double p, double norm, int64_t j) { return (x[j] + p * y[j] + p * p * z[j]) / norm; };
+  for (int64_t j = 0; j < kFilters; ++j) {
+    out[0][j] = x[j] / (a * a * b * b);
+    out[1][j] = point(a, 2 * a * a * (a * a - b * b), j);
+    out[2][j] = point(-a, 2 * a * a * (a * a - b * b), j);
+    out[3][j] = point(b, 2 * b * b * (b * b - a * a), j);
+    out[4][j] = point(-b, 2 * b * b * (b * b - a * a), j);
+    out[5][j] = z[j];
   }
 }
 
@@ -92,8 +106,21 @@ void transform_4x4(const float* w, float* u) {
   store_both_complex(real, parts, -1.0, u + 43 * kFilters);
 }
 
+FB_CLONES
+void transform_4x4_real(const float* w, float* u) {
+  Line taps[9], lines[3][6], points[6];
+  for (int i = 0; i < 9; ++i)
+    for (int64_t j = 0; j < kFilters; ++j) taps[i][j] = w[i * kFilters + j];
+  for (int column = 0; column < 3; ++column) line_4x4_real(taps[column], taps[3 + column], taps[6 + column], lines[column]);
+  for (int row = 0; row < 6; ++row) {
+    line_4x4_real(lines[0][row], lines[1][row], lines[2][row], points);
+    for (int column = 0; column < 6; ++column) store(points[column], u + (6 * row + column) * kFilters);
+  }
+}
+
 void transform_filters(const Form& form, const float* w, float* u) {
-  if (form.side == 2) return transform_2x2(w, u);
+  if (form.points == kForm2x2.points) return transform_2x2(w, u);
+  if (form.points == kForm4x4Real.points) return transform_4x4_real(w, u);
   transform_4x4(w, u);
 }
 

@@ -10,14 +10,15 @@ namespace {
 using fb::winograd_conv2d::InputTile;
 using fb::winograd_conv2d::OutputTile;
 
-// Bias, residual and activation on the way to memory; nothing for pixels outside the image.
+// Scale, bias, residual and activation on the way to memory; nothing for pixels outside the image.
 template <int kOutputs, typename P>
 FB_INLINE void finish_outputs(const OutputTile& tile, const V (&out)[kOutputs], int64_t j, const P& part) {
+  const V scale = tile.scale != nullptr ? part.load(tile.scale + j) : vzero();
   const V bias = tile.bias != nullptr ? part.load(tile.bias + j) : vzero();
 #pragma GCC unroll 16
   for (int i = 0; i < kOutputs; ++i) {
     if (tile.y[i] == nullptr) continue;
-    V v = vadd(out[i], bias);
+    V v = vadd(tile.scale != nullptr ? vmul(out[i], scale) : out[i], bias);
     if (tile.residual[i] != nullptr) v = vadd(v, part.load(tile.residual[i] + j));
     part.store(tile.y[i] + j, vclip(v, tile.activation));
   }
@@ -27,6 +28,7 @@ FB_INLINE void finish_outputs(const OutputTile& tile, const V (&out)[kOutputs], 
 
 #include "transforms_2x2.h"
 #include "transforms_4x4.h"
+#include "transforms_4x4_real.h"
 
 #define FB_WINOGRAD_KERNELS \
-  { {input_transform_2x2, output_transform_2x2}, {input_transform_4x4, output_transform_4x4} }
+  { {input_transform_2x2, output_transform_2x2}, {input_transform_4x4, output_transform_4x4}, {input_transform_4x4_real, output_transform_4x4_real} }

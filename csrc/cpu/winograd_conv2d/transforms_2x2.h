@@ -33,7 +33,7 @@ void input_transform_2x2(const InputTile& tile) {
     for (int i = 0; i < 16; ++i) d[i] = part.load(tile.source[i] + c);
     input_vector_2x2(d, out);
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) part.store(tile.v + i * tile.v_stride + c, out[i]);
+    for (int i = 0; i < 16; ++i) store_point(tile.v + i * tile.v_stride, c, out[i], part);
   });
 }
 

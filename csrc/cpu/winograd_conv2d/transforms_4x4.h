@@ -41,10 +41,10 @@ FB_INLINE void output_line_4x4(const V (&m)[6], V (&y)[4]) {
 }
 
 template <typename P>
-FB_INLINE void store_complex(float* v, int64_t stride, V real, V imaginary, const P& part) {
-  part.store(v, vadd(real, imaginary));
-  part.store(v + stride, real);
-  part.store(v + 2 * stride, imaginary);
+FB_INLINE void store_complex(float* v, int64_t stride, int64_t c, V real, V imaginary, const P& part) {
+  store_point(v, c, vadd(real, imaginary), part);
+  store_point(v + stride, c, real, part);
+  store_point(v + 2 * stride, c, imaginary, part);
 }
 
 FB_INLINE void load_complex(const float* m, int64_t stride, V& real, V& imaginary) {
@@ -62,7 +62,7 @@ void input_transform_4x4(const InputTile& tile) {
       const auto pixel = [&](int row) __attribute__((always_inline)) { return part.load(tile.source[6 * row + x] + c); };
       input_line_4x4(pixel(0), pixel(1), pixel(2), pixel(3), pixel(4), pixel(5), lines[x]);
     }
-    float* v = tile.v + c;
+    float* v = tile.v;
     V parts[6];
     const auto along_columns = [&](int row) __attribute__((always_inline)) {
       input_line_4x4(lines[0][row], lines[1][row], lines[2][row], lines[3][row], lines[4][row], lines[5][row], parts);
@@ -71,8 +71,8 @@ void input_transform_4x4(const InputTile& tile) {
     for (int row = 0; row < 4; ++row) {
       along_columns(row);
 #pragma GCC unroll 4
-      for (int column = 0; column < 4; ++column) part.store(v + (4 * row + column) * stride, parts[column]);
-      store_complex(v + (16 + 3 * row) * stride, stride, parts[kReal], parts[kImaginary], part);
+      for (int column = 0; column < 4; ++column) store_point(v + (4 * row + column) * stride, c, parts[column], part);
+      store_complex(v + (16 + 3 * row) * stride, stride, c, parts[kReal], parts[kImaginary], part);
     }
     V real[6];
     along_columns(kReal);
@@ -81,9 +81,9 @@ void input_transform_4x4(const InputTile& tile) {
     along_columns(kImaginary);
 #pragma GCC unroll 4
     for (int column = 0; column < 4; ++column)
-      store_complex(v + (28 + 3 * column) * stride, stride, real[column], parts[column], part);
-    store_complex(v + 40 * stride, stride, vsub(real[kReal], parts[kImaginary]), vadd(real[kImaginary], parts[kReal]), part);
-    store_complex(v + 43 * stride, stride, vadd(real[kReal], parts[kImaginary]), vsub(parts[kReal], real[kImaginary]), part);
+      store_complex(v + (28 + 3 * column) * stride, stride, c, real[column], parts[column], part);
+    store_complex(v + 40 * stride, stride, c, vsub(real[kReal], parts[kImaginary]), vadd(real[kImaginary], parts[kReal]), part);
+    store_complex(v + 43 * stride, stride, c, vadd(real[kReal], parts[kImaginary]), vsub(parts[kReal], real[kImaginary]), part);
   });
 }
 

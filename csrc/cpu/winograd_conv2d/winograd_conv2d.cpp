@@ -1,5 +1,6 @@
 // 3x3 convolution of stride 1 by Winograd's algorithm (Lavin and Gray, arXiv 1509.09308): F(2x2, 3x3) takes 16 products instead of 36
-// for 2 x 2 outputs, F(4x4, 3x3) 46 instead of 144 for 4 x 4 (at a complex point: Meng and Brothers, arXiv 1901.01965).
+// for 2 x 2 outputs, F(4x4, 3x3) 46 instead of 144 for 4 x 4 (at a complex point: Meng and Brothers, arXiv 1901.01965), or 36 at real
+// points where more error is allowed.
 //
 //   y = A^T [ sum_c (G w_c G^T) * (B^T d_c B) ] A
 //
@@ -37,27 +38,38 @@ constexpr int64_t kTaskProducts = 3 << 20;  // of a two-phase task
 
 constexpr int64_t kFewestLargeTiles = 40;  // of an image: with fewer, reading 46 weights for 9 costs more than the products saved
 
-const Kernels& kernels() { return FB_TABLE_OF(isa()); }
+const Kernels& kernels(const OpSpec& spec) {
+#if defined(__x86_64__)
+  if (spec.bf16 != 0) return kAvx512Bf16;
+#endif
+  return FB_TABLE_OF(isa());
+}
+
+const Transforms& transforms_of(const OpSpec& spec, const Form& form) {
+  const Kernels& all = kernels(spec);
+  return form.points == kForm2x2.points ? all.by2x2 : form.points == kForm4x4.points ? all.by4x4 : all.by4x4_real;
+}
 
 // The layer decides, never the batch: an image has the same bits in company.
 Form form_of(const OpSpec& spec) {
-  if (spec.tile != 0) return spec.tile == 2 ? kForm2x2 : kForm4x4;
+  const Form& form4x4 = spec.real_points ? kForm4x4Real : kForm4x4;
+  if (spec.tile != 0) return spec.tile == 2 ? kForm2x2 : form4x4;
   const int64_t small = ceil_div(spec.p(), 2) * ceil_div(spec.q(), 2), large = ceil_div(spec.p(), 4) * ceil_div(spec.q(), 4);
-  const bool fewer_products = 10 * large * kForm4x4.points <= 9 * small * kForm2x2.points;
-  return large >= kFewestLargeTiles && fewer_products ? kForm4x4 : kForm2x2;
+  const bool fewer_products = 10 * large * form4x4.points <= 9 * small * kForm2x2.points;
+  return large >= kFewestLargeTiles && fewer_products ? form4x4 : kForm2x2;
 }
 
 class WinogradConv2d final : public Op {
  public:
   explicit WinogradConv2d(const OpSpec& spec)
-      : Op(spec), form_(form_of(spec)), kernels_(conv2d::kernels(isa())), transforms_(form_.side == 2 ? kernels().by2x2 : kernels().by4x4) {
+      : Op(spec), form_(form_of(spec)), kernels_(conv2d::kernels(spec)), transforms_(transforms_of(spec, form_)), words_(conv2d::words(kernels_, spec.c)) {
     p_ = spec.p();
     q_ = spec.q();
     tile_rows_ = ceil_div(p_, form_.side);
     tile_columns_ = ceil_div(q_, form_.side);
     tiles_ = spec.n * tile_rows_ * tile_columns_;
     panels_ = ceil_div(spec.k, kernels_.panel);
-    segments_ = conv2d::blocked_segments({{0, static_cast<int32_t>(spec.c), 0}}, conv2d::kMaxWinogradBlock);
+    segments_ = conv2d::blocked_segments({{0, static_cast<int32_t>(words_), 0}}, spec.bf16 ? conv2d::kMaxPairsBlock : conv2d::kMaxWinogradBlock);
     choose_blocks();
   }
 
@@ -67,9 +79,9 @@ class WinogradConv2d final : public Op {
   int64_t scratch_floats() const override {
     const int64_t zeros = round_up(spec_.c, 16);
     const int64_t m = form_.points * (tiles_per_task_ * kernels_.panel + kSkew);
-    return zeros + m + (fused_ ? form_.points * (tiles_per_task_ * spec_.c + kSkew) : 0);
+    return zeros + m + (fused_ ? form_.points * (tiles_per_task_ * words_ + kSkew) : 0);
   }
-  int64_t shared_floats() const override { return fused_ ? 0 : form_.points * (tiles_ * spec_.c + kSkew); }
+  int64_t shared_floats() const override { return fused_ ? 0 : form_.points * (tiles_ * words_ + kSkew); }
 
   void run(int64_t task, const Pointers& x, const Worker& worker) const override {
     float* scratch = worker.scratch;
@@ -79,7 +91,7 @@ class WinogradConv2d final : public Op {
       std::fill(zeros, zeros + spec_.c, 0.0f);
       const int64_t begin = task * rows_per_first_task_ * tile_columns_;
       const int64_t end = std::min(begin + rows_per_first_task_ * tile_columns_, tiles_);
-      transform_input(x, begin, end, zeros, x.shared + begin * spec_.c, tiles_ * spec_.c + kSkew);
+      transform_input(x, begin, end, zeros, x.shared + begin * words_, tiles_ * words_ + kSkew);
       return;
     }
     task -= first_phase_;
@@ -90,22 +102,22 @@ class WinogradConv2d final : public Op {
     int64_t v_stride;
     if (fused_) {
       float* own = m + form_.points * (tiles_per_task_ * kernels_.panel + kSkew);
-      v_stride = count * spec_.c + kSkew;
+      v_stride = count * words_ + kSkew;
       std::fill(zeros, zeros + spec_.c, 0.0f);
       transform_input(x, tile_begin, tile_end, zeros, own, v_stride);
       v = own;
     } else {
-      v_stride = tiles_ * spec_.c + kSkew;
-      v = x.shared + tile_begin * spec_.c;
+      v_stride = tiles_ * words_ + kSkew;
+      v = x.shared + tile_begin * words_;
     }
     const int64_t m_stride = count * kernels_.panel + kSkew;
-    const int64_t point_floats = spec_.c * kernels_.panel;
+    const int64_t point_floats = words_ * kernels_.panel;
     const int64_t panel_begin = panel_block * panels_ / panel_blocks_, panel_end = (panel_block + 1) * panels_ / panel_blocks_;
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       for (int i = 0; i < form_.points; ++i) {
         conv2d::Block block{};
         block.tile.a = v + i * v_stride;
-        block.tile.a_stride = spec_.c;
+        block.tile.a_stride = words_;
         block.tile.segments = segments_.data();
         block.tile.segment_count = static_cast<int64_t>(segments_.size());
         block.tile.b = x.weight + (panel * form_.points + i) * point_floats;
@@ -114,12 +126,12 @@ class WinogradConv2d final : public Op {
         block.pixels = count;
         block.panels = 1;
         block.channels = kernels_.panel;
-        block.depth = spec_.c;
+        block.depth = words_;
         block.ahead = {block.tile.b + point_floats, block.tile.b + 2 * point_floats, nullptr, nullptr};
         if (panel + 1 == panel_end && i == form_.points - 1) block.ahead = next_task(x, panel_block, worker);
         if (!fused_ && panel == panel_begin && (panel_block == 0 || worker.first) && i < form_.points - 1) {
           block.ahead.input = block.tile.a + v_stride;
-          block.ahead.input_end = block.ahead.input + count * spec_.c;
+          block.ahead.input_end = block.ahead.input + count * words_;
         }
         conv2d::multiply(kernels_, block);
       }
@@ -153,7 +165,7 @@ class WinogradConv2d final : public Op {
   }
 
   std::string detail() const override {
-    return std::string(isa_name(isa())) + (form_.side == 2 ? " F(2x2,3x3) " : " F(4x4,3x3) ") + (fused_ ? "fused " : "two-phase " + std::to_string(first_phase_) + "+") +
+    return std::string(isa_name(isa())) + (spec_.bf16 ? " bf16" : "") + (form_.side == 2 ? " F(2x2,3x3) " : form_.points == kForm4x4.points ? " F(4x4,3x3) " : " F(4x4,3x3) at real points, ") + (fused_ ? "fused " : "two-phase " + std::to_string(first_phase_) + "+") +
            std::to_string(second_phase_) + " tasks";
   }
 
@@ -167,7 +179,7 @@ class WinogradConv2d final : public Op {
   int64_t block_of(int64_t tile) const { return ((tile + 1) * tile_blocks_ - 1) / tiles_; }
 
   void choose_blocks() {
-    const int64_t filter_bytes = 4 * form_.points * spec_.c * spec_.k;
+    const int64_t filter_bytes = 4 * form_.points * words_ * spec_.k;
     int64_t blocks = std::max(ceil_div(tiles_, kTiles), std::min(kFewestTasks, tiles_ / kFewestTiles));
     if (blocks < kUnevenTasks) blocks = round_up(blocks, 2);
     // Each fused task reads all filters: large ones need more pixels to pay for that.
@@ -177,7 +189,7 @@ class WinogradConv2d final : public Op {
       panel_blocks_ = 1;
     } else {
       tile_blocks_ = ceil_div(tiles_, 64);
-      const int64_t panel_products = ceil_div(tiles_, tile_blocks_) * form_.points * spec_.c * kernels_.panel;
+      const int64_t panel_products = ceil_div(tiles_, tile_blocks_) * form_.points * words_ * kernels_.panel;
       panel_blocks_ = ceil_div(panels_, std::clamp<int64_t>(ceil_div(kTaskProducts, panel_products), 1, panels_));
       const int64_t rows = tiles_ / tile_columns_;  // of tiles, all images
       rows_per_first_task_ = std::max<int64_t>(1, std::min(ceil_div(rows, 4), ceil_div(16384, tile_columns_ * spec_.c)));
@@ -188,7 +200,7 @@ class WinogradConv2d final : public Op {
   }
 
   conv2d::Ahead next_task(const Pointers& x, int64_t panel_block, const Worker& worker) const {
-    const int64_t floats = spec_.c * kernels_.panel;
+    const int64_t floats = words_ * kernels_.panel;
     if (panel_blocks_ == 1 || worker.left == 0) return conv2d::first_of_next_step(x, worker, 0, floats);
     const float* weights = x.weight + (panel_block + 1) % panel_blocks_ * panels_ / panel_blocks_ * form_.points * floats;
     return {weights, weights + floats, nullptr, nullptr};
@@ -211,7 +223,7 @@ class WinogradConv2d final : public Op {
           tile.source[i * inputs + j] = inside ? corner + (i * spec_.w + j) * spec_.ldx : zeros;
         }
       }
-      tile.v = v + (t - begin) * spec_.c;
+      tile.v = v + (t - begin) * words_;
       transforms_.input(tile);
       if (++tile_column == tile_columns_) {
         tile_column = 0;
@@ -225,6 +237,7 @@ class WinogradConv2d final : public Op {
     const int64_t side = form_.side;
     OutputTile tile;
     tile.m_stride = m_stride;
+    tile.scale = x.scale != nullptr ? x.scale + channel : nullptr;
     tile.bias = x.bias != nullptr ? x.bias + channel : nullptr;
     tile.columns = std::min<int64_t>(kernels_.panel, spec_.k - channel);
     tile.activation = spec_.activation;
@@ -251,6 +264,7 @@ class WinogradConv2d final : public Op {
   const Form form_;
   const conv2d::Kernels& kernels_;
   const Transforms& transforms_;
+  const int64_t words_;  // of a point of all channels
   std::vector<conv2d::Segment> segments_;
   int64_t p_ = 0, q_ = 0, tile_rows_ = 0, tile_columns_ = 0, tiles_ = 0, panels_ = 0;
   bool fused_ = false;
@@ -274,27 +288,42 @@ std::string winograd_conv2d_refusal(const OpSpec& spec) {
 }
 
 int64_t winograd_conv2d_packed_floats(const OpSpec& spec) {
-  return winograd_conv2d::form_of(spec).points * spec.c * round_up(spec.k, conv2d::kernels(isa()).panel);
+  const conv2d::Kernels& kernels = conv2d::kernels(spec);
+  return winograd_conv2d::form_of(spec).points * conv2d::words(kernels, spec.c) * round_up(spec.k, kernels.panel);
 }
 
-// U = G w G^T, packed [panel][point][C][panel width].
+// U = G w G^T, packed [panel][point][C][panel width]; for bfloat16 [panel][point][pair of C][panel width], each a word of two.
 void winograd_conv2d_pack(const OpSpec& spec, const float* weight, float* out) {
   using winograd_conv2d::kFilters;
   const winograd_conv2d::Form form = winograd_conv2d::form_of(spec);
-  const int64_t panel = conv2d::kernels(isa()).panel;
+  const conv2d::Kernels& kernels = conv2d::kernels(spec);
+  const int64_t panel = kernels.panel, words = conv2d::words(kernels, spec.c), per_word = kernels.channels_per_word;
   parallel_for(ceil_div(spec.k, panel), 4 * spec.k * spec.c * 9, [&](int64_t index) {
-    float w[9 * kFilters], u[winograd_conv2d::kForm4x4.points * kFilters];
+    constexpr int64_t kPoints = winograd_conv2d::kForm4x4.points * kFilters;
+    float w[9 * kFilters], u[2][kPoints];
     for (int64_t k0 = 0; k0 < panel; k0 += kFilters) {
       const int64_t columns = std::min(kFilters, panel - k0);
       const int64_t first = index * panel + k0, width = std::clamp<int64_t>(spec.k - first, 0, columns);
       std::fill(w, w + 9 * kFilters, 0.0f);
-      for (int64_t c = 0; c < spec.c; ++c) {
-        for (int64_t j = 0; j < width; ++j)
-          for (int i = 0; i < 9; ++i) w[i * kFilters + j] = weight[((first + j) * spec.c + c) * 9 + i];
-        winograd_conv2d::transform_filters(form, w, u);
+      for (int64_t word = 0; word < words; ++word) {
+        for (int64_t half = 0; half < per_word; ++half) {
+          const int64_t c = word * per_word + half;
+          if (c == spec.c) {
+            std::fill(u[half], u[half] + kPoints, 0.0f);
+            continue;
+          }
+          for (int64_t j = 0; j < width; ++j)
+            for (int i = 0; i < 9; ++i) w[i * kFilters + j] = weight[((first + j) * spec.c + c) * 9 + i];
+          winograd_conv2d::transform_filters(form, w, u[half]);
+        }
         for (int i = 0; i < form.points; ++i) {
-          float* target = out + ((index * form.points + i) * spec.c + c) * panel + k0;
-          std::copy(u + i * kFilters, u + i * kFilters + columns, target);
+          float* target = out + ((index * form.points + i) * words + word) * panel + k0;
+          const float *low = u[0] + i * kFilters, *high = u[1] + i * kFilters;
+          if (per_word == 1) {
+            std::copy(low, low + columns, target);
+          } else {
+            for (int64_t j = 0; j < columns; ++j) target[j] = conv2d::pair_word(low[j], high[j]);
+          }
         }
       }
     }
