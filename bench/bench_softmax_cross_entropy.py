@@ -53,7 +53,7 @@ def assert_parity(loss: Loss, logits: Tensor, target: Tensor) -> None:
         ("loss", "gradient"), loss_and_gradient(loss, logits, target), own, exact
     ):
         found, allowed = error([mine], [true]), error([plain], [true])
-        assert found.within_twice(allowed), f"{what}: error {found}, PyTorch's own {allowed}"
+        assert found.within(2, allowed), f"{what}: error {found}, PyTorch's own {allowed}"
 
 
 @pytest.mark.parametrize("loss", [reference, native], ids=lambda loss: loss.__name__)

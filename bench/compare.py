@@ -4,9 +4,9 @@
     comparison.median_ms("ours"); comparison.ratio("onnxruntime"); comparison.as_dict()
 
 Errors are relative to the root mean square of the float64 reference, over all elements of all outputs:
-max = max|y - r| / rms(r) and rms = rms(y - r) / rms(r). A peer whose rms error is above `WRONG` or which
-returns another shape or a NaN gets no time. Ours has the stricter rule of the parity suite too: both errors
-at most twice those of PyTorch's own float32 run, plus a few epsilons.
+max = max|y - r| / rms(r) and rms = rms(y - r) / rms(r). A peer whose rms error is above that of the precision
+or which returns another shape or a NaN gets no time. Ours has the stricter rule of the parity suite too: both
+errors at most twice those of PyTorch's own run, plus a few epsilons (more at "high": see precision.py).
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from torch import Tensor, nn
 
 from .exact import float64
 from .peer import Peer, Refused, as_list, plain
+from .precision import PRECISIONS, Precision
 from .timing import Candidate, NoiseGuard, Session, measure
 
-# Float32 stacks agree to 1e-6 .. 1e-4 here; a bfloat16 or wrongly wired network is at 1e-2 and above.
-WRONG = 1e-3
 BEST = "the best peer"
 # "a few epsilons": what remains when PyTorch's own run happens to be almost exact
 SLACK = 4 * torch.finfo(torch.float32).eps
@@ -40,9 +39,9 @@ class Error:
     max: float
     rms: float
 
-    def within_twice(self, own: Error) -> bool:
-        """The 2x rule: as accurate as `own` up to a factor of two."""
-        return self.max <= 2 * own.max + SLACK and self.rms <= 2 * own.rms + SLACK
+    def within(self, factor: float, own: Error) -> bool:
+        """As accurate as `own` up to this factor; with 2, the 2x rule."""
+        return self.max <= factor * own.max + SLACK and self.rms <= factor * own.rms + SLACK
 
     def __str__(self) -> str:
         return f"max {self.max:.1e}, rms {self.rms:.1e}"
@@ -71,7 +70,7 @@ def exact_outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def eager_error(model: nn.Module, x: Tensor, exact: Sequence[Tensor]) -> Error:
-    """Error of PyTorch's own float32 run (NCHW)."""
+    """Error of PyTorch's own run (NCHW), in the type of the model and at the highest precision."""
     with torch.inference_mode():
         return error(as_list(plain(model)(x.contiguous())), exact)
 
@@ -100,9 +99,9 @@ class Comparison:
 
     batch: int
     entries: list[Entry]
-    own: Error  # PyTorch's own float32 run against float64
+    own: Error  # PyTorch's own run against float64
     session: Session | None
-    parity: bool | None = None  # the 2x rule for ours; None when ours did not run
+    parity: bool | None = None  # whether ours is exact enough for its precision; None when ours did not run
     logits: Tensor | None = field(default=None, repr=False)  # ours, or the first peer's when ours did not run
 
     def entry(self, key: str) -> Entry | None:
@@ -201,7 +200,7 @@ class Comparison:
 
 
 def check(
-    peer: Peer, model: nn.Module, x: Tensor, exact: Sequence[Tensor], own: Error, clock
+    peer: Peer, model: nn.Module, x: Tensor, exact: Sequence[Tensor], own: Error, precision: Precision
 ) -> tuple[Entry, object]:
     """Prepare one peer and compare its output with float64: (what became of it, its call or None).
 
@@ -213,9 +212,9 @@ def check(
     if entry.sentence:
         return entry, None
     try:
-        start = clock()
+        start = time.perf_counter()
         call = peer.prepare(model, x)
-        entry.prepare_seconds = round(clock() - start, 3)
+        entry.prepare_seconds = round(time.perf_counter() - start, 3)
         entry.settings = peer.settings()  # with what was chosen meanwhile
         call()
         outputs = call()
@@ -233,13 +232,13 @@ def check(
         entry.status, entry.sentence = "wrong", f"output shapes {got}, expected {want}"
         return entry, None
     entry.error = error(outputs, exact)
-    if peer.key == "ours" and not entry.error.within_twice(own):
+    if peer.key == "ours" and not entry.error.within(precision.factor, own):
         entry.status = "wrong"
-        entry.sentence = f"error {entry.error} is more than twice PyTorch's own ({own})"
+        entry.sentence = f"error {entry.error} is more than {precision.factor:g} times PyTorch's own ({own})"
         return entry, None
-    if not entry.error.rms <= WRONG:
+    if not entry.error.rms <= precision.wrong:
         entry.status = "wrong"
-        entry.sentence = f"error {entry.error}; the limit is rms {WRONG:.0e}"
+        entry.sentence = f"error {entry.error}; the limit is rms {precision.wrong:.0e}"
         return entry, None
     entry.status = "timed"
     return entry, call
@@ -254,22 +253,29 @@ def compare(
     min_rounds: int = 5,
     guard: NoiseGuard | None = None,
     tell: Tell | None = None,
+    precision: str = "highest",
 ) -> Comparison:
-    """Check all peers, then time those that are right; `tell(share, what)` hears how far the whole is."""
+    """Check all peers, then time those that are right; `tell(share, what)` hears how far the whole is.
+
+    precision: a key of precision.PRECISIONS; model and x are cast to its type.
+    """
     tell = tell if tell is not None else (lambda share, what: None)
     threads = {p.threads for p in peers}
     if len(threads) != 1:
         raise ValueError(f"compare: all peers need the same number of threads, got {sorted(threads)}")
-    before = torch.get_num_threads()
+    wanted = PRECISIONS[precision]
+    model, x = wanted.cast(model, x)
+    before, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(threads.pop())
     try:
         tell(0.0, "float64 reference")
         exact = exact_outputs(model, x)
         own = eager_error(model, x, exact)
+        torch.set_float32_matmul_precision(wanted.matmul)
         entries, calls = [], []
         for i, peer in enumerate(peers):
             tell(0.1 + 0.4 * i / len(peers), f"preparing {peer.name}{peer.patience}")
-            entry, call = check(peer, model, x, exact, own, time.perf_counter)
+            entry, call = check(peer, model, x, exact, own, wanted)
             entries.append(entry)
             if call is not None:
                 calls.append(Candidate(peer.key, call))
@@ -287,6 +293,7 @@ def compare(
             )
     finally:
         torch.set_num_threads(before)
+        torch.set_float32_matmul_precision(matmul)
     ours = next((e for e in entries if e.key == "ours"), None)
     parity = ours.status != "wrong" if ours is not None and ours.status in ("timed", "wrong") else None
     tell(1.0, "done")

@@ -211,7 +211,7 @@ def assert_parity(layer: Layer, batch: int, candidate: str, output: Tensor) -> E
     exact, own = truth(layer, batch)
     assert output.shape == exact.shape, f"{candidate} gave {list(output.shape)}, expected {list(exact.shape)}"
     ours = error([output], [exact])
-    assert ours.within_twice(own), f"{candidate} on {layer}: error {ours}, PyTorch's own {own}"
+    assert ours.within(2, own), f"{candidate} on {layer}: error {ours}, PyTorch's own {own}"
     return ours
 
 

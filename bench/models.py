@@ -29,6 +29,7 @@ from .compare import BEST, Comparison
 from .first_call import measure_first_call
 from .memory import measure_memory
 from .peers import PEERS, make_peers
+from .precision import PRECISIONS
 from .report import markdown
 from .rows import How, isolated, measure_here
 from .show import comparison_table, notes, progress, summary_table
@@ -74,6 +75,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--out", type=Path, default=Path(DEFAULT_OUT), help=f"folder for results (default {DEFAULT_OUT})"
     )
+    p.add_argument(
+        "--precision",
+        default="highest",
+        choices=PRECISIONS,
+        help="highest: float32 (default); high: float32 under torch.set_float32_matmul_precision('high');"
+        " bfloat16: weights and input in that type",
+    )
     p.add_argument("--memory", action="store_true", help="also peak memory of a forward, eager against ours")
     p.add_argument("--first-call", action="store_true", help="also the first call in a fresh process")
     p.add_argument(
@@ -95,6 +103,7 @@ STORED = (
     "first_call",
     "no_timing",
     "isolate",
+    "precision",
 )
 SAME = ("cpu", "cpus", "torch", "commit", "fast_backbones")  # facts that must not change within a file
 
@@ -168,12 +177,13 @@ def load(path: Path) -> dict:
     return results
 
 
-def stem(facts: dict, now: datetime.datetime) -> str:
-    """File name without ending: models-amd-epyc-2t-20260131-0930."""
+def stem(facts: dict, precision: str, now: datetime.datetime) -> str:
+    """File name without ending: models-amd-epyc-2t-20260131-093000, models-bfloat16-amd-epyc-2t-...."""
     cpu = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)|cpu|processor|@.*", "", facts["cpu"].lower())).strip(
         "-"
     )
-    return f"models-{cpu}-{facts['threads']}t-{now:%Y%m%d-%H%M%S}"
+    kind = "" if precision == "highest" else f"{precision}-"
+    return f"models-{kind}{cpu}-{facts['threads']}t-{now:%Y%m%d-%H%M%S}"
 
 
 def write(results: dict, folder: Path, name: str) -> Path:
@@ -201,7 +211,7 @@ def run(options: argparse.Namespace, command: str, console: Console) -> dict:
     else:
         settle(options)
         facts = machine.describe(options.threads)
-        folder, name = options.out, stem(facts, datetime.datetime.now())
+        folder, name = options.out, stem(facts, options.precision, datetime.datetime.now())
         results = {"command": command, "machine": facts}
         results["options"] = {key: getattr(options, key) for key in STORED}
         results |= {"comparisons": [], "memory": [], "first_call": [], "failures": []}
@@ -230,7 +240,7 @@ def measure_all(
     options: argparse.Namespace, results: dict, folder: Path, name: str, console: Console, tables: Console
 ) -> Path:
     """Measure and write every row that the results lack; returns the JSON file."""
-    how = How(options.peers, options.threads, options.budget, options.rounds)
+    how = How(options.peers, options.threads, options.budget, options.rounds, options.precision)
     plan = [(model_name, batch) for model_name in options.models for batch in options.batch]
     path = folder / f"{name}.json"
     again = set(disturbed(results["comparisons"])) if options.redo_disturbed else set()

@@ -159,6 +159,8 @@ class OnnxRuntime(Peer):
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
 
+        if x.dtype is not torch.float32:
+            raise Refused(f"its CPU kernels have no {x.dtype}")
         module, image = plain(model), x.contiguous()
         with torch.no_grad():
             outputs = [
@@ -184,7 +186,7 @@ class OnnxRuntime(Peer):
 
 
 class OpenVino(Peer):
-    """OpenVINO's CPU plugin on the traced module, in float32.
+    """OpenVINO's CPU plugin on the traced module, in float32 or, for a model in it, in bfloat16.
 
     With one request at a time the latency hint (one stream on all threads) is also the right one for a batch:
     the throughput hint splits the cores between streams, and a lone request would then use some of them only.
@@ -194,6 +196,8 @@ class OpenVino(Peer):
     key, name = "openvino", "OpenVINO"
     packages = (("openvino", "openvino"),)
 
+    narrow = False
+
     def version(self) -> str:
         return package_version("openvino")
 
@@ -202,13 +206,14 @@ class OpenVino(Peer):
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": str(self.threads),
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if self.narrow else "f32",
         }
 
     def prepare(self, model: nn.Module, x: Tensor) -> Call:
         import openvino as ov
 
-        module, image = plain(model), x.contiguous()
+        self.narrow = x.dtype is torch.bfloat16
+        module, image = plain(model).float(), x.float().contiguous()
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit.trace, which OpenVINO calls
             graph = ov.convert_model(module, example_input=image, input=list(image.shape))
@@ -226,11 +231,11 @@ class OpenVino(Peer):
 
 
 class Ncnn(Peer):
-    """ncnn on the traced module, converted by its own pnnx, in float32.
+    """ncnn on the traced module, converted by its own pnnx, in float32 or, for a model in it, in bfloat16.
 
     ncnn's options are those of its documentation for float32: packed layout, Winograd and SGEMM convolutions,
-    light mode, 16-bit and 8-bit storage off; its own pools serve feature maps and workspaces. The image is in
-    ncnn's own aligned memory.
+    light mode, 16-bit and 8-bit storage off (bfloat16: its storage on); its own pools serve feature maps and
+    workspaces. The image is in ncnn's own aligned memory.
 
     A batch can be run in three ways, and the fastest here is taken: one image after another, which is what
     most of its users do; one Mat that holds all images (new in 2026); or the images spread over as many
@@ -263,12 +268,16 @@ class Ncnn(Peer):
         super().__init__(threads)
         self.way = ""
         self.left_out: dict[str, str] = {}
+        self.narrow = False
 
     def version(self) -> str:
         return package_version("ncnn")
 
+    def all_options(self) -> dict[str, bool]:
+        return self.options | {"use_bf16_storage": self.narrow}
+
     def settings(self) -> dict[str, str]:
-        found = {"num_threads": str(self.threads)} | {k: str(v) for k, v in self.options.items()}
+        found = {"num_threads": str(self.threads)} | {k: str(v) for k, v in self.all_options().items()}
         if self.way:
             found["batch"] = self.way
         if self.left_out:
@@ -280,8 +289,9 @@ class Ncnn(Peer):
         import numpy
         import pnnx
 
-        self.way, self.left_out = "", {}
-        module, images = plain(model), x.contiguous().numpy()
+        self.way, self.left_out, self.narrow = "", {}, x.dtype is torch.bfloat16
+        module, x = plain(model).float(), x.float().contiguous()
+        images = x.numpy()
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             with torch.no_grad(), warnings.catch_warnings():
@@ -289,7 +299,7 @@ class Ncnn(Peer):
                 warnings.simplefilter(
                     "ignore", torch.jit.TracerWarning
                 )  # checks of shapes, which are fixed here
-                trace = torch.jit.trace(module, x[:1].contiguous(), check_trace=False)
+                trace = torch.jit.trace(module, x[:1], check_trace=False)
             trace.save(str(folder / "model.pt"))
             shape = ",".join(map(str, (1, *x.shape[1:])))
             command = [pnnx.EXEC_PATH, "model.pt", f"inputshape=[{shape}]f32", "fp16=0"]
@@ -298,7 +308,7 @@ class Ncnn(Peer):
             def load(threads: int):
                 """A network on so many threads."""
                 net = ncnn.Net()
-                for key, value in self.options.items():
+                for key, value in self.all_options().items():
                     setattr(net.opt, key, value)
                 net.opt.num_threads = threads
                 with printed() as said:
@@ -367,8 +377,9 @@ class Ncnn(Peer):
         for way, call in list(ways.items()):
             try:
                 call()
+                close = 0.1 if self.narrow else 1e-3
                 if not all(
-                    torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.std()) for a, b in zip(call(), right)
+                    torch.allclose(a, b, rtol=close, atol=close * b.std()) for a, b in zip(call(), right)
                 ):
                     raise Refused("other numbers than one image after another")
             except (Refused, RuntimeError, ValueError) as problem:
@@ -380,6 +391,8 @@ class Ncnn(Peer):
 
 class Mnn(Peer):
     """MNN on the ONNX file, in float32 (precision high), with memory and power set to high.
+
+    A model in bfloat16 gets precision "low", for which MNN takes that type where it can.
 
     Two interfaces are tried and the faster one is taken: a Module whose weights are rearranged when it is
     loaded, and a Session. A Session's input is copied on each call, as it must be: MNN puts other activations
@@ -398,18 +411,20 @@ class Mnn(Peer):
     def __init__(self, threads: int = 2):
         super().__init__(threads)
         self.way = ""
+        self.narrow = False
 
     def version(self) -> str:
         return package_version("MNN")
 
     def settings(self) -> dict[str, str]:
-        found = {"backend": "CPU", "precision": "high", "memory": "high", "power": "high"}
+        precision = "low" if self.narrow else "high"
+        found = {"backend": "CPU", "precision": precision, "memory": "high", "power": "high"}
         found |= {"numThread": str(self.threads), "optimizePrefer": "2"}
         return found | ({"interface": self.way} if self.way else {})
 
     def prepare(self, model: nn.Module, x: Tensor) -> Call:
-        self.way = ""
-        module, image = plain(model), x.contiguous()
+        self.way, self.narrow = "", x.dtype is torch.bfloat16
+        module, image = plain(model).float(), x.float().contiguous()
         with torch.no_grad():
             shapes = [tuple(y.shape) for y in as_list(module(image))]
         with tempfile.TemporaryDirectory() as name:
@@ -442,7 +457,7 @@ class Mnn(Peer):
             [entry],
             exits,
             backend=MNN.expr.Backend.CPU,
-            precision_mode=MNN.expr.PrecisionMode.High,
+            precision_mode=MNN.expr.PrecisionMode.Low if self.narrow else MNN.expr.PrecisionMode.High,
             memory_mode=MNN.expr.MemoryMode.High,
             power_mode=MNN.expr.PowerMode.High,
             thread_num=self.threads,
@@ -463,7 +478,9 @@ class Mnn(Peer):
         net = MNN.Interpreter(path)
         net.setSessionHint(self.WINOGRAD_MEMORY_LEVEL, 1)
         config = {"backend": "CPU", "numThread": self.threads}
-        session = net.createSession(config | dict.fromkeys(("precision", "memory", "power"), "high"))
+        session = net.createSession(
+            config | {key: self.settings()[key] for key in ("precision", "memory", "power")}
+        )
         kind, layout = MNN.Halide_Type_Float, MNN.Tensor_DimensionType_Caffe
         feed = MNN.Tensor(tuple(image.shape), kind, image.numpy(), layout)
         entry = net.getSessionInput(session)

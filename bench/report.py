@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .compare import BEST
 from .machine import headline
+from .precision import PRECISIONS, Precision
 from .summary import HEAD, disturbed_line, losses, summary_cells
 
 SHORT = {
@@ -28,6 +29,10 @@ SHORT = {
     "mnn": "MNN",
     "ours": "fast_backbones",
 }
+
+
+def precision_of(results: dict) -> Precision:
+    return PRECISIONS[results["options"].get("precision", "highest")]
 
 
 def ms(value: float) -> str:
@@ -81,10 +86,9 @@ def round_trip(comparison: dict) -> str:
 
 
 def error_table(results: dict) -> list[str]:
-    """Error against float64 (max / rms, relative to the rms of the output), and the verdict of the 2x
-    rule."""
+    """Error against float64 (max / rms, relative to the rms of the output); is ours exact enough?"""
     keys = peer_keys(results)
-    head = ["model", "batch", *(SHORT.get(k, k) for k in keys), "ours within 2x of PyTorch's own"]
+    head = ["model", "batch", *(SHORT.get(k, k) for k in keys), precision_of(results).rule]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for c in results["comparisons"]:
         errors = [(c["peers"].get(k) or {}).get("error") for k in keys]
@@ -172,7 +176,8 @@ def markdown(results: dict) -> str:
     lines = [f"# {headline(results['machine'])}", "", f"`{results['command']}`", ""]
     if results["comparisons"]:
         lines += [
-            "Median milliseconds of a forward, float32; ratios are medians over interleaved rounds.",
+            f"Median milliseconds of a forward, {precision_of(results).words};"
+            " ratios are medians over interleaved rounds.",
             "",
         ]
         lines += [*speed_table(results), "", *peers_without_time(results), ""]

@@ -18,6 +18,7 @@ from . import machine
 from .child import ChildFailed, run_child
 from .compare import Comparison, Entry, compare
 from .peers import PEERS, make_peers
+from .precision import PRECISIONS
 from .subject import make_input, make_model
 from .timing import NoiseGuard
 
@@ -29,12 +30,16 @@ Tell = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class How:
-    """How rows are measured: peers by key (None: all), threads, seconds of timing, least number of rounds."""
+    """How rows are measured.
+
+    Peers by key (None: all), threads, seconds of timing, least number of rounds, a key of PRECISIONS.
+    """
 
     peers: list[str] | None
     threads: int
     budget: float
     rounds: int
+    precision: str = "highest"
 
 
 def measure_here(model_name: str, batch: int, how: How, tell: Tell) -> dict:
@@ -50,6 +55,7 @@ def measure_here(model_name: str, batch: int, how: How, tell: Tell) -> dict:
         min_rounds=how.rounds,
         guard=NoiseGuard(),
         tell=tell,
+        precision=how.precision,
     )
     round_trip = [before, machine.core_round_trip_ns()]
     return {"model": model_name, **comparison.as_dict(), "core_round_trip_ns": round_trip}
@@ -71,7 +77,8 @@ def isolated(model_name: str, batch: int, how: How, tell: Tell, patience: float 
             return True
 
         arguments = ["-m", "{bench}.rows", model_name, "--batch", str(batch), "--threads", str(how.threads)]
-        arguments += ["--budget", str(how.budget), "--rounds", str(how.rounds), "--peers", *keys]
+        arguments += ["--budget", str(how.budget), "--rounds", str(how.rounds)]
+        arguments += ["--precision", how.precision, "--peers", *keys]
         try:
             row = run_child(arguments, timeout=patience, listen=listen)
         except ChildFailed as failure:
@@ -112,13 +119,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--budget", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--precision", default="highest", choices=PRECISIONS)
     parser.add_argument("--peers", nargs="+", default=None)
     options = parser.parse_args(argv)
 
     def tell(share: float, what: str) -> None:
         print(PROGRESS + json.dumps([share, what]), file=sys.stderr, flush=True)
 
-    how = How(options.peers, options.threads, options.budget, options.rounds)
+    how = How(options.peers, options.threads, options.budget, options.rounds, options.precision)
     print(json.dumps(measure_here(options.model, options.batch, how, tell)))
     return 0
 
