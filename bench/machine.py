@@ -106,6 +106,12 @@ def core_round_trip_ns() -> float | None:
     return round(found) if found else None
 
 
+def short_cpu(facts: dict) -> str:
+    """The processor's name for file names: amd-epyc-9b45."""
+    words = re.sub(r"\((r|tm)\)|\bcpu\b|processor|@.*", "", facts["cpu"].lower())
+    return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
+
+
 def headline(machine: dict) -> str:
     """One line for tables: "AMD EPYC, 2 CPUs, 2 threads, avx512, torch 2.13.0, commit abc, 2026-01-01"."""
     isa = machine["fast_backbones"].get("isa") or "no native library"

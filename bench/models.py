@@ -16,7 +16,6 @@ import datetime
 import gc
 import json
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -179,9 +178,7 @@ def load(path: Path) -> dict:
 
 def stem(facts: dict, precision: str, now: datetime.datetime) -> str:
     """File name without ending: models-amd-epyc-2t-20260131-093000, models-bfloat16-amd-epyc-2t-...."""
-    cpu = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)|cpu|processor|@.*", "", facts["cpu"].lower())).strip(
-        "-"
-    )
+    cpu = machine.short_cpu(facts)
     kind = "" if precision == "highest" else f"{precision}-"
     return f"models-{kind}{cpu}-{facts['threads']}t-{now:%Y%m%d-%H%M%S}"
 

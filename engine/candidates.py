@@ -22,7 +22,8 @@ ACTIVATIONS = ("none", "relu", "relu6", "sigmoid", "tanh")  # by their number in
 
 # Below these sizes Winograd's transforms cost more than the multiplications they save.
 WINOGRAD_MIN_CHANNELS = 32
-WINOGRAD_MIN_OUTPUT = 4
+WINOGRAD_MIN_OUTPUT = 4  # of 3x3
+WINOGRAD_MIN_TILES = 40  # of 1x7 and 7x1: fewer do not pay for reading 13 weights instead of 7
 
 BF16_KERNELS = ("conv2d", "winograd_conv2d", "linear", "separable_conv2d")
 BF16_MIN_CHANNELS = 16  # of a group
@@ -108,12 +109,16 @@ def conv_params(node: Node) -> Params:
 
 
 def winograd_declined(p: Params) -> str:
-    """Why this 3x3 convolution of stride 1 does not go to Winograd; "" when it does."""
+    """Why this convolution of stride 1, 3x3, 1x7 or 7x1, does not go to Winograd; "" when it does."""
     if "pad_bottom" in p:
         return "a border that differs from side to side"
     if p["c"] < WINOGRAD_MIN_CHANNELS or p["k"] < WINOGRAD_MIN_CHANNELS:
         return f"{p['c']} to {p['k']} channels: pays from {WINOGRAD_MIN_CHANNELS} on"
-    height, width = p["h"] + 2 * p["pad_h"] - 2, p["w"] + 2 * p["pad_w"] - 2
+    height, width = p["h"] + 2 * p["pad_h"] - p["r"] + 1, p["w"] + 2 * p["pad_w"] - p["s"] + 1
+    if p["r"] != p["s"]:
+        tiles = height * -(-width // 4) if p["r"] == 1 else -(-height // 4) * width
+        few = f"{tiles} tiles of 4: pays from {WINOGRAD_MIN_TILES} on"
+        return few if tiles < WINOGRAD_MIN_TILES else ""
     if height < WINOGRAD_MIN_OUTPUT or width < WINOGRAD_MIN_OUTPUT:
         return f"output {height}x{width}: pays from {WINOGRAD_MIN_OUTPUT}x{WINOGRAD_MIN_OUTPUT} on"
     return ""
@@ -163,7 +168,10 @@ def conv_candidates(node: Node) -> Iterator[Candidate]:
     if is_depthwise(node):
         yield "depthwise_conv2d", p, added_declined(node)
     square = len(pads) == 1 or not is_even(node.attrs["padding"])
-    if window == (3, 3, 1, 1) and p["groups"] == 1 and strides == {1} and narrow and square:
+    dense = p["groups"] == 1 and strides == {1}
+    if window in ((1, 7, 1, 1), (7, 1, 1, 1)) and dense and is_even(node.attrs["padding"]):
+        yield "winograd_conv2d", p, winograd_declined(p)
+    if window == (3, 3, 1, 1) and dense and narrow and square:
         yield "winograd_conv2d", p, winograd_declined(p)
     if window == (3, 3, 1, 1) and p["groups"] > 1 and narrow and strides in ({1}, {2}):
         width = p["c"] // p["groups"]

@@ -249,6 +249,18 @@ LAYERS = [
             ("large weights on few pixels: two phases", (2, 256, 6, 5), 136, {"residual": True}),
         ]
     ),
+    *(
+        layer(f"F(4,7): {why}", x, filters, kernel, kind="winograd_conv2d", **{"activation": RELU, **rest})
+        for kernel, padding in (((1, 7), (0, 3)), ((7, 1), (3, 0)))
+        for why, x, filters, rest in [
+            (f"{kernel}", (2, 24, 9, 10), 40, {"padding": padding, "residual": True}),
+            (f"{kernel}, relu6", (1, 33, 17, 17), 37, {"padding": padding, "activation": RELU6}),
+            (f"{kernel} on fewer pixels than taps", (2, 16, 3, 2), 20, {"padding": padding}),
+            (f"{kernel} without padding or bias", (1, 19, 12, 11), 33, {"bias": False}),
+            (f"{kernel}, padding on all sides", (2, 17, 5, 6), 35, {"padding": 4}),
+            (f"{kernel}, large weights on few pixels: two phases", (2, 256, 6, 5), 136, {"padding": padding}),
+        ]
+    ),
     layer("relu6 of grouped rows", (1, 32, 6, 9), 32, 3, padding=1, groups=8, kind="grouped_conv2d",
           activation=RELU6),
     layer("relu6 of linear", (5, 70, 1, 1), 33, kind="linear", activation=RELU6),

@@ -118,10 +118,46 @@ void transform_4x4_real(const float* w, float* u) {
   }
 }
 
+// The taps modulo each factor of transforms_line.h, times the inverse of all other factors there, without the 12 and the 6 by which the
+// output transform divides.
+FB_CLONES
+void transform_line(const float* w, float* u) {
+  // x^n modulo x^2 + p x + 1 is a + b x
+  constexpr int kPowers[3][7][2] = {{{1, 0}, {0, 1}, {-1, 0}, {0, -1}, {1, 0}, {0, 1}, {-1, 0}},
+                                    {{1, 0}, {0, 1}, {-1, 1}, {-1, 0}, {0, -1}, {1, -1}, {1, 0}},
+                                    {{1, 0}, {0, 1}, {-1, -1}, {1, 0}, {0, 1}, {-1, -1}, {1, 0}}};
+  constexpr int kP[3] = {0, -1, 1};
+  constexpr double kInverse[3][2] = {{0.0, 0.5}, {1.0, 1.0}, {-1.0, 1.0}};
+  for (int64_t j = 0; j < kFilters; ++j) {
+    double even = 0, odd = 0, a[3] = {}, b[3] = {};
+    for (int n = 0; n < 7; ++n) {
+      const double tap = w[n * kFilters + j];
+      (n % 2 == 0 ? even : odd) += tap;
+      for (int factor = 0; factor < 3; ++factor) {
+        a[factor] += kPowers[factor][n][0] * tap;
+        b[factor] += kPowers[factor][n][1] * tap;
+      }
+    }
+    u[j] = -w[j];
+    u[kFilters + j] = static_cast<float>(even + odd);
+    u[2 * kFilters + j] = static_cast<float>(even - odd);
+    u[3 * kFilters + j] = w[6 * kFilters + j];
+    for (int factor = 0; factor < 3; ++factor) {
+      const double c = kInverse[factor][0], d = kInverse[factor][1];
+      const double real = a[factor] * c - b[factor] * d, other = a[factor] * d + b[factor] * c - kP[factor] * b[factor] * d;
+      float* out = u + (4 + 3 * factor) * kFilters + j;
+      out[0] = static_cast<float>(real);
+      out[kFilters] = static_cast<float>(other);
+      out[2 * kFilters] = static_cast<float>(kP[factor] == 1 ? real - other : real + other);
+    }
+  }
+}
+
 void transform_filters(const Form& form, const float* w, float* u) {
-  if (form.points == kForm2x2.points) return transform_2x2(w, u);
-  if (form.points == kForm4x4Real.points) return transform_4x4_real(w, u);
-  transform_4x4(w, u);
+  if (&form == &kForm2x2) return transform_2x2(w, u);
+  if (&form == &kForm4x4) return transform_4x4(w, u);
+  if (&form == &kForm4x4Real) return transform_4x4_real(w, u);
+  transform_line(w, u);
 }
 
 }  // namespace fb::winograd_conv2d

@@ -1,6 +1,6 @@
-// 3x3 convolution of stride 1 by Winograd's algorithm (Lavin and Gray, arXiv 1509.09308): F(2x2, 3x3) takes 16 products instead of 36
+// 3x3, 1x7 and 7x1 convolution of stride 1 by Winograd's algorithm (Lavin and Gray, arXiv 1509.09308): F(2x2, 3x3) takes 16 products instead of 36
 // for 2 x 2 outputs, F(4x4, 3x3) 46 instead of 144 for 4 x 4 (at a complex point: Meng and Brothers, arXiv 1901.01965), or 36 at real
-// points where more error is allowed.
+// points where more error is allowed. 1x7 and 7x1 take 13 instead of 28 for 4 outputs in a row.
 //
 //   y = A^T [ sum_c (G w_c G^T) * (B^T d_c B) ] A
 //
@@ -47,11 +47,13 @@ const Kernels& kernels(const OpSpec& spec) {
 
 const Transforms& transforms_of(const OpSpec& spec, const Form& form) {
   const Kernels& all = kernels(spec);
-  return form.points == kForm2x2.points ? all.by2x2 : form.points == kForm4x4.points ? all.by4x4 : all.by4x4_real;
+  return &form == &kForm2x2 ? all.by2x2 : &form == &kForm4x4 ? all.by4x4 : &form == &kForm4x4Real ? all.by4x4_real : all.line;
 }
 
 // The layer decides, never the batch: an image has the same bits in company.
-Form form_of(const OpSpec& spec) {
+const Form& form_of(const OpSpec& spec) {
+  if (spec.r == 1) return kForm1x4;
+  if (spec.s == 1) return kForm4x1;
   const Form& form4x4 = spec.real_points ? kForm4x4Real : kForm4x4;
   if (spec.tile != 0) return spec.tile == 2 ? kForm2x2 : form4x4;
   const int64_t small = ceil_div(spec.p(), 2) * ceil_div(spec.q(), 2), large = ceil_div(spec.p(), 4) * ceil_div(spec.q(), 4);
@@ -65,8 +67,8 @@ class WinogradConv2d final : public Op {
       : Op(spec), form_(form_of(spec)), kernels_(conv2d::kernels(spec)), transforms_(transforms_of(spec, form_)), words_(conv2d::words(kernels_, spec.c)) {
     p_ = spec.p();
     q_ = spec.q();
-    tile_rows_ = ceil_div(p_, form_.side);
-    tile_columns_ = ceil_div(q_, form_.side);
+    tile_rows_ = ceil_div(p_, form_.out_h);
+    tile_columns_ = ceil_div(q_, form_.out_w);
     tiles_ = spec.n * tile_rows_ * tile_columns_;
     panels_ = ceil_div(spec.k, kernels_.panel);
     segments_ = conv2d::blocked_segments({{0, static_cast<int32_t>(words_), 0}}, spec.bf16 ? conv2d::kMaxPairsBlock : conv2d::kMaxWinogradBlock);
@@ -144,35 +146,35 @@ class WinogradConv2d final : public Op {
     const int64_t rows = tiles_ / tile_columns_;
     const int64_t first_row = fused_ ? first_tile(task) / tile_columns_ : task * rows_per_first_task_;
     const int64_t last_row = fused_ ? (first_tile(task + 1) - 1) / tile_columns_ : std::min((task + 1) * rows_per_first_task_, rows) - 1;
-    const int64_t first = first_row / tile_rows_ * spec_.h + std::max<int64_t>(0, first_row % tile_rows_ * form_.side - spec_.pad_h);
-    const int64_t last = last_row / tile_rows_ * spec_.h + std::min(spec_.h, last_row % tile_rows_ * form_.side - spec_.pad_h + form_.side + 2);
+    const int64_t first = first_row / tile_rows_ * spec_.h + std::max<int64_t>(0, first_row % tile_rows_ * form_.out_h - spec_.pad_h);
+    const int64_t last = last_row / tile_rows_ * spec_.h + std::min(spec_.h, last_row % tile_rows_ * form_.out_h - spec_.pad_h + form_.in_h());
     return {first * spec_.w, last * spec_.w};
   }
   Range residual_pixels(int64_t task) const override {
     if (task < first_phase_) return {0, 0};
     const int64_t block = (task - first_phase_) / panel_blocks_;
     const int64_t first_row = first_tile(block) / tile_columns_, last_row = (first_tile(block + 1) - 1) / tile_columns_;
-    return {output_row(first_row) * q_, std::min(output_row(last_row) + form_.side, (last_row / tile_rows_ + 1) * p_) * q_};
+    return {output_row(first_row) * q_, std::min(output_row(last_row) + form_.out_h, (last_row / tile_rows_ + 1) * p_) * q_};
   }
   Range tasks_writing(Range pixels) const override {
     if (pixels.begin >= pixels.end) return {0, 0};
     const auto block = [&](int64_t pixel) {
       const int64_t row = pixel / q_;
-      return (row / p_ * tile_rows_ + row % p_ / form_.side) * tile_columns_;
+      return (row / p_ * tile_rows_ + row % p_ / form_.out_h) * tile_columns_;
     };
     const int64_t first = block_of(block(pixels.begin)), last = block_of(block(pixels.end - 1) + tile_columns_ - 1);
     return {first_phase_ + first * panel_blocks_, std::min(first_phase_ + (last + 1) * panel_blocks_, tasks())};
   }
 
   std::string detail() const override {
-    return std::string(isa_name(isa())) + (spec_.bf16 ? " bf16" : "") + (form_.side == 2 ? " F(2x2,3x3) " : form_.points == kForm4x4.points ? " F(4x4,3x3) " : " F(4x4,3x3) at real points, ") + (fused_ ? "fused " : "two-phase " + std::to_string(first_phase_) + "+") +
-           std::to_string(second_phase_) + " tasks";
+    const std::string phases = fused_ ? " fused " : " two-phase " + std::to_string(first_phase_) + "+";
+    return isa_name(isa()) + std::string(spec_.bf16 ? " bf16 " : " ") + form_.name + phases + std::to_string(second_phase_) + " tasks";
   }
 
  private:
   static constexpr int64_t kSkew = 16;  // keeps the points of a channel out of one cache set
 
-  int64_t output_row(int64_t tile_row) const { return tile_row / tile_rows_ * p_ + tile_row % tile_rows_ * form_.side; }
+  int64_t output_row(int64_t tile_row) const { return tile_row / tile_rows_ * p_ + tile_row % tile_rows_ * form_.out_h; }
 
   // Blocks of the second phase differ by one tile at most.
   int64_t first_tile(int64_t block) const { return block * tiles_ / tile_blocks_; }
@@ -207,20 +209,20 @@ class WinogradConv2d final : public Op {
   }
 
   void transform_input(const Pointers& x, int64_t begin, int64_t end, const float* zeros, float* v, int64_t v_stride) const {
-    const int64_t side = form_.side, inputs = side + 2;
+    const int64_t in_h = form_.in_h(), in_w = form_.in_w();
     InputTile tile;
     tile.v_stride = v_stride;
     tile.channels = spec_.c;
     int64_t tile_row = begin / tile_columns_, tile_column = begin % tile_columns_;
     for (int64_t t = begin; t < end; ++t) {
       const int64_t image = tile_row / tile_rows_;
-      const int64_t row = tile_row % tile_rows_ * side - spec_.pad_h, column = tile_column * side - spec_.pad_w;
+      const int64_t row = tile_row % tile_rows_ * form_.out_h - spec_.pad_h, column = tile_column * form_.out_w - spec_.pad_w;
       const float* corner = x.x + ((image * spec_.h + row) * spec_.w + column) * spec_.ldx;
-      const bool interior = row >= 0 && row + inputs <= spec_.h && column >= 0 && column + inputs <= spec_.w;
-      for (int64_t i = 0; i < inputs; ++i) {
-        for (int64_t j = 0; j < inputs; ++j) {
+      const bool interior = row >= 0 && row + in_h <= spec_.h && column >= 0 && column + in_w <= spec_.w;
+      for (int64_t i = 0; i < in_h; ++i) {
+        for (int64_t j = 0; j < in_w; ++j) {
           const bool inside = interior || (row + i >= 0 && row + i < spec_.h && column + j >= 0 && column + j < spec_.w);
-          tile.source[i * inputs + j] = inside ? corner + (i * spec_.w + j) * spec_.ldx : zeros;
+          tile.source[i * in_w + j] = inside ? corner + (i * spec_.w + j) * spec_.ldx : zeros;
         }
       }
       tile.v = v + (t - begin) * words_;
@@ -234,7 +236,6 @@ class WinogradConv2d final : public Op {
 
   void transform_output(const Pointers& x, int64_t begin, int64_t end, int64_t panel, const float* m, int64_t m_stride) const {
     const int64_t channel = panel * kernels_.panel;
-    const int64_t side = form_.side;
     OutputTile tile;
     tile.m_stride = m_stride;
     tile.scale = x.scale != nullptr ? x.scale + channel : nullptr;
@@ -243,10 +244,10 @@ class WinogradConv2d final : public Op {
     tile.activation = spec_.activation;
     int64_t tile_row = begin / tile_columns_, tile_column = begin % tile_columns_;
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t p0 = tile_row % tile_rows_ * side, q0 = tile_column * side;
+      const int64_t p0 = tile_row % tile_rows_ * form_.out_h, q0 = tile_column * form_.out_w;
       const int64_t pixel = (tile_row / tile_rows_ * p_ + p0) * q_ + q0;
-      for (int64_t i = 0; i < side * side; ++i) {
-        const int64_t row = i / side, column = i % side;
+      for (int64_t i = 0; i < form_.out_h * form_.out_w; ++i) {
+        const int64_t row = i / form_.out_w, column = i % form_.out_w;
         const bool inside = p0 + row < p_ && q0 + column < q_;
         const int64_t at = pixel + row * q_ + column;
         tile.y[i] = inside ? x.y + at * spec_.ldy + channel : nullptr;
@@ -261,7 +262,7 @@ class WinogradConv2d final : public Op {
     }
   }
 
-  const Form form_;
+  const Form& form_;
   const conv2d::Kernels& kernels_;
   const Transforms& transforms_;
   const int64_t words_;  // of a point of all channels
@@ -278,7 +279,10 @@ class WinogradConv2d final : public Op {
 std::unique_ptr<Op> make_winograd_conv2d(const OpSpec& spec) { return std::make_unique<winograd_conv2d::WinogradConv2d>(spec); }
 
 std::string winograd_conv2d_refusal(const OpSpec& spec) {
-  if (spec.r != 3 || spec.s != 3) return "kernel " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + ": winograd handles 3x3";
+  const bool line = std::min(spec.r, spec.s) == 1 && std::max(spec.r, spec.s) == 7;
+  if (!line && (spec.r != 3 || spec.s != 3))
+    return "kernel " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + ": winograd handles 3x3, 1x7 and 7x1";
+  if (line && spec.tile != 0) return "tile is " + std::to_string(spec.tile) + ": 1x7 and 7x1 have one size of tiles, 0";
   if (spec.stride_h != 1 || spec.stride_w != 1) return "stride " + std::to_string(spec.stride_h) + ": winograd handles stride 1";
   if (spec.dilation_h != 1 || spec.dilation_w != 1) return "dilation " + std::to_string(spec.dilation_h) + ": winograd handles dilation 1";
   if (spec.groups != 1) return std::to_string(spec.groups) + " groups: winograd handles 1";
@@ -295,16 +299,16 @@ int64_t winograd_conv2d_packed_floats(const OpSpec& spec) {
 // U = G w G^T, packed [panel][point][C][panel width]; for bfloat16 [panel][point][pair of C][panel width], each a word of two.
 void winograd_conv2d_pack(const OpSpec& spec, const float* weight, float* out) {
   using winograd_conv2d::kFilters;
-  const winograd_conv2d::Form form = winograd_conv2d::form_of(spec);
+  const winograd_conv2d::Form& form = winograd_conv2d::form_of(spec);
   const conv2d::Kernels& kernels = conv2d::kernels(spec);
-  const int64_t panel = kernels.panel, words = conv2d::words(kernels, spec.c), per_word = kernels.channels_per_word;
-  parallel_for(ceil_div(spec.k, panel), 4 * spec.k * spec.c * 9, [&](int64_t index) {
-    constexpr int64_t kPoints = winograd_conv2d::kForm4x4.points * kFilters;
-    float w[9 * kFilters], u[2][kPoints];
+  const int64_t panel = kernels.panel, words = conv2d::words(kernels, spec.c), per_word = kernels.channels_per_word, taps = spec.r * spec.s;
+  parallel_for(ceil_div(spec.k, panel), 4 * spec.k * spec.c * taps, [&](int64_t index) {
+    constexpr int64_t kPoints = winograd_conv2d::kMaxPoints * kFilters;
+    float w[winograd_conv2d::kMaxTaps * kFilters], u[2][kPoints];
     for (int64_t k0 = 0; k0 < panel; k0 += kFilters) {
       const int64_t columns = std::min(kFilters, panel - k0);
       const int64_t first = index * panel + k0, width = std::clamp<int64_t>(spec.k - first, 0, columns);
-      std::fill(w, w + 9 * kFilters, 0.0f);
+      std::fill(w, w + taps * kFilters, 0.0f);
       for (int64_t word = 0; word < words; ++word) {
         for (int64_t half = 0; half < per_word; ++half) {
           const int64_t c = word * per_word + half;
@@ -313,7 +317,7 @@ void winograd_conv2d_pack(const OpSpec& spec, const float* weight, float* out) {
             continue;
           }
           for (int64_t j = 0; j < width; ++j)
-            for (int i = 0; i < 9; ++i) w[i * kFilters + j] = weight[((first + j) * spec.c + c) * 9 + i];
+            for (int64_t i = 0; i < taps; ++i) w[i * kFilters + j] = weight[((first + j) * spec.c + c) * taps + i];
           winograd_conv2d::transform_filters(form, w, u[half]);
         }
         for (int i = 0; i < form.points; ++i) {

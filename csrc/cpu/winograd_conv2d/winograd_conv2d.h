@@ -1,4 +1,4 @@
-// Winograd's F(m x m, 3x3) for m = 2 and 4: the shapes of its forms, and their transforms, one instruction set each.
+// Winograd's F(m x m, 3x3) for m = 2 and 4 and F(4, 7) along a line: the shapes of the forms, and their transforms, one instruction set each.
 #pragma once
 
 #include <cstdint>
@@ -8,15 +8,22 @@
 
 namespace fb::winograd_conv2d {
 
-constexpr int kMaxInputs = 36, kMaxOutputs = 16;
+constexpr int kMaxInputs = 36, kMaxOutputs = 16, kMaxTaps = 9, kMaxPoints = 46;
 
 struct Form {
-  int side;    // m: a tile is m x m outputs, made from (m + 2) x (m + 2) pixels
-  int points;  // products of a tile for each pair of input and output channel
+  const char* name;
+  int out_h, out_w;    // outputs of a tile
+  int taps_h, taps_w;  // of the filter
+  int points;          // products of a tile for each pair of input and output channel
+
+  int in_h() const { return out_h + taps_h - 1; }
+  int in_w() const { return out_w + taps_w - 1; }
 };
 
-// The last has real points alone: fewer products, more error.
-constexpr Form kForm2x2 = {2, 16}, kForm4x4 = {4, 46}, kForm4x4Real = {4, 36};
+// "Real": with real points alone, fewer products and more error.
+inline constexpr Form kForm2x2 = {"F(2x2,3x3)", 2, 2, 3, 3, 16}, kForm4x4 = {"F(4x4,3x3)", 4, 4, 3, 3, 46},
+                      kForm4x4Real = {"F(4x4,3x3) at real points,", 4, 4, 3, 3, 36}, kForm1x4 = {"F(1x4,1x7)", 1, 4, 1, 7, 13},
+                      kForm4x1 = {"F(4x1,7x1)", 4, 1, 7, 1, 13};
 
 struct InputTile {
   const float* source[kMaxInputs];  // the tile's pixels, row by row; pixels in the padding point to zeros
@@ -42,7 +49,7 @@ struct Transforms {
 };
 
 struct Kernels {
-  Transforms by2x2, by4x4, by4x4_real;
+  Transforms by2x2, by4x4, by4x4_real, line;
 };
 
 extern const Kernels kPortable, kAvx2, kAvx512, kAvx512Bf16;
@@ -50,7 +57,7 @@ extern const Kernels kPortable, kAvx2, kAvx512, kAvx512Bf16;
 // Filters transformed side by side by `transform_filters`.
 constexpr int64_t kFilters = 32;
 
-// w[9][kFilters] to u[points][kFilters].
+// w[taps][kFilters] to u[points][kFilters].
 void transform_filters(const Form& form, const float* w, float* u);
 
 }  // namespace fb::winograd_conv2d
