@@ -12,7 +12,7 @@ change values without touching them. So a Guard compares, each time,
 A list, dict or set that a module keeps as an attribute is compared element by element, one level deep; what
 changes deeper than that, or outside the module tree, is not seen: engine.refresh(model) is for that.
 
-Cost for ResNet-50 (151 modules, 320 tensors): see tests/test_engine_state.py, which holds it to a bound.
+Cost for ResNet-50 (151 modules, 320 tensors), in cache: 0.13 ms; bench.first_call measures it.
 """
 
 from __future__ import annotations
