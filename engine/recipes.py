@@ -103,10 +103,7 @@ def scaling(channels: int, *maps: Map) -> Recipe:
 
 
 class Tensors(Mapping[str, Tensor]):
-    """The model's tensors, and those computed from them alone, each made when it is asked for first.
-
-    Those in bfloat16 are read as float32, which holds the same values.
-    """
+    """The model's tensors, and those computed from them alone, each made when it is asked for first."""
 
     def __init__(self, own: Mapping[str, Tensor]) -> None:
         self.own = own
@@ -115,8 +112,7 @@ class Tensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self.own:
-            own = self.own[name]
-            return own.float() if own.dtype is torch.bfloat16 else own
+            return self.own[name]
         if name not in self.made:
             target, args, kwargs = map_leaves(list(self.calls[name]), self._value)
             with torch.no_grad():
@@ -136,18 +132,20 @@ class Tensors(Mapping[str, Tensor]):
 def fold(recipe: Recipe | Stack, tensors: Mapping[str, Tensor]) -> Folded:
     """Weight and bias of the recipe, contiguous; what is folded is computed in float64 and rounded once.
 
+    Numbers in bfloat16 become float32, which holds the same values.
+
     scale = weight / sqrt(var + eps)      W' = W * scale      b' = (b - mean) * scale + bias
 
     Without a weight: the factors [C], and the shifts [C] or None.
     """
     if isinstance(recipe, Stack):
         return _stacked([fold(part, tensors) for part in recipe.parts])
-    bias = tensors[recipe.bias].detach() if recipe.bias is not None else None
+    bias = _wide(tensors[recipe.bias]) if recipe.bias is not None else None
     if recipe.weight is None:
         scale, shift = _folded_maps(recipe, tensors, recipe.channels, bias)
         dtype = _dtype(tensors)
         return scale.to(dtype), None if recipe.only_scales else shift.to(dtype)
-    weight = _in_memory_order(tensors[recipe.weight].detach(), recipe.spatial)
+    weight = _in_memory_order(_wide(tensors[recipe.weight]), recipe.spatial)
     if not recipe.norms:
         return weight, None if bias is None or recipe.without_bias else bias.contiguous()
     scale, shift = _folded_maps(recipe, tensors, weight.shape[0], bias)
@@ -163,8 +161,8 @@ def fold_apart(recipe: Recipe | Stack, tensors: Mapping[str, Tensor]) -> Apart:
     if isinstance(recipe, Stack):
         return _stacked_apart([fold_apart(part, tensors) for part in recipe.parts])
     assert recipe.weight is not None
-    weight = _in_memory_order(tensors[recipe.weight].detach(), recipe.spatial)
-    bias = tensors[recipe.bias].detach() if recipe.bias is not None else None
+    weight = _in_memory_order(_wide(tensors[recipe.weight]), recipe.spatial)
+    bias = _wide(tensors[recipe.bias]) if recipe.bias is not None else None
     if not recipe.norms:
         return weight, None, None if bias is None or recipe.without_bias else bias.contiguous()
     scale, shift = _folded_maps(recipe, tensors, weight.shape[0], bias)
@@ -218,6 +216,11 @@ def _map(each: Map, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | Non
         scale = read(each.scale)
         return torch.ones((), dtype=torch.float64) if scale is None else scale, read(each.shift)
     return torch.tensor(each.scale, dtype=torch.float64), torch.tensor(each.shift, dtype=torch.float64)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.float() if tensor.dtype is torch.bfloat16 else tensor
 
 
 def _only_scales(each: Map) -> bool:

@@ -131,6 +131,9 @@ class Runner:
         return _Call(x, self.arenas.take(self.plan.arena_bytes, self.native), results), addresses
 
     def outputs(self, call: _Call) -> Any:
+        if self.plan.narrow:  # once each: results that share memory go on sharing it
+            for value in self.external:
+                call.results[value.id] = call.results[value.id].to(torch.bfloat16)
         flat = [o.constant if o.value is None else self.returned(o.value, call) for o in self.plan.outputs]
         return pytree.tree_unflatten(flat, self.plan.out_spec)
 

@@ -21,7 +21,7 @@ from . import rules
 from .capture import Uncapturable, capture
 from .convert import convert
 from .fuse import fuse
-from .graph import Graph
+from .graph import Graph, Node
 from .guard import ATTRIBUTE, Guard
 from .locks import ForkSafeLock
 from .lower import lower
@@ -43,8 +43,18 @@ Key = tuple[Any, ...]
 
 
 def key_of(plain: MethodType, x: Tensor) -> Key:
-    """What a plan is made for, besides the model."""
-    return tuple(x.shape), x.stride(), x.dtype, plain.__func__, torch.get_float32_matmul_precision()
+    """What a plan is made for, besides the model. The precision comes last."""
+    return tuple(x.shape), x.stride(), x.dtype, plain.__func__, allowed_precision(x)
+
+
+def allowed_precision(x: Tensor) -> str:
+    """As torch.set_float32_matmul_precision understands it; bfloat16 allows what "medium" does."""
+    if x.dtype is torch.bfloat16:
+        return "medium"
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by PyTorch's newer interface, which this one cannot express
+        return "highest"
 
 
 class EngineState:
@@ -134,7 +144,7 @@ class EngineState:
             return hesitation
         self.captures += 1
         try:
-            plan = make(model, plain, x)
+            plan = make(model, plain, x, precision=key[-1])
         except Uncapturable as error:
             return self._failed(model, key, str(error))
         start = perf_counter()
@@ -194,7 +204,7 @@ class EngineState:
         return guard.same_kinds() if self.refusal is not None else guard.same_weights()
 
 
-def make(model: nn.Module, plain: MethodType, x: Tensor) -> Plan:
+def make(model: nn.Module, plain: MethodType, x: Tensor, precision: str = "highest") -> Plan:
     """Capture, fuse, choose, place. Raises Uncapturable. The plan's `seconds` tells what each part took.
 
     A model in bfloat16 gets a plan in float32 with products of bfloat16; what it returns is rounded.
@@ -204,16 +214,17 @@ def make(model: nn.Module, plain: MethodType, x: Tensor) -> Plan:
     exported = capture(model, plain, x)
     times.append(perf_counter())
     graph = convert(exported)
+    narrow = x.dtype is torch.bfloat16
+    if narrow:
+        check_results(graph)
     true_strides(graph, plain, x)
     follows = follows_input(graph)
     rewrites = fuse(graph, native.refusal)
-    narrow = x.dtype is torch.bfloat16
-    precision = "medium" if narrow else torch.get_float32_matmul_precision()
     plan = make_plan(graph, x.is_contiguous(), native.refusal, precision)
     plan.narrow = narrow
     check_types(plan, x.dtype, dict(rules.named_tensors(model)))
     if narrow:
-        check_narrow(plan, graph)
+        check_kernels(plan)
     plan.shows_input, plan.follows_input = graph.shows_input, follows
     times.append(perf_counter())
     lower(plan)
@@ -225,19 +236,28 @@ def make(model: nn.Module, plain: MethodType, x: Tensor) -> Plan:
 
 
 def check_types(plan: Plan, dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> None:
-    """Mixed types raise in eager PyTorch, but for norms in float32 between maps in bfloat16."""
-    for step in plan.steps:
-        for recipe in step.recipes.values():
-            filters, norms = names_by_use(recipe, plan.computed)
-            for name in filters | (norms if dtype is torch.float32 else set()):
-                if tensors[name].is_floating_point() and tensors[name].dtype is not dtype:
-                    raise Uncapturable(f"{name} is {tensors[name].dtype}, and the input {dtype}")
+    """Convolutions and linear layers of mixed types raise in eager PyTorch; norms may be float32."""
+    if dtype is torch.float32:
+        used = set(tensors)
+    else:
+        recipes = [recipe for step in plan.steps for recipe in step.recipes.values()]
+        used = set().union(*(names_by_use(recipe, plan.computed)[0] for recipe in recipes))
+    for name in sorted(used):
+        if tensors[name].is_floating_point() and tensors[name].dtype is not dtype:
+            raise Uncapturable(f"{name} is {tensors[name].dtype}, and the input {dtype}")
 
 
-def check_narrow(plan: Plan, graph: Graph) -> None:
+def check_results(graph: Graph) -> None:
+    """What a plan for a model in bfloat16 returns is rounded to that type."""
+    if graph.shows_input:
+        raise Uncapturable("the result shows the memory of the input, and the model is in bfloat16")
+    for output in graph.outputs:
+        if isinstance(output, Node) and not output.narrow:
+            raise Uncapturable(f"{output.label} is not bfloat16, and the model is")
+
+
+def check_kernels(plan: Plan) -> None:
     """PyTorch calls expect the types that the model has."""
     for step in plan.steps:
         if not step.native:
             raise Uncapturable(f"{step.name or step.op} has no kernel, and the model is in bfloat16")
-    if graph.shows_input:
-        raise Uncapturable("the result shows the memory of the input, and the model is in bfloat16")

@@ -99,6 +99,9 @@ class WeightStore:
             weight, scale, bias = fold_apart(recipe, self.tensors)
         else:
             weight, bias = fold(recipe, self.tensors)
+        found = [t.dtype for t in (weight, scale, bias) if t is not None]
+        if set(found) != {torch.float32}:  # the library reads addresses
+            raise TypeError(f"{recipe}: {found}, expected torch.float32")
         if part == "bias":
             return Packed(None, bias)
         if part == "pre" and bias is None:

@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fast_backbones.bench.exact import float64
 from helpers import assert_as_accurate, assert_bit_equal, needs_native, run_python
 from model_checks import filled, image
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import fast_backbones as fb
 from fast_backbones import backbones, engine
@@ -138,6 +140,19 @@ def test_changed_weights_of_a_bfloat16_model_are_noticed():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("filters", [5, 33, 1001], ids=lambda n: f"{n} filters")
+@pytest.mark.parametrize("which", [0, -1], ids=["first", "last"])
+def test_a_changed_value_that_no_counter_sees(filters, which):
+    """An odd number of values leaves half a word at the end."""
+    model = backbones.resnet18(num_classes=filters).eval().bfloat16()
+    x = image().bfloat16()
+    before = model(x)
+    bits = model.fc.bias.data.view(torch.int16).numpy()
+    bits[which] = torch.tensor(64.0).bfloat16().view(torch.int16).item()
+    assert model(x)[0, which] != before[0, which]
+
+
+@torch.no_grad()
 @pytest.mark.filterwarnings("ignore:.*without a plan")
 def test_types_that_do_not_fit_raise_what_pytorch_raises():
     model, x = backbones.resnet18(num_classes=7).eval(), image()
@@ -149,20 +164,98 @@ def test_types_that_do_not_fit_raise_what_pytorch_raises():
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:.*without a plan")
-@pytest.mark.parametrize("after", [lambda y: y.cumsum(1), lambda y: y.float()], ids=["cumsum", "float"])
+@pytest.mark.parametrize(
+    "after", [lambda y: y.cumsum(1), lambda y: y.float().bfloat16()], ids=["cumsum", "casts"]
+)
 def test_what_has_no_kernel_runs_in_the_models_own_type(after):
     model, x = small(after), image(2, 32, 9, 9).bfloat16()
     assert "has no kernel, and the model is in bfloat16" in engine.why_not(model, x)
     assert torch.equal(engine.forward(model, x, model.forward), model.forward(x))
 
 
+class Computed(nn.Module):
+    """Filters, biases and factors that are computed from parameters, and results of several kinds."""
+
+    def __init__(self, forward) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.w, self.b = nn.Parameter(torch.randn(48, 32, 1, 1)), nn.Parameter(torch.randn(48))
+        self.factor = nn.Parameter(torch.rand(48, 1, 1))
+        self.does = forward
+
+    def forward(self, x):
+        return self.does(self, x)
+
+    def conv(self, x):
+        return F.conv2d(x, self.w, self.b)
+
+
+def standardised(m, x):
+    w = m.w.float()
+    return F.conv2d(x, ((w - w.mean(1, keepdim=True)) / w.std(1, keepdim=True)).to(m.w.dtype), m.b)
+
+
+PLANNED = {
+    "filters cast back": lambda m, x: F.conv2d(x, (m.w.float() * 2).to(m.w.dtype), m.b),
+    "standardised filters": standardised,
+    "a bias cast back": lambda m, x: F.conv2d(x, m.w, (m.b.float() * 2).to(m.b.dtype)),
+    "constant filters": lambda m, x: F.conv2d(
+        x, torch.full((32, 1, 3, 3), 1 / 8, dtype=x.dtype), padding=1, groups=32
+    ),
+    "a factor": lambda m, x: m.conv(x) * m.factor,
+}
+
+
 @torch.no_grad()
-def test_a_returned_input_is_the_input():
-    model = small()
-    model.after = lambda y: y
-    model.forward = lambda x: (x, Small.forward(model, x))
-    x = image(2, 32, 9, 9).bfloat16()
-    assert model(x)[0] is x
+@pytest.mark.parametrize("name", PLANNED)
+def test_what_is_computed_from_parameters(name):
+    model, x = Computed(PLANNED[name]).eval().bfloat16(), image(2, 32, 9, 9).bfloat16()
+    assert engine.why_not(model, x) is None
+    plain, fast = model.forward(x), engine.forward(model, x, model.forward)
+    assert (fast.dtype, fast.stride()) == (plain.dtype, plain.stride())
+    assert_as_accurate(fast, plain, float64(copy.deepcopy(model).double(), x))
+
+
+REFUSED = {
+    "a float32 factor makes the result float32": (lambda m, x: m.conv(x) * m.factor.float(), "not bfloat16"),
+    "a comparison": (lambda m, x: m.conv(x) > 0, "not bfloat16"),
+    "the input itself": (lambda m, x: (x, m.conv(x)), "memory of the input"),
+}
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*without a plan")
+@pytest.mark.parametrize("name", REFUSED)
+def test_results_of_another_type_come_from_the_modules(name):
+    does, words = REFUSED[name]
+    model, x = Computed(does).eval().bfloat16(), image(2, 32, 9, 9).bfloat16()
+    assert words in engine.why_not(model, x)
+    plain, found = model.forward(x), engine.forward(model, x, model.forward)
+    for ours, theirs in zip(pytree.tree_leaves(found), pytree.tree_leaves(plain), strict=True):
+        assert ours.dtype is theirs.dtype and torch.equal(ours, theirs)
+    if name == "the input itself":
+        assert found[0] is x
+
+
+@torch.no_grad()
+def test_results_share_memory_as_they_do_in_float32():
+    for dtype in (torch.float32, torch.bfloat16):
+        model = Computed(lambda m, x: (m.conv(x),) * 2).eval().to(dtype)
+        x = image(2, 32, 9, 9).to(dtype, memory_format=torch.channels_last)
+        assert engine.why_not(model, x) is None
+        a, b = engine.forward(model, x, model.forward)
+        assert a.dtype is dtype and a.data_ptr() == b.data_ptr()
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*without a plan")
+def test_a_float32_model_with_a_part_in_bfloat16_runs_its_modules():
+    model = Computed(lambda m, x: F.linear(m.conv(x).mean((2, 3)).to(m.w.dtype), m.narrow).float()).eval()
+    model.narrow = nn.Parameter(torch.randn(5, 48).bfloat16())
+    model.does = lambda m, x: F.linear(m.conv(x).mean((2, 3)).bfloat16(), m.narrow).float()
+    x = image(2, 32, 9, 9)
+    assert "narrow is torch.bfloat16" in engine.why_not(model, x)
+    assert torch.equal(engine.forward(model, x, model.forward), model.forward(x))
 
 
 @torch.inference_mode()

@@ -41,6 +41,10 @@ MORE = [
     "max_pool2d n=2 h=90 w=60 c=148 k=148 r=3 s=3 stride_h=2 stride_w=2 pad_h=1 pad_bottom=0 pad_right=1",
     "pad2d n=2 h=40 w=30 c=70 k=70 pad_h=3 pad_w=0 pad_bottom=0 pad_right=2",
     "pad2d n=2 h=2 w=30 c=300 k=300 pad_h=40 pad_bottom=50",
+    "winograd_conv2d n=2 h=30 w=21 c=70 k=70 r=3 s=3 pad_h=1 pad_w=1 tile=4 real_points=1",
+    "winograd_conv2d n=2 h=6 w=5 c=300 k=136 r=3 s=3 pad_h=1 pad_w=1 tile=4 real_points=1",
+    "winograd_conv2d n=2 h=17 w=18 c=70 k=70 r=1 s=7 pad_w=3",
+    "winograd_conv2d n=2 h=17 w=18 c=270 k=70 r=7 s=1 pad_h=3",
 ]
 PAIRS = [  # where the processor multiplies bfloat16
     "conv2d n=2 h=30 w=20 c=70 k=70 bf16=1",
@@ -50,6 +54,9 @@ PAIRS = [  # where the processor multiplies bfloat16
     "separable_conv2d n=2 h=30 w=20 c=71 k=70 r=3 s=3 pad_h=1 pad_w=1 bf16=1",
     "separable_conv2d n=2 h=7 w=7 c=860 k=360 r=3 s=3 pad_h=1 pad_w=1 bf16=1",
     "linear n=5 c=850 k=1000 bf16=1",
+    "winograd_conv2d n=2 h=30 w=21 c=71 k=70 r=3 s=3 pad_h=1 pad_w=1 tile=4 bf16=1",
+    "winograd_conv2d n=2 h=6 w=5 c=511 k=136 r=3 s=3 pad_h=1 pad_w=1 tile=2 bf16=1",
+    "winograd_conv2d n=2 h=17 w=18 c=71 k=70 r=7 s=1 pad_h=3 bf16=1",
 ]
 
 

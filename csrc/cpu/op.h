@@ -1,6 +1,6 @@
 // The torch-free interface of the CPU kernels: what to compute (OpSpec), on which memory (Pointers), cut into tasks (Op).
 //
-// Everything is float32. A feature map is NHWC: a pixel is c contiguous floats, pixels lie ld floats apart, rows of pixels
+// Everything is float32, but packed weights and copies of the input may be pairs of bfloat16 (conv2d/conv2d.h). A feature map is NHWC: a pixel is c contiguous floats, pixels lie ld floats apart, rows of pixels
 // follow each other without gaps. P = (h + pad_h + pad_bottom - dilation_h (r - 1) - 1) / stride_h + 1, Q likewise.
 //
 // An Op is immutable after make_op. Its tasks write disjoint parts of y; the value of an output element never depends on how

@@ -72,13 +72,13 @@ class Fingerprint {
     for (size_t i = 0; i < addresses.size(); ++i) {
       const int64_t words = bytes[i] / 4, runs = std::max<int64_t>(2, samples / kRun);
       if (words <= runs * kRun) {
-        pieces_.push_back({reinterpret_cast<const char*>(addresses[i]), words});
+        pieces_.push_back({reinterpret_cast<const char*>(addresses[i]), words, bytes[i] % 4});
         continue;
       }
       for (int64_t r = 0; r < runs; ++r) {
-        const int64_t last = words - kRun;
-        const int64_t at = r + 1 == runs ? last : r * last / (runs - 1) / kRun * kRun;
-        pieces_.push_back({reinterpret_cast<const char*>(addresses[i]) + 4 * at, kRun});
+        const int64_t at = r * (words - kRun) / (runs - 1) / kRun * kRun;
+        const int64_t offset = r + 1 == runs ? bytes[i] - 4 * kRun : 4 * at;
+        pieces_.push_back({reinterpret_cast<const char*>(addresses[i]) + offset, kRun, 0});
       }
     }
   }
@@ -88,12 +88,14 @@ class Fingerprint {
     uint64_t hash = 0x9E3779B97F4A7C15u;
     for (size_t i = 0; i < pieces_.size(); ++i) {
       if (i + kAhead < pieces_.size()) fetch(pieces_[i + kAhead].data);
-      for (int64_t j = 0; j < pieces_[i].words; ++j) {
-        uint32_t word;
-        std::memcpy(&word, pieces_[i].data + 4 * j, 4);
+      const auto add = [&](int64_t offset, size_t bytes) {
+        uint32_t word = 0;
+        std::memcpy(&word, pieces_[i].data + offset, bytes);
         hash = (hash ^ word) * 0xFF51AFD7ED558CCDu;
         hash ^= hash >> 32;
-      }
+      };
+      for (int64_t j = 0; j < pieces_[i].words; ++j) add(4 * j, 4);
+      if (pieces_[i].rest > 0) add(4 * pieces_[i].words, static_cast<size_t>(pieces_[i].rest));
     }
     return hash;
   }
@@ -102,7 +104,7 @@ class Fingerprint {
   static constexpr int64_t kRun = 4;
   struct Piece {
     const char* data;
-    int64_t words;
+    int64_t words, rest;  // of four bytes, and bytes after them
   };
   std::vector<Piece> pieces_;
 };

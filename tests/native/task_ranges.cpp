@@ -74,7 +74,8 @@ fb::OpSpec parse(const std::string& line) {
                                                   {"out_w", &spec.out_w},
                                                   {"size", &spec.size},
                                                   {"tile", &spec.tile},
-                                                  {"bf16", &spec.bf16}};
+                                                  {"bf16", &spec.bf16},
+                                                  {"real_points", &spec.real_points}};
   std::istringstream words(line);
   words >> spec.kind;
   for (std::string word; words >> word;) {

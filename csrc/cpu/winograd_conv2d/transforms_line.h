@@ -3,7 +3,7 @@
 // The polynomial of the 7 taps and that of 4 outputs are multiplied modulo factors that have coefficients 0, 1 and -1 and roots of size
 // one: x, x - 1, x + 1, infinity (a product each), x^2 + 1, x^2 - x + 1 and x^2 + x + 1 (three each, as a complex product). Then the
 // transforms of input and output only add and subtract, but for a 2, and stay small, where the real points +-2 and +-1/2 would bring in powers
-// of them up to the sixth: measured 1.1 to 1.4 times the error of direct convolution. Products of x -+ 1 are divided by 12 and those of
+// of them up to the sixth: measured 1.0 to 1.4 times the error of direct convolution. Products of x -+ 1 are divided by 12 and those of
 // the last two factors by 6, together and at the end, so that integers stay exact.
 //
 //   M(q) = (all other factors), U0 = sum M_n d_n, U1 = sum M_n d_(n+1)
