@@ -89,7 +89,7 @@ def test_run_fails_when_our_numbers_are_wrong(photo, small, monkeypatch):
     monkeypatch.setitem(peers.PEERS, "ours", Wrong)
     result = invoke("run", photo, "--model", "resnet18", *QUICK)
     assert result.exit_code == 1
-    assert "more than twice PyTorch's own" in result.stdout and "NOT within" in result.stdout
+    assert "more than 2 times PyTorch's own" in result.stdout and "NOT within" in result.stdout
 
 
 def test_run_says_when_there_is_no_native_library(photo, small, monkeypatch):
