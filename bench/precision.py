@@ -39,10 +39,10 @@ class Precision:
 
 
 # Float32 stacks agree to 1e-6 .. 1e-4; a bfloat16 or wrongly wired network is at 1e-2 and above. At "high"
-# others may multiply TF32 or bfloat16, and ours takes Winograd's real points. A wrongly wired network in
-# bfloat16 is at 1 and above.
+# others may multiply TF32 or bfloat16, and ours takes Winograd's real points. In bfloat16 PyTorch's own error
+# reaches 2e-1 on deep networks of random weights (inception_v3); a wrongly wired one is at 1 and above.
 PRECISIONS = {
     "highest": Precision("highest", torch.float32, 1e-3, 2),
     "high": Precision("high", torch.float32, 5e-2, 16),
-    "bfloat16": Precision("highest", torch.bfloat16, 2e-1, 2),
+    "bfloat16": Precision("highest", torch.bfloat16, 5e-1, 2),
 }
