@@ -3,13 +3,14 @@
 Layer                                 sizes, operands, the formula, a run on memory with marked borders
 layer(), winograd(), separable()      make one
 LAYERS                                the table that several test files walk
+check_same_bits(layer)                whatever the threads, the strides and the batch
 """
 
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from helpers import integers, reals, threads
+from helpers import assert_bit_equal, integers, reals, threads
 
 from fast_backbones.kernels import _ext
 
@@ -363,6 +364,22 @@ LAYERS = [
 
 def by_why(one: Layer) -> str:
     return one.why
+
+
+def check_same_bits(one: Layer) -> None:
+    """They depend on neither threads nor strides nor the batch around an image."""
+    tensors = one.inputs("reals")
+    first = one.run(tensors)
+    assert_bit_equal(one.run(tensors, count=3), first, "3 threads")
+    assert_bit_equal(one.run(tensors, count=2, wide=True), first, "slices of wider maps")
+    batched = ("x", "gate", "residual")
+    many = {
+        name: t.repeat(3, *(1 for _ in t.shape[1:])) if name in batched else t for name, t in tensors.items()
+    }
+    assert_bit_equal(one.run(many, count=2), first.repeat(3, 1, 1, 1), "a batch three times as large")
+    for image in range(one.x[0]):
+        alone = {name: t[image : image + 1] if name in batched else t for name, t in tensors.items()}
+        assert_bit_equal(one.run(alone), first[image : image + 1], f"image {image} alone")
 
 
 def detail(one: Layer, params: dict) -> str:

@@ -7,7 +7,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conv_layers import LAYERS, RELU, SIGMOID, Layer, by_why, detail, layer, packed, separable, winograd
+from conv_layers import (
+    LAYERS,
+    RELU,
+    SIGMOID,
+    Layer,
+    by_why,
+    check_same_bits,
+    detail,
+    layer,
+    packed,
+    separable,
+    winograd,
+)
 from helpers import assert_as_accurate, assert_bit_equal, assert_equal, errors, needs_native, run_python
 from helpers import one_thread as one_thread
 
@@ -95,14 +107,7 @@ def test_only_x_and_weight_are_rounded(one, data):
 @needs_bf16
 @pytest.mark.parametrize("one", NARROW, ids=by_why)
 def test_bits_depend_on_neither_threads_nor_batch_nor_strides(one):
-    tensors = one.inputs("reals")
-    first = one.run(tensors)
-    assert_bit_equal(one.run(tensors, count=3), first, "3 threads")
-    assert_bit_equal(one.run(tensors, count=2, wide=True), first, "slices of wider maps")
-    batched = ("x", "gate", "residual")
-    for image in range(one.x[0]):
-        alone = {name: t[image : image + 1] if name in batched else t for name, t in tensors.items()}
-        assert_bit_equal(one.run(alone), first[image : image + 1], f"image {image} alone")
+    check_same_bits(one)
 
 
 @needs_bf16

@@ -18,6 +18,7 @@ from conv_layers import (
     SIGMOID,
     TANH,
     by_why,
+    check_same_bits,
     detail,
     layer,
     separable,
@@ -62,18 +63,7 @@ def test_at_most_twice_pytorchs_error(one, data):
 @needs_native
 @pytest.mark.parametrize("one", LAYERS, ids=by_why)
 def test_bits_depend_on_neither_threads_nor_batch_nor_strides(one):
-    tensors = one.inputs("reals")
-    first = one.run(tensors)
-    assert_bit_equal(one.run(tensors, count=3), first, "3 threads")
-    assert_bit_equal(one.run(tensors, count=2, wide=True), first, "slices of wider maps")
-    batched = ("x", "gate", "residual")
-    many = {
-        name: t.repeat(3, *(1 for _ in t.shape[1:])) if name in batched else t for name, t in tensors.items()
-    }
-    assert_bit_equal(one.run(many, count=2), first.repeat(3, 1, 1, 1), "a batch three times as large")
-    for image in range(one.x[0]):
-        alone = {name: t[image : image + 1] if name in batched else t for name, t in tensors.items()}
-        assert_bit_equal(one.run(alone), first[image : image + 1], f"image {image} alone")
+    check_same_bits(one)
 
 
 @needs_native

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conv_layers import LAYERS, RELU, Layer, by_why, detail, winograd
+from conv_layers import LAYERS, RELU, Layer, by_why, check_same_bits, detail, winograd
 from helpers import assert_as_accurate, assert_bit_equal, errors, needs_native, run_python, threads
 from helpers import one_thread as one_thread
 from model_checks import filled, image
@@ -48,14 +48,7 @@ def test_the_error_is_a_fiftieth_of_tf32s(one, data):
 
 @pytest.mark.parametrize("one", TILES, ids=by_why)
 def test_bits_depend_on_neither_threads_nor_batch_nor_strides(one):
-    tensors = one.inputs("reals")
-    first = one.run(tensors)
-    assert_bit_equal(one.run(tensors, count=3), first, "3 threads")
-    assert_bit_equal(one.run(tensors, count=2, wide=True), first, "slices of wider maps")
-    batched = ("x", "gate", "residual")
-    for index in range(one.x[0]):
-        alone = {name: t[index : index + 1] if name in batched else t for name, t in tensors.items()}
-        assert_bit_equal(one.run(alone), first[index : index + 1], f"image {index} alone")
+    check_same_bits(one)
 
 
 def test_a_plain_filter_shows_that_every_pixel_lands_in_its_place():
