@@ -3,6 +3,7 @@
 Layer                                 sizes, operands, the formula, a run on memory with marked borders
 layer(), winograd(), separable()      make one
 LAYERS                                the table that several test files walk
+check_exact(layer)                    integers, to the bit
 check_same_bits(layer)                whatever the threads, the strides and the batch
 """
 
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from helpers import assert_bit_equal, integers, reals, threads
+from helpers import assert_bit_equal, assert_equal, integers, reals, threads
 
 from fast_backbones.kernels import _ext
 
@@ -364,6 +365,14 @@ LAYERS = [
 
 def by_why(one: Layer) -> str:
     return one.why
+
+
+def check_exact(one: Layer) -> None:
+    """Integers, also from and into slices of wider maps."""
+    tensors = one.inputs()
+    expected = one.exact(tensors).float()
+    assert_equal(one.run(tensors), expected)
+    assert_equal(one.run(tensors, wide=True), expected, "slices of wider maps")
 
 
 def check_same_bits(one: Layer) -> None:

@@ -13,6 +13,7 @@ from conv_layers import (
     SIGMOID,
     Layer,
     by_why,
+    check_exact,
     check_same_bits,
     detail,
     layer,
@@ -72,10 +73,7 @@ def rounded(tensors: dict) -> dict:
 @needs_bf16
 @pytest.mark.parametrize("one", EXACT, ids=by_why)
 def test_integer_data_is_exact(one):
-    tensors = one.inputs()
-    expected = one.exact(tensors).float()
-    assert_equal(one.run(tensors), expected)
-    assert_equal(one.run(tensors, wide=True), expected, "slices of wider maps")
+    check_exact(one)
 
 
 @needs_bf16

@@ -18,6 +18,7 @@ from conv_layers import (
     SIGMOID,
     TANH,
     by_why,
+    check_exact,
     check_same_bits,
     detail,
     layer,
@@ -43,10 +44,7 @@ EXACT = [one for one in LAYERS if one.is_exact()]
 @needs_native
 @pytest.mark.parametrize("one", EXACT, ids=by_why)
 def test_integer_data_is_exact(one):
-    tensors = one.inputs()
-    expected = one.exact(tensors).float()
-    assert_equal(one.run(tensors), expected)
-    assert_equal(one.run(tensors, wide=True), expected, "slices of wider maps")
+    check_exact(one)
 
 
 @needs_native

@@ -5,9 +5,7 @@
 FB_BEGIN_TARGET("avx2,fma")
 #include "../simd/vec_avx2.h"
 #include "change.h"
-namespace {
-FB_INLINE void vproduct_into(V& sum, V a, V b) { vfma_into(sum, a, b); }
-}
+#include "../simd/product.h"
 #include "generic.h"
 namespace {
 void (*const tiles[])(const fb::conv2d::Tile&) = {

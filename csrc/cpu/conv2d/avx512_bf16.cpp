@@ -5,11 +5,9 @@
 #include <immintrin.h>
 FB_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,avx2")
 #include "../simd/vec_avx512.h"
+#include "../simd/product_bf16.h"
 #include "change.h"
 namespace {
-
-// Written out for the same reason as vfma_into. The lower halves are added last; subnormal numbers count as zero.
-FB_INLINE void vproduct_into(V& sum, V a, V b) { asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); }
 
 // Channels c .. c + 31 to words, rounded to nearest even.
 template <typename C, typename P>
@@ -39,14 +37,7 @@ void change_to_pairs(const float* x, int64_t step, int64_t pixels, int64_t chann
 
 }  // namespace
 #include "generic.h"
-namespace {
-void (*const tiles[])(const fb::conv2d::Tile&) = {
-    nullptr, tile<1, 2>, tile<2, 2>, tile<3, 2>, tile<4, 2>, tile<5, 2>, tile<6, 2>, tile<7, 2>, tile<8, 2>,
-    tile<9, 2>, tile<10, 2>, tile<11, 2>, tile<12, 2>, tile<13, 2>, tile<14, 2>};
-void (*const narrow[])(const fb::conv2d::Tile&) = {
-    nullptr, tile<1, 1>, tile<2, 1>, tile<3, 1>, tile<4, 1>, tile<5, 1>, tile<6, 1>, tile<7, 1>, tile<8, 1>,
-    tile<9, 1>, tile<10, 1>, tile<11, 1>, tile<12, 1>, tile<13, 1>, tile<14, 1>};
-}
+#include "avx512_tiles.h"
 FB_END_TARGET
 const fb::conv2d::Kernels fb::conv2d::kAvx512Bf16 = {kPanel, 14, 2, tiles, narrow, activate_rows, change_to_pairs};
 #endif

@@ -1,9 +1,7 @@
 #include "../simd/region.h"
 #include "../simd/vec_portable.h"
 #include "change.h"
-namespace {
-FB_INLINE void vproduct_into(V& sum, V a, V b) { vfma_into(sum, a, b); }
-}
+#include "../simd/product.h"
 #include "generic.h"
 namespace {
 void (*const tiles[])(const fb::conv2d::Tile&) = {

@@ -4,9 +4,7 @@
 #include <immintrin.h>
 FB_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")
 #include "../simd/vec_avx512.h"
-namespace {
-FB_INLINE void vproduct_into(V& sum, V a, V b) { vfma_into(sum, a, b); }
-}
+#include "../simd/product.h"
 #include "generic.h"
 FB_END_TARGET
 double fb::peaks::fma_avx512(int64_t rounds) { return product_rounds(rounds); }

@@ -4,9 +4,7 @@
 #include <immintrin.h>
 FB_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,avx2")
 #include "../simd/vec_avx512.h"
-namespace {
-FB_INLINE void vproduct_into(V& sum, V a, V b) { asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); }
-}
+#include "../simd/product_bf16.h"
 #include "generic.h"
 FB_END_TARGET
 double fb::peaks::bf16_avx512(int64_t rounds) { return 2.0 * product_rounds(rounds); }
