@@ -54,6 +54,19 @@ inline void store(const double* values, float* u) {
   for (int64_t j = 0; j < kFilters; ++j) u[j] = static_cast<float>(values[j]);
 }
 
+// All points real: lines of the filter, then lines of those; point kPoints * row + column.
+template <int kPoints, typename F>
+inline __attribute__((always_inline)) void transform_real(const float* w, float* u, const F& line) {
+  Line taps[9], lines[3][kPoints], points[kPoints];
+  for (int i = 0; i < 9; ++i)
+    for (int64_t j = 0; j < kFilters; ++j) taps[i][j] = w[i * kFilters + j];
+  for (int column = 0; column < 3; ++column) line(taps[column], taps[3 + column], taps[6 + column], lines[column]);
+  for (int row = 0; row < kPoints; ++row) {
+    line(lines[0][row], lines[1][row], lines[2][row], points);
+    for (int column = 0; column < kPoints; ++column) store(points[column], u + (kPoints * row + column) * kFilters);
+  }
+}
+
 // The three factors of Gauss's product.
 inline void store_complex(const double* real, const double* imaginary, float* u) {
   for (int64_t j = 0; j < kFilters; ++j) {
@@ -77,16 +90,7 @@ inline void store_both_complex(const Line* real, const Line* imaginary, double s
 }  // namespace
 
 FB_CLONES
-void transform_2x2(const float* w, float* u) {
-  Line taps[9], lines[3][4], parts[4];
-  for (int i = 0; i < 9; ++i)
-    for (int64_t j = 0; j < kFilters; ++j) taps[i][j] = w[i * kFilters + j];
-  for (int column = 0; column < 3; ++column) line_2x2(taps[column], taps[3 + column], taps[6 + column], lines[column]);
-  for (int row = 0; row < 4; ++row) {
-    line_2x2(lines[0][row], lines[1][row], lines[2][row], parts);
-    for (int column = 0; column < 4; ++column) store(parts[column], u + (4 * row + column) * kFilters);
-  }
-}
+void transform_2x2(const float* w, float* u) { transform_real<4>(w, u, line_2x2); }
 
 FB_CLONES
 void transform_4x4(const float* w, float* u) {
@@ -107,16 +111,7 @@ void transform_4x4(const float* w, float* u) {
 }
 
 FB_CLONES
-void transform_4x4_real(const float* w, float* u) {
-  Line taps[9], lines[3][6], points[6];
-  for (int i = 0; i < 9; ++i)
-    for (int64_t j = 0; j < kFilters; ++j) taps[i][j] = w[i * kFilters + j];
-  for (int column = 0; column < 3; ++column) line_4x4_real(taps[column], taps[3 + column], taps[6 + column], lines[column]);
-  for (int row = 0; row < 6; ++row) {
-    line_4x4_real(lines[0][row], lines[1][row], lines[2][row], points);
-    for (int column = 0; column < 6; ++column) store(points[column], u + (6 * row + column) * kFilters);
-  }
-}
+void transform_4x4_real(const float* w, float* u) { transform_real<6>(w, u, line_4x4_real); }
 
 // The taps modulo each factor of transforms_line.h, times the inverse of all other factors there, without the 12 and the 6 by which the
 // output transform divides.
