@@ -170,11 +170,10 @@ def fold_apart(recipe: Recipe | Stack, tensors: Mapping[str, Tensor]) -> Apart:
     return weight, scale.to(weight.dtype), None if adds_nothing else shift.to(weight.dtype)
 
 
-def names_by_use(recipe: Recipe | Stack, computed: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """The model's tensors in filters and biases, and those in maps; of what is computed, its arguments."""
+def filter_names(recipe: Recipe | Stack, computed: Mapping[str, Any]) -> set[str]:
+    """The model's tensors in filters and biases; of what is computed, its arguments."""
     if isinstance(recipe, Stack):
-        parts = [names_by_use(part, computed) for part in recipe.parts]
-        return set().union(*(one for one, _ in parts)), set().union(*(other for _, other in parts))
+        return set().union(*(filter_names(part, computed) for part in recipe.parts))
 
     def own(names: set[str]) -> set[str]:
         found = {name for name in names if name not in computed}
@@ -182,8 +181,7 @@ def names_by_use(recipe: Recipe | Stack, computed: Mapping[str, Any]) -> tuple[s
             found |= own({leaf.name for leaf in leaves(list(computed[name])) if isinstance(leaf, Live)})
         return found
 
-    filters = {name for name in (recipe.weight, recipe.bias) if name is not None}
-    return own(filters), own(set(recipe.names()) - filters)
+    return own({name for name in (recipe.weight, recipe.bias) if name is not None})
 
 
 def _folded_maps(

@@ -26,7 +26,7 @@ from .guard import ATTRIBUTE, Guard
 from .locks import ForkSafeLock
 from .lower import lower
 from .plan import Plan
-from .recipes import Tensors, names_by_use
+from .recipes import Tensors, filter_names
 from .run_cpu import STALE, ArenaPool, Runner
 from .select import make_plan
 from .strides import follows_input, true_strides
@@ -241,7 +241,7 @@ def check_types(plan: Plan, dtype: torch.dtype, tensors: Mapping[str, Tensor]) -
         used = set(tensors)
     else:
         recipes = [recipe for step in plan.steps for recipe in step.recipes.values()]
-        used = set().union(*(names_by_use(recipe, plan.computed)[0] for recipe in recipes))
+        used = set().union(*(filter_names(recipe, plan.computed) for recipe in recipes))
     for name in sorted(used):
         if tensors[name].is_floating_point() and tensors[name].dtype is not dtype:
             raise Uncapturable(f"{name} is {tensors[name].dtype}, and the input {dtype}")
