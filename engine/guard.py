@@ -107,9 +107,8 @@ class Guard:
         optimizer_steps.watch()
         self.native = native
         _, *self.inner = modules = list(model.modules())
-        self.types = list(map(type, modules))
-        self.methods = _methods(set(self.types))
-        self.attributes = _attributes(model)
+        self.types = set(map(type, modules))
+        self.methods = _methods(self.types)
         self.dicts = [d for m in self.inner for d in (m.__dict__, m._parameters, m._buffers, m._modules)]
         self.dicts += [model._parameters, model._buffers, model._modules]
         self.dicts += [d for m in self.inner for d in (m._forward_hooks, m._forward_pre_hooks)]
@@ -121,10 +120,12 @@ class Guard:
         ]
         self.dicts += [value for value in containers if type(value) is dict]
         self.others = [(value, tuple(value)) for value in containers if type(value) is not dict]
-        self.items = [
-            list(d.items()) for d in self.dicts
-        ]  # held, so that no other object can take their place
-        self.contents = native.DictContents(self.dicts)
+        # Held, as the types are, so that no other object can take their place.
+        self.attributes = {key: value for key, value in model.__dict__.items() if key != ATTRIBUTE}
+        self.items = [list(d.items()) for d in self.dicts]
+        self.structure = native.Structure(
+            model, model.__dict__, ATTRIBUTE, self.inner, self.dicts, self.methods
+        )
         self.named = list(named_tensors(model))
         self.every = list({id(tensor): tensor for _, tensor in self.named}.values())
         self.kinds = list(map(_kind, self.every))
@@ -148,12 +149,8 @@ class Guard:
         self.lines = self.native.Lines([line for tensor in self.every for line in _lines(tensor)])
 
     def same_structure(self, model: nn.Module) -> bool:
-        return (
-            self.contents.same()
-            and _same_values(_attributes(model), self.attributes)
-            and [type(model), *map(type, self.inner)] == self.types
-            and all(own.get(name) is method for own, name, method in self.methods)
-            and all(_same_elements(value, seen) for value, seen in self.others)
+        return self.structure.same(model, model.__dict__) and (
+            not self.others or all(_same_elements(value, seen) for value, seen in self.others)
         )
 
     def same_kinds(self) -> bool:
@@ -196,17 +193,6 @@ def _methods(classes: set[type[nn.Module]]) -> list[tuple[Mapping[str, Any], str
             if name == "forward" or (not theirs and isinstance(value, _FUNCTIONS)):
                 found.append((vars(cls), name, value))
     return found
-
-
-def _attributes(model: nn.Module) -> dict[str, Any]:
-    """What the model's __dict__ holds, besides what the engine keeps there."""
-    found = dict(model.__dict__)
-    found.pop(ATTRIBUTE, None)
-    return found
-
-
-def _same_values(attributes: dict[str, Any], seen: dict[str, Any]) -> bool:
-    return list(attributes) == list(seen) and all(map(is_, attributes.values(), seen.values()))
 
 
 def _same_elements(container: Any, seen: tuple[Any, ...]) -> bool:

@@ -65,6 +65,8 @@ class Runner:
         self.weights: list[Packed] = []  # keeps the memory alive that the native plans point to
         self.parts: list[tuple[Part, Any]] = [(part, self.lower(part, store)) for part in plan.parts]
         self.external: list[Value] = [v for v in plan.values if v.is_external]
+        self.fresh = [(v.id, torch.Size(v.shape or ()), v.stride or ()) for v in self.external]
+        self.direct = directly_returned(plan)
 
     def lower(self, part: Part, store: WeightStore) -> Any:
         """The native plan of a part; the step itself for a PyTorch call."""
@@ -123,14 +125,14 @@ class Runner:
             x = x.float()
         results: dict[int, Any] = {self.plan.input: x}
         addresses = [x.data_ptr()]
-        for value in self.external:
-            assert value.shape is not None and value.stride is not None
-            out = torch.empty_strided(value.shape, value.stride, dtype=torch.float32, device="cpu")
-            results[value.id] = out
+        for value, shape, stride in self.fresh:
+            out = results[value] = torch.empty_strided(shape, stride, dtype=torch.float32, device="cpu")
             addresses.append(out.data_ptr())
         return _Call(x, self.arenas.take(self.plan.arena_bytes, self.native), results), addresses
 
     def outputs(self, call: _Call) -> Any:
+        if self.direct is not None:
+            return call.results[self.direct]
         if self.plan.narrow:  # once each: results that share memory go on sharing it
             for value in self.external:
                 call.results[value.id] = call.results[value.id].to(torch.bfloat16)
@@ -187,6 +189,14 @@ class Runner:
                 rows.append((step, {**row, **native.costs(offset)}))
         self.arenas.give(call.arena)
         return rows
+
+
+def directly_returned(plan: Plan) -> int | None:
+    """The value that is all the model returns, where that is a tensor of its own, just as steps leave it."""
+    value = plan.outputs[0].value if len(plan.outputs) == 1 and plan.out_spec.is_leaf() else None
+    if value is None or plan.narrow or not plan.values[value].is_external:
+        return None
+    return value
 
 
 def timed_step(runner: Runner, step: Step, call: _Call) -> dict[str, Any]:

@@ -226,14 +226,15 @@ int TaskList::add(std::shared_ptr<const Op> op, std::vector<Dependency> dependen
   scratch_floats_ = std::max(scratch_floats_, op->scratch_floats());
   Step step{std::move(op), std::move(dependencies), tickets_};
   tickets_ += step.op->tasks();
+  most_tasks_ = std::max(most_tasks_, step.op->tasks());
   steps_.push_back(std::move(step));
   return static_cast<int>(steps_.size()) - 1;
 }
 
 bool TaskList::run(const std::vector<Pointers>& pointers, int threads, int only, const std::function<bool()>& check) const {
-  const int64_t tasks = steps_.empty() ? 0 : only < 0 ? tickets_ : steps_[static_cast<size_t>(only)].op->tasks();
+  const int64_t tasks = steps_.empty() ? 0 : only < 0 ? most_tasks_ : steps_[static_cast<size_t>(only)].op->tasks();
   if (tasks == 0) return !check || check();
-  const int64_t team = std::min(tasks, threads > 0 ? threads : thread_count());
+  const int64_t team = std::min(tasks, threads > 0 ? threads : thread_count());  // nobody shares steps of one task
   Run run(steps_, pointers, tickets_, team, scratch_floats_, check);
   if (team == 1) {
     run.work(only);

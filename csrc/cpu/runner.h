@@ -51,7 +51,7 @@ class TaskList {
 
  private:
   std::vector<Step> steps_;
-  int64_t tickets_ = 0;
+  int64_t tickets_ = 0, most_tasks_ = 0;  // of all steps, of the step with the most
   int64_t scratch_floats_ = 0;
 };
 

@@ -84,7 +84,7 @@ std::vector<void*> to_pointers(const std::vector<intptr_t>& addresses) {
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "fast_backbones native kernels: torch-free interface on raw addresses.";
   // What Python may ask of this library: raised with every change of an operator, a kind, a parameter or an operand, here and in _ext.py.
-  m.attr("interface") = 8;
+  m.attr("interface") = 9;
   m.def("isa", [] { return fb::isa_name(fb::isa()); }, "Instruction set in use: avx512, avx2 or portable.");
   m.def("detected_isa", [] { return fb::isa_name(fb::detected_isa()); });
   m.def("has_bf16", &fb::has_bf16, "Whether the kernels multiply bfloat16 pairs: AVX512-BF16, not capped by FB_MAX_ISA.");
@@ -123,17 +123,22 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("round_trip_ns", &fb::round_trip_ns, py::arg("seconds") = 0.02, py::call_guard<py::gil_scoped_release>());
 
   // For the engine's guard. The caller keeps alive what these look at.
-  py::class_<fb::DictContents>(m, "DictContents")
-      .def(py::init([](const py::list& dicts) {
-             std::vector<PyObject*> pointers;
-             for (const py::handle dict : dicts) {
-               if (!PyDict_Check(dict.ptr())) throw py::type_error("DictContents takes dicts");
-               pointers.push_back(dict.ptr());
-             }
-             return fb::DictContents(pointers);
+  py::class_<fb::Structure>(m, "Structure")
+      .def(py::init([](const py::object& root, const py::dict& attributes, const py::str& ignored, const std::vector<py::object>& objects,
+                       const std::vector<py::dict>& dicts, const std::vector<std::tuple<py::object, py::str, py::object>>& methods) {
+             const auto pointers = [](const auto& handles) {
+               std::vector<PyObject*> found;
+               for (const py::handle handle : handles) found.push_back(handle.ptr());
+               return found;
+             };
+             std::vector<fb::Structure::Method> held;
+             for (const auto& [owner, name, value] : methods) held.push_back({owner.ptr(), name.ptr(), value.ptr()});
+             return fb::Structure(root.ptr(), attributes.ptr(), ignored.ptr(), pointers(objects), pointers(dicts), held);
            }),
-           py::arg("dicts"))
-      .def("same", &fb::DictContents::same, "Whether every dict has the keys and values it had, by identity.");
+           py::arg("root"), py::arg("attributes"), py::arg("ignored"), py::arg("objects"), py::arg("dicts"), py::arg("methods"))
+      .def("same", [](const fb::Structure& structure, const py::object& root, const py::dict& attributes) { return structure.same(root.ptr(), attributes.ptr()); },
+           py::arg("root"), py::arg("attributes"),
+           "Whether root, whose __dict__ is handed in, and everything else are what they were, by identity.");
   py::class_<fb::Fingerprint>(m, "Fingerprint")
       .def(py::init<const std::vector<intptr_t>&, const std::vector<int64_t>&, int64_t>(), py::arg("addresses"), py::arg("nbytes"),
            py::arg("samples") = 16)

@@ -17,30 +17,33 @@ namespace fb {
 
 inline void fetch(const void* address) { __builtin_prefetch(address); }
 
-// Whether dicts still hold the same keys with the same values, all by identity.
-class DictContents {
+// Whether a tree of modules is what it was, everything compared by identity: what dicts hold, what the root's own attributes are, the
+// classes of the root and of other objects, and the methods in the namespaces of classes.
+class Structure {
  public:
-  explicit DictContents(const std::vector<PyObject*>& dicts) : dicts_(dicts) {
-    for (PyObject* dict : dicts_) {
-      starts_.push_back(items_.size());
-      each(dict, [&](PyObject* key, PyObject* value) {
-        items_.emplace_back(key, value);
-        return true;
-      });
-    }
+  struct Method {
+    PyObject *owner, *name, *value;  // owner: a mapping
+  };
+
+  // Of the attributes of `root`, the one called `ignored` may come and go.
+  Structure(PyObject* root, PyObject* attributes, PyObject* ignored, std::vector<PyObject*> objects, std::vector<PyObject*> dicts,
+            std::vector<Method> methods)
+      : root_type_(Py_TYPE(root)), ignored_(ignored), objects_(std::move(objects)), dicts_(std::move(dicts)), methods_(std::move(methods)) {
+    for (PyObject* object : objects_) types_.push_back(Py_TYPE(object));
+    const auto keep = [this](PyObject* key, PyObject* value) {
+      items_.emplace_back(key, value);
+      return true;
+    };
+    each(attributes, [&](PyObject* key, PyObject* value) { return is_ignored(key) || keep(key, value); });
     starts_.push_back(items_.size());
+    for (PyObject* dict : dicts_) {
+      each(dict, keep);
+      starts_.push_back(items_.size());
+    }
   }
 
-  bool same() const {
-    constexpr size_t kAhead = 12;
-    for (size_t i = 0; i < dicts_.size(); ++i) {
-      if (i + kAhead < dicts_.size()) fetch(dicts_[i + kAhead]);
-      const auto* expected = items_.data() + starts_[i];
-      const size_t count = starts_[i + 1] - starts_[i];
-      if (static_cast<size_t>(PyDict_Size(dicts_[i])) != count) return false;
-      if (!each(dicts_[i], [&](PyObject* key, PyObject* value) { return *expected++ == std::make_pair(key, value); })) return false;
-    }
-    return true;
+  bool same(PyObject* root, PyObject* attributes) const {
+    return Py_TYPE(root) == root_type_ && same_dicts() && same_attributes(attributes) && same_types() && same_methods();
   }
 
  private:
@@ -59,9 +62,57 @@ class DictContents {
     return going;
   }
 
+  bool is_ignored(PyObject* key) const {
+    return key == ignored_ || (PyUnicode_CheckExact(key) && PyUnicode_Compare(key, ignored_) == 0);
+  }
+
+  bool same_dicts() const {
+    constexpr size_t kAhead = 12;
+    for (size_t i = 0; i < dicts_.size(); ++i) {
+      if (i + kAhead < dicts_.size()) fetch(dicts_[i + kAhead]);
+      const auto* expected = items_.data() + starts_[i];
+      const size_t count = starts_[i + 1] - starts_[i];
+      if (static_cast<size_t>(PyDict_Size(dicts_[i])) != count) return false;
+      if (!each(dicts_[i], [&](PyObject* key, PyObject* value) { return *expected++ == std::make_pair(key, value); })) return false;
+    }
+    return true;
+  }
+
+  bool same_attributes(PyObject* attributes) const {
+    size_t i = 0;
+    const size_t count = starts_.front();
+    return each(attributes, [&](PyObject* key, PyObject* value) {
+             if (i < count && items_[i] == std::make_pair(key, value)) return ++i, true;
+             return is_ignored(key);
+           }) && i == count;
+  }
+
+  bool same_types() const {
+    constexpr size_t kAhead = 12;
+    for (size_t i = 0; i < objects_.size(); ++i) {
+      if (i + kAhead < objects_.size()) fetch(objects_[i + kAhead]);
+      if (Py_TYPE(objects_[i]) != types_[i]) return false;
+    }
+    return true;
+  }
+
+  bool same_methods() const {
+    return std::all_of(methods_.begin(), methods_.end(), [](const Method& method) {
+      PyObject* now = PyObject_GetItem(method.owner, method.name);
+      if (now == nullptr) PyErr_Clear();
+      Py_XDECREF(now);
+      return now == method.value;
+    });
+  }
+
+  const PyTypeObject* root_type_;
+  PyObject* ignored_;
+  std::vector<PyObject*> objects_;
+  std::vector<const PyTypeObject*> types_;
   std::vector<PyObject*> dicts_;
-  std::vector<std::pair<PyObject*, PyObject*>> items_;
-  std::vector<size_t> starts_;
+  std::vector<Method> methods_;
+  std::vector<std::pair<PyObject*, PyObject*>> items_;  // of the attributes, then of the dicts
+  std::vector<size_t> starts_;                          // of the dicts' items
 };
 
 // A hash of a sample of each memory block: `samples` words in runs of four, spread evenly, first and last included; the whole block

@@ -7,7 +7,8 @@ FB_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")
 #include "change.h"
 #include "../simd/product.h"
 #include "generic.h"
+#include "planar.h"
 #include "avx512_tiles.h"
 FB_END_TARGET
-const fb::conv2d::Kernels fb::conv2d::kAvx512 = {kPanel, 14, 1, tiles, narrow, activate_rows, change};
+const fb::conv2d::Kernels fb::conv2d::kAvx512 = {kPanel, 14, 1, tiles, narrow, activate_rows, change, planar_rows};
 #endif

@@ -39,5 +39,5 @@ void change_to_pairs(const float* x, int64_t step, int64_t pixels, int64_t chann
 #include "generic.h"
 #include "avx512_tiles.h"
 FB_END_TARGET
-const fb::conv2d::Kernels fb::conv2d::kAvx512Bf16 = {kPanel, 14, 2, tiles, narrow, activate_rows, change_to_pairs};
+const fb::conv2d::Kernels fb::conv2d::kAvx512Bf16 = {kPanel, 14, 2, tiles, narrow, activate_rows, change_to_pairs, nullptr};
 #endif

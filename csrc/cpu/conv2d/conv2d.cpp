@@ -209,7 +209,10 @@ class Conv2d final : public Op {
 
 }  // namespace conv2d
 
-std::unique_ptr<Op> make_conv2d(const OpSpec& spec) { return std::make_unique<conv2d::Conv2d>(spec); }
+std::unique_ptr<Op> make_conv2d(const OpSpec& spec) {
+  if (conv2d::is_planar(spec)) return conv2d::make_planar(spec);
+  return std::make_unique<conv2d::Conv2d>(spec);
+}
 
 std::string conv2d_refusal(const OpSpec& spec) {
   if (spec.act_from < 0 || spec.act_from % 32 != 0) return "act_from is " + std::to_string(spec.act_from) + ", expected a multiple of 32";

@@ -51,6 +51,22 @@ struct Tile {
   const float* next_a;
 };
 
+// A row of output pixels from planes, see planar.h: y[q, k] = act( sum_i x[offsets[i] + q] * weight[i, k] + bias[k] ), the products in
+// order. Reads whole vectors: up to 31 floats behind the last pixel's.
+struct PlanarRow {
+  const float* x;
+  const int64_t* offsets;  // of the taps
+  int64_t taps;
+  const float* weight;     // ldw floats from tap to tap
+  int64_t ldw;
+  const float* bias;       // or null
+  int64_t activation;      // none, relu or relu6
+  float* y;
+  int64_t ldy;
+  int64_t pixels;
+};
+constexpr int64_t kPlanarChannels = 8;
+
 struct Kernels {
   int panel;                         // output channels per packed panel
   int max_rows;                      // tallest tile
@@ -62,12 +78,17 @@ struct Kernels {
   // out = activation(x * scale + shift), in words; pixels `step` floats apart in x, next to each other in out; scale and shift may be
   // null. x may be out where a word is a float.
   void (*change)(const float* x, int64_t step, int64_t pixels, int64_t channels, const float* scale, const float* shift, int64_t activation, float* out);
+  void (*const* planar)(const PlanarRow&);  // planar[output channels], 1..kPlanarChannels; float32 only
 };
 
 extern const Kernels kPortable, kAvx2, kAvx512, kAvx512Bf16;
 
 const Kernels& kernels(Isa isa);
 const Kernels& kernels(const OpSpec& spec);  // for the type that spec multiplies
+
+// Whether an image in planes is best convolved to these few channels in vectors of pixels: the same bits, but full vectors.
+bool is_planar(const OpSpec& spec);
+std::unique_ptr<Op> make_planar(const OpSpec& spec);
 
 inline int64_t words(const Kernels& kernels, int64_t channels) { return (channels + kernels.channels_per_word - 1) / kernels.channels_per_word; }
 

@@ -6,16 +6,19 @@
 namespace {
 
 using fb::pooling::Mean;
-using fb::pooling::Window;
+using fb::pooling::Windows;
 
 constexpr int kMeanLevels = 3;  // parts of 512 pixels at the top
 
-void window(const Window& t) {
-  for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
-    V acc = part.load(t.x[0] + c);
-    for (int64_t i = 1; i < t.count; ++i) acc = vmax_nan(acc, part.load(t.x[i] + c));
-    part.store(t.y + c, acc);
-  });
+void windows(const Windows& t) {
+  for (int64_t q = 0; q < t.pixels; ++q) {
+    const int64_t ahead = q * t.step;
+    for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
+      V acc = part.load(t.x[0] + ahead + c);
+      for (int64_t i = 1; i < t.count; ++i) acc = vmax_nan(acc, part.load(t.x[i] + ahead + c));
+      part.store(t.y + q * t.ldy + c, acc);
+    });
+  }
 }
 
 template <int kCount>

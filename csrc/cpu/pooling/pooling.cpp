@@ -25,18 +25,22 @@ class MaxPool2d final : public Op {
   void run(int64_t task, const Pointers& x, const Worker&) const override {
     const int64_t image = blocks_.image(task);
     const Range rows = blocks_.rows(task);
-    Window window;
-    window.channels = spec_.c;
+    Windows windows;
+    windows.channels = spec_.c;
+    windows.step = spec_.stride_w * spec_.ldx;
+    windows.ldy = spec_.ldy;
     for (int64_t p = rows.begin; p < rows.end; ++p) {
-      const int64_t h0 = p * spec_.stride_h - spec_.pad_h;
-      for (int64_t q = 0; q < q_; ++q) {
+      const int64_t h0 = p * spec_.stride_h - spec_.pad_h, h_begin = std::max<int64_t>(h0, 0), h_end = std::min(h0 + spec_.r, spec_.h);
+      for (int64_t q = 0; q < q_; q += windows.pixels) {
         const int64_t w0 = q * spec_.stride_w - spec_.pad_w;
-        window.count = 0;
-        for (int64_t h = std::max<int64_t>(h0, 0); h < std::min(h0 + spec_.r, spec_.h); ++h)
+        const int64_t inside = w0 < 0 ? 0 : (spec_.w - spec_.s - w0 + spec_.stride_w) / spec_.stride_w;  // windows from here on with all columns
+        windows.pixels = std::clamp<int64_t>(inside, 1, q_ - q);
+        windows.count = 0;
+        for (int64_t h = h_begin; h < h_end; ++h)
           for (int64_t w = std::max<int64_t>(w0, 0); w < std::min(w0 + spec_.s, spec_.w); ++w)
-            window.x[window.count++] = x.x + ((image * spec_.h + h) * spec_.w + w) * spec_.ldx;
-        window.y = x.y + ((image * p_ + p) * q_ + q) * spec_.ldy;
-        kernels_.window(window);
+            windows.x[windows.count++] = x.x + ((image * spec_.h + h) * spec_.w + w) * spec_.ldx;
+        windows.y = x.y + ((image * p_ + p) * q_ + q) * spec_.ldy;
+        kernels_.windows(windows);
       }
     }
   }

@@ -11,11 +11,15 @@ namespace fb::pooling {
 constexpr int64_t kMaxTaps = 64;
 constexpr int64_t kChain = 8;  // values that an average adds one after the other
 
-// y[c] = max over `count` pixels x[i][c]; the first of equal values; NaN if any is NaN.
-struct Window {
-  const float* x[kMaxTaps];
+// A run of output pixels whose windows are alike: y[q * ldy + c] = max over i < count of x[i][q * step + c]; the first of equal values;
+// NaN if any is NaN.
+struct Windows {
+  const float* x[kMaxTaps];  // the taps of the first window
   int64_t count;
+  int64_t step;
   float* y;
+  int64_t ldy;
+  int64_t pixels;
   int64_t channels;
 };
 
@@ -53,7 +57,7 @@ struct AverageRow {
 };
 
 struct Kernels {
-  void (*window)(const Window&);
+  void (*windows)(const Windows&);
   void (*mean)(const Mean&);
   void (*average_row)(const AverageRow&);
 };
