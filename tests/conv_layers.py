@@ -342,6 +342,13 @@ LAYERS = [
     layer("groups of 192", (1, 384, 5, 6), 384, 3, padding=1, groups=2),
     layer("grey planar image", (2, 1, 12, 11), 6, 5, padding=2, activation=TANH, nchw_in=1),
     layer("grey planar image without padding", (1, 1, 12, 11), 6, 5, nchw_in=1),
+    *(
+        layer(f"planes to {k} channels", (2, 2, 9, 39), k, 3, padding=1, activation=RELU, nchw_in=1)
+        for k in range(1, 9)
+    ),
+    layer("planes to more taps than a block", (1, 6, 9, 11), 6, 5, padding=2, nchw_in=1),
+    layer("gated planes", (2, 2, 9, 18), 6, 3, padding=1, gated=1, nchw_in=1),
+    layer("planes with more border behind", (2, 1, 6, 7), 6, 3, nchw_in=1, pad_bottom=2, pad_right=1),
     layer("image smaller than the kernel", (2, 16, 2, 1), 20, 5, padding=2),
     layer("kernel as large as the padded image", (1, 16, 3, 4), 20, (5, 6), padding=1),
     layer("3x3 of stride 2 without padding", (1, 32, 11, 9), 40, 3, stride=2, activation=RELU),

@@ -281,6 +281,13 @@ CASES = [
     conv("one panel of large weights, several images", 2, 350, 5, 6, 32, stride=2, padding=1),
     conv("stride 2 with groups over several images", 2, 24, 9, 10, 36, groups=3, stride=2, padding=1),
     conv("large image, several blocks of rows", 2, 16, 40, 61, 24, 5, padding=2, stride=(1, 2)),
+    *(
+        conv(f"planes to {k} channels", 2, 3, 9, 37, k, padding=1, residual=k % 2 == 0, bias=k != 3)
+        for k in range(1, 9)
+    ),
+    conv("planes to few channels, several blocks of rows", 2, 5, 90, 70, 8, 5, padding=2),
+    conv("planes, rows of stride 2, dilation", 2, 2, 21, 19, 6, (3, 5), stride=(2, 1), dilation=2, padding=3),
+    conv("LeNet-5's first layer", 1, 1, 32, 32, 6, 5),
     conv("one image row", 1, 16, 1, 40, 16, padding=1),
     conv("one image column", 1, 16, 40, 1, 16, padding=1),
     pointwise("one pixel, one channel", 1, 1, 1, 1, 1),

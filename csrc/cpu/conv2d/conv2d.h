@@ -65,7 +65,7 @@ struct PlanarRow {
   int64_t ldy;
   int64_t pixels;
 };
-constexpr int64_t kPlanarChannels = 8;
+constexpr int64_t kPlanarFilters = 8;
 
 struct Kernels {
   int panel;                         // output channels per packed panel
@@ -78,7 +78,7 @@ struct Kernels {
   // out = activation(x * scale + shift), in words; pixels `step` floats apart in x, next to each other in out; scale and shift may be
   // null. x may be out where a word is a float.
   void (*change)(const float* x, int64_t step, int64_t pixels, int64_t channels, const float* scale, const float* shift, int64_t activation, float* out);
-  void (*const* planar)(const PlanarRow&);  // planar[output channels], 1..kPlanarChannels; float32 only
+  void (*const* planar)(const PlanarRow&);  // planar[output channels], 1..kPlanarFilters; float32 only
 };
 
 extern const Kernels kPortable, kAvx2, kAvx512, kAvx512Bf16;

@@ -72,7 +72,7 @@ class PlanarConv2d final : public Op {
   }
   Range tasks_writing(Range pixels) const override { return blocks_.tasks_writing(pixels); }
 
-  std::string detail() const override { return std::string(isa_name(isa())) + " planar rows, " + std::to_string(tasks()) + " tasks"; }
+  std::string detail() const override { return std::string(isa_name(isa())) + " planar " + std::to_string(tasks()) + "x1 tasks"; }
 
  private:
   int64_t input_rows(int64_t rows) const { return (rows - 1) * spec_.stride_h + (spec_.r - 1) * spec_.dilation_h + 1; }
@@ -110,7 +110,7 @@ class PlanarConv2d final : public Op {
 
 bool is_planar(const OpSpec& spec) {
   const bool plain = spec.groups == 1 && !spec.gated && spec.pre == 0 && spec.pre_activation == kNone && spec.act_from == 0 && spec.bf16 == 0;
-  return spec.nchw_in && plain && spec.stride_w == 1 && spec.k <= kPlanarChannels && spec.c * spec.r * spec.s <= kMaxBlock;
+  return spec.nchw_in && plain && spec.stride_w == 1 && spec.k <= kPlanarFilters && spec.c * spec.r * spec.s <= kMaxBlock;
 }
 
 std::unique_ptr<Op> make_planar(const OpSpec& spec) { return std::make_unique<PlanarConv2d>(spec); }
