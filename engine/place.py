@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from .plan import ARENA, FLOAT, INPUT, Loop, Place, Plan, Value
 
 ALIGNMENT = 64
+ALIASED_FLOATS = 4096 // FLOAT
 LINGER = 1
 
 
@@ -37,9 +38,17 @@ class Interval:
     offset: int = -1
 
 
-def pixel_stride(channels: int) -> int:
-    """Floats between neighbouring pixels of a map with this many channels."""
-    return channels
+def pixel_stride(plan: Plan, value: Value) -> int:
+    """Floats between neighbouring pixels of a map.
+
+    Where pixels lie a multiple of 4 KiB apart, the rows of a register tile compete for one set of the L1
+    cache: 1x1 convolutions from 1024 and 2048 channels were 1.15 times as slow. So such pixels lie a cache
+    line further apart, if the map is not also seen as one row.
+    """
+    aliased = value.channels % ALIASED_FLOATS == 0 and plan.batch * value.pixels > 1
+    if not aliased or any(v.pixels != value.pixels for v in plan.values if plan.root(v.id) is value):
+        return value.channels
+    return value.channels + ALIGNMENT // FLOAT
 
 
 def place(plan: Plan, schedule: Loop, linger: int = LINGER) -> None:
@@ -58,7 +67,7 @@ def place(plan: Plan, schedule: Loop, linger: int = LINGER) -> None:
             plan.places[value.id] = Place(output_slot, 0, dense, value.channels)
             output_slot += 1
         else:
-            stride = pixel_stride(value.channels)
+            stride = pixel_stride(plan, value)
             demand, depth = demand_of(plan, value, users[value.id], paths, linger)
             image_bytes = value.pixels * stride * FLOAT
             plan.places[value.id] = Place(ARENA, -1, image_bytes, stride, depth, gap=value.gap)
@@ -123,7 +132,7 @@ def demand_of(
 
     first = span(steps[0])[0]
     last = len(plan.steps) if returned else max(span(s)[1] for s in steps)
-    image = value.pixels * pixel_stride(value.channels) * FLOAT
+    image = value.pixels * pixel_stride(plan, value) * FLOAT
     chunk = paths[steps[0]][depth].chunk
     return Interval(value.id, round_up(chunk * image), first, last + linger), depth
 

@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from fast_backbones.engine.plan import ARENA
 from fast_backbones.engine.state import EngineState
 from helpers import (
     assert_as_accurate,
@@ -18,10 +19,11 @@ from helpers import (
 )
 from test_engine_fuse import NETS, conv, settle
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import fast_backbones as fb
 from fast_backbones import engine
-from fast_backbones.engine import schedule
+from fast_backbones.engine import place, schedule
 
 pytestmark = needs_native
 
@@ -348,6 +350,39 @@ def test_the_first_call_captures_once_and_says_what_its_parts_took():
             model(x)
     assert EngineState.of(model).captures == 1
     assert set(engine.plan_for(model, x).seconds) == {"capture", "fuse", "place", "pack"}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_maps_whose_pixels_lie_apart_give_the_same_bits(name, monkeypatch):
+    """Where pixels are multiples of 4 KiB they lie a cache line further apart; here all do that can."""
+    model = settle(NETS[name][0])
+    for batch in (1, 3):
+        x = torch.randn(batch, 8, 10, 10)
+        engine.refresh(model)
+        expected = pytree.tree_leaves(planned(model, x))
+        with monkeypatch.context() as patch:
+            patch.setattr(place, "ALIASED_FLOATS", 1)
+            engine.refresh(model)
+            actual = pytree.tree_leaves(planned(model, x))
+        for a, b in zip(actual, expected, strict=True):
+            assert_bit_equal(a, b)
+    engine.refresh(model)
+
+
+def test_pixels_of_4_kib_lie_apart_where_no_row_is_made_of_them():
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return engine.forward(self, x, self.forward_modules)
+
+        def forward_modules(self, x):
+            return super().forward(x)
+
+    layers = nn.Conv2d(3, 1024, 1), nn.ReLU(), nn.Conv2d(1024, 1024, 3), nn.Flatten(), nn.Linear(4096, 8)
+    model = Net(*layers).eval()
+    plan = engine.plan_for(model, torch.randn(2, 3, 4, 4))
+    strides = {plan.values[v].shape: p.pixel_stride for v, p in plan.places.items() if p.slot == ARENA}
+    assert strides[2, 1024, 4, 4] == 1024 + 16
+    assert strides[2, 1024, 2, 2] == 1024
 
 
 def test_activations_take_a_fraction_of_what_eager_needs():

@@ -18,14 +18,14 @@ FB_INLINE __m512i pairs(const C& changed, const float* x, int64_t c, const P& lo
 
 // See Kernels::change.
 void change_to_pairs(const float* x, int64_t step, int64_t pixels, int64_t channels, const float* scale, const float* shift, int64_t activation,
-                     float* out) {
-  const int64_t whole = channels / (2 * kLanes) * (2 * kLanes), words = (channels + 1) / 2;
+                     float* out, int64_t out_step) {
+  const int64_t whole = channels / (2 * kLanes) * (2 * kLanes);
   const int left = static_cast<int>(channels - whole);
   const Part<false> full{kLanes};
   const Part<true> low{left < kLanes ? left : kLanes}, high{left < kLanes ? 0 : left - kLanes};
   const __mmask16 inside = vtail((left + 1) / 2), low_inside = vtail(low.left), high_inside = vtail(high.left);
   with_change(scale, shift, activation, [&](const auto& changed) __attribute__((always_inline)) {
-    for (int64_t i = 0; i < pixels; ++i, x += step, out += words) {
+    for (int64_t i = 0; i < pixels; ++i, x += step, out += out_step) {
       for (int64_t c = 0; c < whole; c += 2 * kLanes) _mm512_storeu_si512(out + c / 2, pairs(changed, x, c, full, full));
       if (left == 0) continue;
       // An activation may make something else than 0 of the lanes that do not exist.

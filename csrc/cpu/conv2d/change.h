@@ -25,9 +25,9 @@ FB_INLINE void with_change(const float* scale, const float* shift, int64_t activ
 
 // See Kernels::change.
 [[maybe_unused]] void change(const float* x, int64_t step, int64_t pixels, int64_t channels, const float* scale, const float* shift,
-                             int64_t activation, float* out) {
+                             int64_t activation, float* out, int64_t out_step) {
   with_change(scale, shift, activation, [&](const auto& changed) __attribute__((always_inline)) {
-    for (int64_t i = 0; i < pixels; ++i, x += step, out += channels)
+    for (int64_t i = 0; i < pixels; ++i, x += step, out += out_step)
       for_vectors(channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) { part.store(out + c, changed(x, c, part)); });
   });
 }

@@ -33,16 +33,16 @@ Form form_of(const OpSpec& spec) {
 }
 
 // The runs of consecutive words that an output pixel reads.
-std::vector<Segment> runs_of(const OpSpec& spec, int64_t pixel_words) {
-  const int64_t width = spec.padded_w();
+std::vector<Segment> runs_of(const OpSpec& spec, const Input& input) {
+  const int64_t pixel_words = input.pixel_words(), step = input.pixel_step(), width = spec.padded_w();
   if (is_pointwise(spec)) return {{0, static_cast<int32_t>(pixel_words), 0}};
   std::vector<Segment> runs;
   for (int64_t r = 0; r < spec.r; ++r) {
-    const int64_t row = r * spec.dilation_h * width * pixel_words;
-    if (spec.dilation_w == 1) {
+    const int64_t row = r * spec.dilation_h * width * step;
+    if (spec.dilation_w == 1 && step == pixel_words) {
       runs.push_back({row, static_cast<int32_t>(spec.s * pixel_words), 0});
     } else {
-      for (int64_t s = 0; s < spec.s; ++s) runs.push_back({row + s * spec.dilation_w * pixel_words, static_cast<int32_t>(pixel_words), 0});
+      for (int64_t s = 0; s < spec.s; ++s) runs.push_back({row + s * spec.dilation_w * step, static_cast<int32_t>(pixel_words), 0});
     }
   }
   return runs;
@@ -72,9 +72,9 @@ class Conv2d final : public Op {
     q_ = spec.q();
     group_c_ = spec.c / spec.groups;
     group_k_ = spec.k / spec.groups;
-    words_ = input_.pixel_words();
-    depth_ = spec.r * spec.s * words_;
-    segments_ = blocked_segments(runs_of(spec, words_), spec.bf16 ? kMaxPairsBlock : kMaxBlock);
+    step_ = input_.pixel_step();
+    depth_ = spec.r * spec.s * input_.pixel_words();
+    segments_ = blocked_segments(runs_of(spec, input_), spec.bf16 ? kMaxPairsBlock : kMaxBlock);
   }
 
   int64_t tasks() const override { return cut_.tasks(); }
@@ -82,7 +82,7 @@ class Conv2d final : public Op {
   bool weights_in_parts() const override { return cut_.weights_in_parts(); }
   int64_t scratch_floats() const override {
     if (form_ == Form::flat || cut_.first_phase() > 0) return 0;
-    return form_ == Form::gathered ? cut_.largest_block() * words_ : input_rows(cut_.largest_block() / q_) * row_floats();
+    return form_ == Form::gathered ? cut_.largest_block() * step_ : input_rows(cut_.largest_block() / q_) * row_floats();
   }
   int64_t shared_floats() const override { return cut_.first_phase() > 0 ? spec_.groups * group_shared_floats() : 0; }
 
@@ -155,9 +155,9 @@ class Conv2d final : public Op {
   };
 
   int64_t input_rows(int64_t rows) const { return (rows - 1) * spec_.stride_h + (spec_.r - 1) * spec_.dilation_h + 1; }
-  int64_t row_floats() const { return input_.padded_columns() * words_; }
+  int64_t row_floats() const { return input_.padded_columns() * step_; }
   int64_t group_shared_floats() const {
-    return spec_.n * (form_ == Form::gathered ? p_ * q_ * words_ : input_.padded_rows() * row_floats());
+    return spec_.n * (form_ == Form::gathered ? p_ * q_ * step_ : input_.padded_rows() * row_floats());
   }
 
   // Pixels from this one on whose inputs lie evenly and that share a gate.
@@ -172,12 +172,12 @@ class Conv2d final : public Op {
     const bool made = cut_.first_phase() > 0;
     const int64_t row = part.pixels.begin / q_, rows = (part.pixels.end - part.pixels.begin) / q_;  // of output, over all images
     if (form_ == Form::gathered) {
-      if (made) return {x.shared + part.group * group_shared_floats() + part.pixels.begin * words_, words_};
+      if (made) return {x.shared + part.group * group_shared_floats() + part.pixels.begin * step_, step_};
       input_.gather(x, row, rows, part.group, scratch);
-      return {scratch, words_};
+      return {scratch, step_};
     }
     const int64_t image = row / p_, first = row % p_ * spec_.stride_h;  // padded input rows
-    const int64_t step = spec_.stride_w * words_;
+    const int64_t step = spec_.stride_w * step_;
     if (made) return {x.shared + part.group * group_shared_floats() + (image * input_.padded_rows() + first) * row_floats(), step};
     input_.copy_rows(x, image, first, input_rows(rows), part.group, scratch);
     return {scratch, step};
@@ -189,7 +189,7 @@ class Conv2d final : public Op {
     for (int64_t group = 0; group < spec_.groups; ++group) {
       float* out = x.shared + group * group_shared_floats();
       if (form_ == Form::gathered) {
-        input_.gather(x, rows.begin, rows.end - rows.begin, group, out + rows.begin * q_ * words_);
+        input_.gather(x, rows.begin, rows.end - rows.begin, group, out + rows.begin * q_ * step_);
         continue;
       }
       const int64_t hp = input_.padded_rows();
@@ -202,7 +202,7 @@ class Conv2d final : public Op {
   const Cut cut_;
   const Input input_;
   std::vector<Segment> segments_;
-  int64_t p_ = 0, q_ = 0, group_c_ = 0, words_ = 0 /* of a pixel's group */, group_k_ = 0, depth_ = 0;
+  int64_t p_ = 0, q_ = 0, group_c_ = 0, step_ = 0 /* from pixel to pixel of a copy */, group_k_ = 0, depth_ = 0;
 };
 
 }  // namespace

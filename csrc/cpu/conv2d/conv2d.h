@@ -75,9 +75,10 @@ struct Kernels {
   void (*const* narrow)(const Tile&);  // the same for half a panel of columns at most
   // In place: `rows` rows of `columns` floats, `stride` floats apart.
   void (*activate)(float* y, int64_t stride, int64_t rows, int64_t columns, int64_t activation);
-  // out = activation(x * scale + shift), in words; pixels `step` floats apart in x, next to each other in out; scale and shift may be
-  // null. x may be out where a word is a float.
-  void (*change)(const float* x, int64_t step, int64_t pixels, int64_t channels, const float* scale, const float* shift, int64_t activation, float* out);
+  // out = activation(x * scale + shift), in words; pixels `step` floats apart in x, `out_step` words in out; scale and shift may be
+  // null. x may be out where a word is a float and the steps are the same.
+  void (*change)(const float* x, int64_t step, int64_t pixels, int64_t channels, const float* scale, const float* shift, int64_t activation, float* out,
+                 int64_t out_step);
   void (*const* planar)(const PlanarRow&);  // planar[output channels], 1..kPlanarFilters; float32 only
 };
 
@@ -89,6 +90,10 @@ const Kernels& kernels(const OpSpec& spec);  // for the type that spec multiplie
 // Whether an image in planes is best convolved to these few channels in vectors of pixels: the same bits, but full vectors.
 bool is_planar(const OpSpec& spec);
 std::unique_ptr<Op> make_planar(const OpSpec& spec);
+
+// How far apart to lay pixels of so many words, for tiles that read several of them at once. A multiple of 4 KiB puts all into one set of
+// the L1 cache: 1x1 convolutions from 1024 and 2048 channels were 1.15 times as slow.
+inline int64_t spaced(int64_t words) { return words % 1024 == 0 ? words + 16 : words; }
 
 inline int64_t words(const Kernels& kernels, int64_t channels) { return (channels + kernels.channels_per_word - 1) / kernels.channels_per_word; }
 

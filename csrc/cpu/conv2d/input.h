@@ -14,11 +14,12 @@ class Input {
   int64_t padded_columns() const { return wp_; }
 
   int64_t pixel_words() const { return words_; }   // of one group
+  int64_t pixel_step() const { return step_; }     // words from pixel to pixel of the copy
 
-  // The pixels that output rows [first, first + rows), counted over all images, of a 1x1 convolution read, next to each other, in words.
+  // The pixels that output rows [first, first + rows), counted over all images, of a 1x1 convolution read, pixel_step apart, in words.
   void gather(const Pointers& x, int64_t first, int64_t rows, int64_t group, float* out) const;
 
-  // Rows [first, first + rows) of the zero-padded image: [rows][padded w][pixel_words]. Padding stays zero.
+  // Rows [first, first + rows) of the zero-padded image: [rows][padded w][pixel_step]. Padding stays zero.
   void copy_rows(const Pointers& x, int64_t image, int64_t first, int64_t rows, int64_t group, float* out) const;
 
   // A row of the padded images, all images stacked, as a row of the unpadded ones; rows in the padding move inwards.
@@ -31,7 +32,7 @@ class Input {
   const OpSpec& spec_;
   const Kernels& kernels_;
   bool changed_;  // by pre or pre_activation, or to bfloat16
-  int64_t p_, q_, group_c_, words_, hp_, wp_;
+  int64_t p_, q_, group_c_, words_, step_, hp_, wp_;
 };
 
 }  // namespace fb::conv2d

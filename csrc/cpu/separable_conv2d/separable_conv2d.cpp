@@ -70,7 +70,7 @@ conv2d::Cut cut_of(const OpSpec& spec, const conv2d::Kernels& kernels) {
 class SeparableConv2d final : public Op {
  public:
   explicit SeparableConv2d(const OpSpec& spec)
-      : Op(spec), kernels_(conv2d::kernels(spec)), depth_(depth_part(spec)), cut_(cut_of(spec, kernels_)), p_(spec.p()), q_(spec.q()), words_(conv2d::words(kernels_, spec.c)) {
+      : Op(spec), kernels_(conv2d::kernels(spec)), depth_(depth_part(spec)), cut_(cut_of(spec, kernels_)), p_(spec.p()), q_(spec.q()), words_(conv2d::words(kernels_, spec.c)), step_(conv2d::spaced(words_)) {
     segments_ = conv2d::blocked_segments({{0, static_cast<int32_t>(words_), 0}}, spec.bf16 ? conv2d::kMaxPairsBlock : conv2d::kMaxBlock);
     panels_at_once_ = conv2d::panels_in_l2(words_ * kernels_.panel, ceil_div(spec.k, kernels_.panel));
     const int64_t rows = cut_.largest_block() / q_;
@@ -81,18 +81,18 @@ class SeparableConv2d final : public Op {
   int64_t tasks() const override { return cut_.tasks(); }
   int64_t first_phase_tasks() const override { return cut_.first_phase(); }
   bool weights_in_parts() const override { return cut_.weights_in_parts(); }
-  int64_t scratch_floats() const override { return (spec_.bf16 ? q_ * spec_.c : 0) + (cut_.first_phase() > 0 ? 0 : rows_at_once_ * q_ * words_); }
-  int64_t shared_floats() const override { return cut_.first_phase() > 0 ? spec_.n * p_ * q_ * words_ : 0; }
+  int64_t scratch_floats() const override { return (spec_.bf16 ? q_ * spec_.c : 0) + (cut_.first_phase() > 0 ? 0 : rows_at_once_ * q_ * step_); }
+  int64_t shared_floats() const override { return cut_.first_phase() > 0 ? spec_.n * p_ * q_ * step_ : 0; }
 
   void run(int64_t task, const Pointers& x, const Worker& worker) const override {
     if (task < cut_.first_phase()) {
       const Range rows = cut_.made_rows(task);
-      return depth_rows(x, rows, worker.scratch, x.shared + rows.begin * q_ * words_);
+      return depth_rows(x, rows, worker.scratch, x.shared + rows.begin * q_ * step_);
     }
     const conv2d::Cut::Part part = cut_.part(task);
     conv2d::Ahead ahead = cut_.next_weights(x, part, worker);
     if (cut_.first_phase() > 0) {
-      multiply(x, part.pixels, part.panels, x.shared + part.pixels.begin * words_, ahead);
+      multiply(x, part.pixels, part.panels, x.shared + part.pixels.begin * step_, ahead);
       return;
     }
     if (ahead.weights == nullptr && panels_at_once_ < part.panels.end) ahead = weights_of(x, {0, panels_at_once_});  // the next task begins there
@@ -147,10 +147,10 @@ class SeparableConv2d final : public Op {
     depth.x = x.x;
     depth.weight = x.depth_weight;
     depth.bias = x.depth_bias;
-    if (kernels_.channels_per_word == 1) return depthwise_conv2d::compute_rows(depth_, depth, rows, out, spec_.c);
-    for (int64_t i = rows.begin; i < rows.end; ++i, out += q_ * words_) {
+    if (kernels_.channels_per_word == 1) return depthwise_conv2d::compute_rows(depth_, depth, rows, out, step_);
+    for (int64_t i = rows.begin; i < rows.end; ++i, out += q_ * step_) {
       depthwise_conv2d::compute_rows(depth_, depth, {i, i + 1}, row, spec_.c);
-      kernels_.change(row, spec_.c, q_, spec_.c, nullptr, nullptr, kNone, out);
+      kernels_.change(row, spec_.c, q_, spec_.c, nullptr, nullptr, kNone, out, step_);
     }
   }
 
@@ -161,7 +161,7 @@ class SeparableConv2d final : public Op {
     block.tile.segments = segments_.data();
     block.tile.segment_count = static_cast<int64_t>(segments_.size());
     block.tile.a = input;
-    block.tile.a_stride = words_;
+    block.tile.a_stride = step_;
     block.tile.b = panel_weights(x, panels.begin);
     block.tile.scale = x.scale != nullptr ? x.scale + channel : nullptr;
     block.tile.bias = x.bias != nullptr ? x.bias + channel : nullptr;
@@ -182,7 +182,7 @@ class SeparableConv2d final : public Op {
   const conv2d::Kernels& kernels_;
   const OpSpec depth_;
   const conv2d::Cut cut_;
-  const int64_t p_, q_, words_ /* of a pixel between the parts */;
+  const int64_t p_, q_, words_ /* of a pixel between the parts */, step_ /* from pixel to pixel there */;
   std::vector<conv2d::Segment> segments_;
   int64_t panels_at_once_ = 1, rows_at_once_ = 1;
 };
