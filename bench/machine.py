@@ -6,6 +6,7 @@ Nothing here names a person or a host.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
 import platform
 import re
@@ -50,23 +51,38 @@ def checkout_root() -> Path | None:
     return root if (root / "fast_backbones" / "__init__.py").is_file() else None
 
 
-def commit(root: Path | None = None) -> str | None:
-    """The commit of the checkout, "+changes" behind it when tracked files differ; None outside a checkout."""
+# What a measurement depends on; results that are committed, documents and tests do not count.
+MEASURED = ("backbones", "bench", ":!bench/results", "csrc", "engine", "fast_backbones", "kernels")
+MEASURED += ("CMakeLists.txt", "setup.py")
+
+
+def git(root: Path | None, *arguments: str) -> str | None:
+    """What git says about the checkout; None outside one, where there is no git, and where it fails."""
     root = root if root is not None else checkout_root()
     if root is None or not (root / ".git").exists():
         return None
-
-    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
-
     try:
-        head = git("rev-parse", "--short=12", "HEAD")
-        if head.returncode != 0:
-            return None
-        changed = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
     except FileNotFoundError:  # no git on this machine
         return None
-    return head.stdout.strip() + ("+changes" if changed else "")
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def commit(root: Path | None = None) -> str | None:
+    """The commit of the checkout, "+changes" behind it when tracked files differ; None outside a checkout."""
+    head = git(root, "rev-parse", "--short=12", "HEAD")
+    if head is None:
+        return None
+    return head + ("+changes" if git(root, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def code(root: Path | None = None) -> str | None:
+    """A hash of the committed files that a measurement depends on, "+changes" behind it as in `commit`."""
+    files = git(root, "ls-files", "--stage", "--", *MEASURED)
+    if files is None:
+        return None
+    changed = git(root, "status", "--porcelain", "--untracked-files=no", "--", *MEASURED)
+    return hashlib.sha256(files.encode()).hexdigest()[:12] + ("+changes" if changed else "")
 
 
 def describe(threads: int) -> dict[str, object]:
@@ -91,6 +107,7 @@ def describe(threads: int) -> dict[str, object]:
         "load_average": [round(v, 2) for v in os.getloadavg()],
         "fast_backbones": fast_backbones.build_info(),
         "commit": commit(),
+        "code": code(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 

@@ -104,7 +104,7 @@ STORED = (
     "isolate",
     "precision",
 )
-SAME = ("cpu", "cpus", "torch", "commit", "fast_backbones")  # facts that must not change within a file
+SAME = ("cpu", "cpus", "torch", "code", "fast_backbones")  # facts that must not change within a file
 
 
 def check_options(options: argparse.Namespace) -> str | None:
@@ -155,7 +155,7 @@ class CannotResume(ValueError):
 
 
 def load(path: Path) -> dict:
-    """The results of an interrupted run; CannotResume when this is another machine, commit or stack."""
+    """The results of an interrupted run; CannotResume when this is another machine, code or stack."""
     try:
         results = json.loads(path.read_text())
         stored, facts = results["options"], results["machine"]

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import subprocess
 
 import pytest
 import torch
@@ -345,6 +346,7 @@ def test_result_file_says_everything(results):
         "torch",
         "threads",
         "commit",
+        "code",
         "date",
         "fast_backbones",
     }
@@ -543,6 +545,31 @@ def interrupted_run(folder, monkeypatch):
     return path, asked
 
 
+def test_results_documents_and_tests_are_not_code(tmp_path):
+    """What a run may go on after; what it measures may not change."""
+
+    def git(*arguments):
+        name = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", tmp_path, *name, *arguments], check=True, capture_output=True)
+
+    def add(path, text="1"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+        git("add", ".")
+        git("commit", "-m", path)
+        return machine.commit(tmp_path), machine.code(tmp_path)
+
+    assert machine.commit(tmp_path) is machine.code(tmp_path) is None
+    git("init")
+    seen = [add("csrc/a.cpp"), *map(add, ("docs/a.md", "tests/a.py", "bench/results/a.json"))]
+    assert len({commit for commit, _ in seen}) == 4 and len({code for _, code in seen}) == 1
+    assert add("engine/a.py")[1] != seen[0][1]
+    (tmp_path / "docs/a.md").write_text("2")
+    assert machine.commit(tmp_path).endswith("+changes") and not machine.code(tmp_path).endswith("+changes")
+    (tmp_path / "csrc/a.cpp").write_text("2")
+    assert machine.code(tmp_path).endswith("+changes")
+
+
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     path, asked = interrupted_run(tmp_path, monkeypatch)
     assert f"--resume {path} goes on" in capsys.readouterr().err.replace("\n", "")
@@ -570,13 +597,13 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "spoil, said",
     [
-        (lambda r: r["machine"].update(commit="0"), "commit was 0, here it is"),
+        (lambda r: r["machine"].update(code="0"), "code was 0, here it is"),
         (lambda r: r["machine"].update(cpu="another"), "cpu was another"),
         (lambda r: r["comparisons"][0]["peers"]["eager"].update(version="0.1"), "eager was 0.1, here it is"),
         (lambda r: r.pop("options"), "not a result file"),
         (lambda r: r["options"].pop("budget"), "its options lack budget"),
     ],
-    ids=["commit", "machine", "version of a peer", "no options", "old options"],
+    ids=["code", "machine", "version of a peer", "no options", "old options"],
 )
 def test_a_run_goes_on_only_where_it_began(tmp_path, monkeypatch, capsys, spoil, said):
     path, _ = interrupted_run(tmp_path, monkeypatch)
