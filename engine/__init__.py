@@ -5,14 +5,17 @@ why_not(model, x)          the sentence why no plan is used; None when one is
 plan_for(model, x)         the plan as plain data
 plan_summary(plan)         a few words about it
 explain(model, x)          each step: kernel, what was fused, time, share of the machine's peak
+tune(model, x)             measure which algorithm each layer should take on this machine
 refresh(model)             forget everything about a model, after a change that cannot be noticed
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .explain import Explanation, plan_summary
@@ -22,8 +25,21 @@ from .rules import call_refusal
 from .run_cpu import Runner
 from .state import ATTRIBUTE, EngineState
 from .strides import shown_strides, usual_strides
+from .tuning import Tuning
+from .tuning import tune as _tune
 
-__all__ = ["Explanation", "Plan", "explain", "forward", "plan_for", "plan_summary", "refresh", "why_not"]
+__all__ = [
+    "Explanation",
+    "Plan",
+    "Tuning",
+    "explain",
+    "forward",
+    "plan_for",
+    "plan_summary",
+    "refresh",
+    "tune",
+    "why_not",
+]
 
 
 def forward(model: nn.Module, x: Tensor, plain: MethodType) -> Any:
@@ -59,6 +75,38 @@ def explain(model: nn.Module, x: Tensor, repeats: int = 5) -> Explanation:
     """Run the plan of `model(x)` step by step and tell what each costs; without a plan, tell why not."""
     runner = call_refusal(model, x) or _runner(model, x)
     return _explain(runner, usual_strides(x), repeats)
+
+
+def tune(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    rounds: int = 7,
+    again: bool = False,
+    progress: Callable[[float, str], None] | None = None,
+) -> Tuning:
+    """Measure which algorithm (direct, Winograd's F(2x2) or F(4x4), by groups) is the fastest here for each
+    convolution that has a choice, and let this model use it from now on.
+
+    Without this the sizes of a layer decide, so that results are the same bits on every machine with AVX2.
+    With it they may differ between machines within the rounding of each algorithm (all keep the 2x rule);
+    they still do not depend on the batch or the threads, because a choice belongs to the layer's sizes.
+    Tune with the batch you care most about. Choices are kept in a file for this processor and version, in
+    FB_CACHE_DIR or ~/.cache/fast_backbones, and are not measured again; copies of the model, and other
+    models, use them once tuned themselves.
+
+    Args:
+        model: in eval mode, as for a plan. x: [N, C, H, W], an input of the size that will be used.
+        rounds: how often everything is measured; the median counts. again: measure even what is known.
+        progress: called with the share that is done and a few words.
+    Returns: every layer with a choice, what each algorithm took, and what was chosen; `print` it.
+    Raises RuntimeError with the sentence of `why_not` where there is no plan, ValueError for rounds < 1.
+    """
+    if rounds < 1:
+        raise ValueError(f"tune: rounds is {rounds}, expected at least 1")
+    with torch.no_grad():
+        _require(model, x)
+        return _tune(model, usual_strides(x), plain_of(model), rounds, again, progress)
 
 
 def refresh(model: nn.Module) -> None:

@@ -7,7 +7,7 @@ it accepts); what it says is kept for explain().
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .borders import is_even, padding_params, sides, with_border
@@ -17,6 +17,7 @@ Params = dict[str, Any]
 Refusal = Callable[[str, Params], str]
 Candidate = tuple[str, Params, str]  # kind, parameters, why the engine declines ("" if it does not)
 Choice = tuple[str, Params, list[str]]  # kernel, parameters, what the better ones said
+Choices = Mapping[str, str]  # algorithm by layer, as tuning has measured them
 
 ACTIVATIONS = ("none", "relu", "relu6", "sigmoid", "tanh")  # by their number in the library
 
@@ -37,12 +38,21 @@ REASONS = {  # why there is no kernel at all
 }
 
 
-def choose(node: Node, refusal: Refusal, precision: str = "highest") -> Choice:
+def choose(
+    node: Node, refusal: Refusal, precision: str = "highest", choices: Choices | None = None
+) -> Choice:
     """(kernel, parameters, what the better ones said); the kernel is "aten" when none accepts.
 
     precision: as torch.set_float32_matmul_precision understands it. "high" lets Winograd take points of
     larger error, "medium" also lets the dense kernels multiply bfloat16, where the processor does.
+    choices: `layer_key` -> one of `algorithms`, which then comes first.
     """
+    if choices and node.op == "conv2d":
+        wanted = choices.get(layer_key(node, precision))
+        found = algorithms(node, refusal) if wanted is not None else {}
+        if wanted in found:
+            kind, params = found[wanted]
+            return kind, relaxed(kind, params, refusal, precision), [f"{wanted}: measured by fb.tune"]
     said: list[str] = []
     params: Params = {}
     for kind, params, declined in candidates(node):
@@ -62,6 +72,34 @@ def relaxed(kernel: str, params: Params, refusal: Refusal, precision: str) -> Pa
     if precision != "highest" and kernel == "winograd_conv2d":
         return {**params, "real_points": 1}
     return params
+
+
+LAYER = (
+    "c", "k", "h", "w", "r", "s", "stride_h", "stride_w", "pad_h", "pad_w", "pad_bottom", "pad_right",
+    "dilation_h", "dilation_w", "groups",
+)  # fmt: skip
+
+
+def layer_key(node: Node, precision: str) -> str:
+    """What makes a convolution fast or slow, besides batch and threads: "c=64 k=64 h=56 ... highest"."""
+    p = conv_params(node)
+    return " ".join([*(f"{key}={p[key]}" for key in LAYER if key in p), precision])
+
+
+def algorithms(node: Node, refusal: Refusal) -> dict[str, tuple[str, Params]]:
+    """Every way to compute a convolution that all keep the 2x rule, by name, whatever `candidates` thinks of
+    their speed; the direct one first. One or none: there is nothing to choose."""
+    if node.op != "conv2d" or is_depthwise(node):
+        return {}
+    found: dict[str, tuple[str, Params]] = {}
+    for kind, params, declined in conv_candidates(node):
+        if kind == "winograd_conv2d" and "pad_bottom" not in params:
+            tiles = (2, 4) if params["r"] == params["s"] else (0,)
+            ways = {f"{kind} {tile}".removesuffix(" 0"): {**params, "tile": tile} for tile in tiles}
+        else:
+            ways = {} if declined else {kind: params}
+        found |= {name: (kind, p) for name, p in ways.items() if not refusal(kind, p)}
+    return dict(sorted(found.items(), key=lambda item: item[0] != "conv2d"))
 
 
 def candidates(node: Node) -> Iterator[Candidate]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .candidates import Choice, Params, Refusal, choose
+from .candidates import Choice, Choices, Params, Refusal, choose
 from .graph import Graph, Node, map_leaves
 from .plan import Output, Plan, Ref, Step, Value
 from .recipes import Recipe, Stack
@@ -15,14 +15,28 @@ from .recipes import Recipe, Stack
 PARTS = {"recipe": "weight", "pre": "pre", "depth": "depth"}  # attribute of a node: part in weights.OPERANDS
 
 
-def make_plan(graph: Graph, planar_input: bool, refusal: Refusal, precision: str = "highest") -> Plan:
+def make_plan(
+    graph: Graph,
+    planar_input: bool,
+    refusal: Refusal,
+    precision: str = "highest",
+    choices: Choices | None = None,
+) -> Plan:
     """The plan's values and steps, without schedule and places. `planar_input`: x is NCHW, else NHWC."""
-    return _Builder(graph, planar_input, refusal, precision).build()
+    return _Builder(graph, planar_input, refusal, precision, choices).build()
 
 
 class _Builder:
-    def __init__(self, graph: Graph, planar_input: bool, refusal: Refusal, precision: str) -> None:
-        self.graph, self.planar_input, self.refusal, self.precision = graph, planar_input, refusal, precision
+    def __init__(
+        self,
+        graph: Graph,
+        planar_input: bool,
+        refusal: Refusal,
+        precision: str,
+        choices: Choices | None,
+    ) -> None:
+        self.graph, self.planar_input, self.refusal = graph, planar_input, refusal
+        self.precision, self.choices = precision, choices
         self.values: list[Value] = []
         self.steps: list[Step] = []
         self.id: dict[Node, int] = {}
@@ -33,7 +47,7 @@ class _Builder:
     def build(self) -> Plan:
         self.id[self.graph.input] = self.value(self.graph.input, home="input")
         computed = [node for node in self.graph.nodes if node is not self.graph.input]
-        self.chosen = {node: choose(node, self.refusal, self.precision) for node in computed}
+        self.chosen = {node: choose(node, self.refusal, self.precision, self.choices) for node in computed}
         for node in computed:
             self.place(node)
             if not self.is_view(node):

@@ -9,6 +9,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from time import perf_counter
 from types import MethodType
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from ..kernels import _ext
 from . import rules
+from .candidates import Choices
 from .capture import Uncapturable, capture
 from .convert import convert
 from .fuse import fuse
@@ -68,6 +70,7 @@ class EngineState:
         self.runners: OrderedDict[Key, Runner] = OrderedDict()
         self.arenas = ArenaPool()
         self.failures: dict[Key, str] = {}
+        self.choices: Choices = {}  # what fb.tune has measured
         self.warned = False
         self.captures = 0
         self.calls = 0  # roughly: threads may overwrite each other's count
@@ -144,7 +147,7 @@ class EngineState:
             return hesitation
         self.captures += 1
         try:
-            plan = make(model, plain, x, precision=key[-1])
+            plan = make(trace(model, plain, x), key[-1], self.choices)
         except Uncapturable as error:
             return self._failed(model, key, str(error))
         start = perf_counter()
@@ -154,6 +157,14 @@ class EngineState:
         while len(self.runners) > MAX_PLANS:
             self.runners.popitem(last=False)
         return runner
+
+    def choose(self, choices: Choices) -> None:
+        """From now on plans compute each layer by the algorithm that is named here, if any is."""
+        with _build_lock:
+            self.choices = {**self.choices, **choices}
+            self.runners = OrderedDict()
+            if self.guard is not None and self.store is not None:  # what no plan will use any more goes
+                self.store = WeightStore(self.guard.native, Tensors(self.guard.aliases))
 
     def _hesitation(self, key: Key) -> str | None:
         """Why this call gets no plan now."""
@@ -204,34 +215,50 @@ class EngineState:
         return guard.same_kinds() if self.refusal is not None else guard.same_weights()
 
 
-def make(model: nn.Module, plain: MethodType, x: Tensor, precision: str = "highest") -> Plan:
-    """Capture, fuse, choose, place. Raises Uncapturable. The plan's `seconds` tells what each part took.
+@dataclass
+class Traced:
+    """A model on one input, captured and fused: what plans are made from, whatever kernels they choose."""
+
+    graph: Graph
+    rewrites: dict[str, int]
+    x: Tensor
+    tensors: Mapping[str, Tensor]
+    follows_input: bool
+    seconds: dict[str, float]
+
+
+def trace(model: nn.Module, plain: MethodType, x: Tensor) -> Traced:
+    """Capture and fuse. Raises Uncapturable."""
+    with _build_lock:
+        start = perf_counter()
+        exported = capture(model, plain, x)
+        captured = perf_counter()
+        graph = convert(exported)
+        if x.dtype is torch.bfloat16:
+            check_results(graph)
+        true_strides(graph, plain, x)
+        follows = follows_input(graph)
+        rewrites = fuse(graph, _ext.require().refusal)
+    seconds = {"capture": captured - start, "fuse": perf_counter() - captured}
+    return Traced(graph, rewrites, x, dict(rules.named_tensors(model)), follows, seconds)
+
+
+def make(traced: Traced, precision: str = "highest", choices: Choices | None = None) -> Plan:
+    """Choose and place. Raises Uncapturable. The plan's `seconds` tells what each part took.
 
     A model in bfloat16 gets a plan in float32 with products of bfloat16; what it returns is rounded.
     """
-    native = _ext.require()
-    times = [perf_counter()]
-    exported = capture(model, plain, x)
-    times.append(perf_counter())
-    graph = convert(exported)
-    narrow = x.dtype is torch.bfloat16
-    if narrow:
-        check_results(graph)
-    true_strides(graph, plain, x)
-    follows = follows_input(graph)
-    rewrites = fuse(graph, native.refusal)
-    plan = make_plan(graph, x.is_contiguous(), native.refusal, precision)
-    plan.narrow = narrow
-    check_types(plan, x.dtype, dict(rules.named_tensors(model)))
-    if narrow:
+    start = perf_counter()
+    x, graph = traced.x, traced.graph
+    plan = make_plan(graph, x.is_contiguous(), _ext.require().refusal, precision, choices)
+    plan.narrow = x.dtype is torch.bfloat16
+    check_types(plan, x.dtype, traced.tensors)
+    if plan.narrow:
         check_kernels(plan)
-    plan.shows_input, plan.follows_input = graph.shows_input, follows
-    times.append(perf_counter())
+    plan.shows_input, plan.follows_input = graph.shows_input, traced.follows_input
     lower(plan)
-    times.append(perf_counter())
-    plan.rewrites = rewrites
-    names = ("capture", "fuse", "place")
-    plan.seconds = {name: end - begin for name, begin, end in zip(names, times, times[1:])}
+    plan.rewrites = traced.rewrites
+    plan.seconds = {**traced.seconds, "place": perf_counter() - start}
     return plan
 
 

@@ -29,7 +29,7 @@ del _here, _Path
 from . import backbones, engine, kernels, training  # noqa: E402
 from .backbones import *  # noqa: E402, F403
 from .backbones import __all__ as _models  # noqa: E402
-from .engine import explain  # noqa: E402
+from .engine import explain, tune  # noqa: E402
 from .kernels import backend, build_info  # noqa: E402
 
 __all__ = [
@@ -41,5 +41,6 @@ __all__ = [
     "explain",
     "kernels",
     "training",
+    "tune",
     *_models,
 ]

@@ -1,0 +1,221 @@
+"""fb.tune: which algorithm computes a convolution fastest here, by measuring.
+
+Without it a layer's sizes decide, by rules that were found on one machine (candidates.py), so that a model
+gives the same bits on every machine with AVX2. Measuring gives that up and nothing else: a choice belongs to
+a layer and a precision, whatever the batch and the threads it was measured with, so a sample still has the
+same bits in any batch and on any number of threads.
+
+    measure     one plan for each rank: every layer by its first algorithm, every layer by its second, ...
+                The plans run step by step, in turns, so that a layer's weights are as cold as in the network
+    choose      the algorithm that is at least 3 % faster than the one the rules take, else that one
+    keep        in a JSON file for this processor, instruction set and version; the next tune reads it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MethodType
+
+from torch import Tensor, nn
+
+from ..kernels import _ext
+from .candidates import algorithms, layer_key
+from .graph import Node
+from .plan import Step
+from .recipes import Tensors
+from .run_cpu import ArenaPool, Runner
+from .state import EngineState, Traced, allowed_precision, make, trace
+from .weights import WeightStore
+
+MARGIN = 0.97  # of the usual algorithm's time: less is taken for noise
+FORMAT = 1
+
+Tell = Callable[[float, str], None]
+
+
+@dataclass
+class Layer:
+    """A convolution that more than one algorithm can compute, and what each took, in seconds."""
+
+    name: str
+    key: str
+    usual: str  # the algorithm that the rules take
+    seconds: dict[str, float] = field(default_factory=dict)  # empty: known from an earlier run
+    chosen: str = ""
+
+
+@dataclass
+class Tuning:
+    """What fb.tune found. `str()` is a table."""
+
+    layers: list[Layer]
+    path: Path | None  # where the choices are kept
+
+    @property
+    def changed(self) -> list[Layer]:
+        """Layers that are not computed as they would be without tuning."""
+        return [layer for layer in self.layers if layer.chosen != layer.usual]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.layers)} layers with a choice, {len(self.changed)} of them changed"]
+        for layer in self.changed:
+            before, after = layer.seconds.get(layer.usual), layer.seconds.get(layer.chosen)
+            times = (
+                f": {before * 1e3:.3f} -> {after * 1e3:.3f} ms" if before and after else ", measured earlier"
+            )
+            lines.append(f"  {layer.name}: {layer.usual} -> {layer.chosen}{times}")
+        if self.path is not None:
+            lines.append(f"kept in {self.path}")
+        return "\n".join(lines)
+
+
+def tune(
+    model: nn.Module,
+    x: Tensor,
+    plain: MethodType,
+    rounds: int = 7,
+    again: bool = False,
+    tell: Tell | None = None,
+) -> Tuning:
+    """See engine.tune, which has checked that this call can have a plan."""
+    traced, precision = trace(model, plain, x), allowed_precision(x)
+    path = cache_path()
+    known = {} if again else load(path)
+    layers = layers_of(traced, precision)
+    for layer in layers:
+        layer.chosen = known.get(layer.key, "")
+    if any(not layer.chosen for layer in layers):
+        measure(model, traced, precision, layers, rounds, tell or (lambda share, what: None))
+        path = save(path, {**load(path), **{layer.key: layer.chosen for layer in layers}})
+    EngineState.of(model).choose({layer.key: layer.chosen for layer in layers})
+    return Tuning(layers, path)
+
+
+def layers_of(traced: Traced, precision: str) -> list[Layer]:
+    """Layers with a choice, one for each key: layers that are alike get the same answer."""
+    usual = {step.name: step for step in make(traced, precision).steps if step.op == "conv2d"}
+    found: dict[str, Layer] = {}
+    for node in traced.graph.nodes:
+        ways = ways_of(node)
+        if len(ways) > 1:
+            key = layer_key(node, precision)
+            found.setdefault(key, Layer(node.name, key, algorithm_of(usual[node.name], ways)))
+    return list(found.values())
+
+
+def ways_of(node: Node) -> list[str]:
+    return list(algorithms(node, _ext.require().refusal))
+
+
+def algorithm_of(step: Step, ways: list[str]) -> str:
+    """The name, among `ways`, of what a plan's step does; Winograd's tile shows in its weights."""
+    if step.kernel != "winograd_conv2d" or step.kernel in ways:
+        return step.kernel
+    native = _ext.require()
+
+    def packed(**more: int) -> int:
+        return native.packed_floats(step.kernel, {**step.params, "n": 1, **more})
+
+    tiles = [way for way in ways if way.startswith(step.kernel)]
+    return next(way for way in tiles if packed(tile=int(way.split()[1])) == packed())
+
+
+def measure(
+    model: nn.Module, traced: Traced, precision: str, layers: list[Layer], rounds: int, tell: Tell
+) -> None:
+    """Time every algorithm of every layer and choose."""
+    names = keys_by_step(traced, precision)
+    nodes = {names[node.name]: ways_of(node) for node in traced.graph.nodes if node.name in names}
+    guard = EngineState.of(model).guard
+    assert guard is not None
+    runs: list[tuple[dict[str, str], Runner]] = []
+    for rank in range(max(map(len, nodes.values()))):
+        choices = {key: ways[rank % len(ways)] for key, ways in nodes.items()}
+        store = WeightStore(guard.native, Tensors(guard.aliases))  # packed for this alone
+        runs.append((choices, Runner(make(traced, precision, choices), store, ArenaPool())))
+    samples: dict[tuple[str, str], list[float]] = {}
+    for turn in range(rounds + 1):
+        for rank, (choices, runner) in enumerate(runs):
+            tell((turn * len(runs) + rank) / ((rounds + 1) * len(runs)), f"round {turn} of {rounds}")
+            spent: dict[str, float] = {}
+            for step, measured in runner.profile(traced.x, 1):
+                key = names.get(step.name) if step.op == "conv2d" else None
+                if key is not None:
+                    spent[key] = spent.get(key, 0.0) + measured["ms"] * 1e-3
+            for key, seconds in spent.items():
+                if turn > 0:  # the first round touches memory for the first time
+                    samples.setdefault((key, choices[key]), []).append(seconds)
+    for layer in layers:
+        layer.seconds = {way: statistics.median(samples[layer.key, way]) for way in nodes[layer.key]}
+        best = min(layer.seconds, key=layer.seconds.__getitem__)
+        clear = layer.seconds[best] < MARGIN * layer.seconds[layer.usual]
+        layer.chosen = best if clear else layer.usual
+
+
+def keys_by_step(traced: Traced, precision: str) -> dict[str, str]:
+    """The layer of each step that has a choice."""
+    return {node.name: layer_key(node, precision) for node in traced.graph.nodes if len(ways_of(node)) > 1}
+
+
+def cache_path() -> Path:
+    """Of this processor, instruction set and version; FB_CACHE_DIR, else where XDG wants caches."""
+    from .. import __version__
+
+    given = os.environ.get("FB_CACHE_DIR")
+    folder = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fast_backbones"
+    words = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
+    return folder.expanduser() / f"tuning-{words}-{_ext.require().isa()}-{__version__}.json"
+
+
+def processor() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def load(path: Path) -> dict[str, str]:
+    """The choices of a file; none, with a warning, where it is damaged or of another format."""
+    try:
+        text = path.read_text()
+    except OSError:
+        return {}
+    try:
+        stored = json.loads(text)
+        choices = stored["choices"]
+        whole = stored["format"] == FORMAT and stored["sha256"] == digest(choices)
+    except (json.JSONDecodeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        warnings.warn(f"{path} is damaged or of another version: layers are measured again", stacklevel=4)
+        return {}
+    return choices
+
+
+def save(path: Path, choices: dict[str, str]) -> Path | None:
+    """Write by rename, so that nobody reads half a file. None where the folder cannot be written."""
+    stored = {"format": FORMAT, "sha256": digest(choices), "choices": choices}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as draft:
+            json.dump(stored, draft, indent=1)
+        os.replace(draft.name, path)
+    except OSError as problem:
+        warnings.warn(f"the choices are not kept for the next process: {problem}", stacklevel=4)
+        return None
+    return path
+
+
+def digest(choices: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()
