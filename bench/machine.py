@@ -51,8 +51,19 @@ def checkout_root() -> Path | None:
     return root if (root / "fast_backbones" / "__init__.py").is_file() else None
 
 
+SAME = ("cpu", "cpus", "torch", "code", "fast_backbones")  # facts that must not change within one table
+
 # What a measurement depends on; results that are committed, documents and tests do not count.
-MEASURED = ("backbones", "bench", ":!bench/results", "csrc", "engine", "fast_backbones", "kernels")
+MEASURED = (
+    "backbones",
+    "bench",
+    ":!bench/results",
+    ":!bench/report.py",
+    "csrc",
+    "engine",
+    "fast_backbones",
+    "kernels",
+)
 MEASURED += ("CMakeLists.txt", "setup.py")
 
 
@@ -77,12 +88,13 @@ def commit(root: Path | None = None) -> str | None:
 
 
 def code(root: Path | None = None) -> str | None:
-    """A hash of the committed files that a measurement depends on, "+changes" behind it as in `commit`."""
+    """A hash of the tracked files that a measurement depends on, as they are now; "+changes" behind it where
+    they are not as committed."""
     files = git(root, "ls-files", "--stage", "--", *MEASURED)
-    if files is None:
+    changes = git(root, "diff", "HEAD", "--", *MEASURED)
+    if files is None or changes is None:
         return None
-    changed = git(root, "status", "--porcelain", "--untracked-files=no", "--", *MEASURED)
-    return hashlib.sha256(files.encode()).hexdigest()[:12] + ("+changes" if changed else "")
+    return hashlib.sha256((files + changes).encode()).hexdigest()[:12] + ("+changes" if changes else "")
 
 
 def describe(threads: int) -> dict[str, object]:

@@ -104,7 +104,6 @@ STORED = (
     "isolate",
     "precision",
 )
-SAME = ("cpu", "cpus", "torch", "code", "fast_backbones")  # facts that must not change within a file
 
 
 def check_options(options: argparse.Namespace) -> str | None:
@@ -165,7 +164,7 @@ def load(path: Path) -> dict:
     if missing:
         raise CannotResume(f"--resume {path}: its options lack {', '.join(missing)}")
     now = json.loads(json.dumps(machine.describe(stored["threads"])))
-    for key in SAME:
+    for key in machine.SAME:
         if facts.get(key) != now[key]:
             raise CannotResume(f"--resume {path}: {key} was {facts.get(key)}, here it is {now[key]}")
     for row in results["comparisons"]:

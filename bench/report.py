@@ -1,6 +1,8 @@
 """Markdown tables and a bar chart from the JSON of `python -m bench.models`.
 
 python -m bench.report bench/results/models-....json              the Markdown table
+python -m bench.report ....json ....json                          one table of several runs of the same code
+python -m bench.report ....json --brief                           our time and the ratios alone
 python -m bench.report ....json --plot models.png                 also a bar chart (needs matplotlib)
 python -m bench.report ....json --plot ratios.png --ratios        the best peer against ours, per model
 """
@@ -14,9 +16,9 @@ import textwrap
 from pathlib import Path
 
 from .compare import BEST
-from .machine import headline
+from .machine import SAME, headline
 from .precision import PRECISIONS, Precision
-from .summary import HEAD, disturbed_line, losses, summary_cells
+from .summary import HEAD, disturbed_line, losses, summarise, summary_cells
 
 SHORT = {
     "eager": "eager NCHW",
@@ -78,6 +80,48 @@ def speed_table(results: dict) -> list[str]:
         ]
         lines.append("| " + " | ".join(row) + " |")
     return lines
+
+
+def brief_table(results: dict) -> list[str]:
+    """Our milliseconds and how many times as fast ours is: what a reader wants first."""
+    claims = list(dict.fromkeys(label for c in results["comparisons"] for label in c["claims"]))
+    head = ["model", "batch", "ours, ms", *(f"vs {label}" for label in claims)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for c in results["comparisons"]:
+        cells = [c["model"], str(c["batch"]), cell(c["peers"].get("ours"))]
+        for label in claims:
+            claim = c["claims"].get(label)
+            name = f" {SHORT.get(claim['peer'], claim['peer'])}" if claim and label == BEST else ""
+            cells.append(f"{claim['ratio']:.2f}x{name}" if claim else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def merged(runs: list[dict]) -> dict:
+    """Several runs of the same code on the same kind of machine as one; a row measured twice counts once,
+    as the last run has it. ValueError where machine, code, precision or the version of a stack differ;
+    models, batch sizes, stacks and the time that was spent may."""
+    first = runs[0]
+    versions: dict[str, str] = {}
+    for run in runs:
+        for key in (*SAME, "threads"):
+            if key not in run["machine"]:
+                raise ValueError(f"one of them does not say its {key}")
+            if run["machine"][key] != first["machine"][key]:
+                raise ValueError(f"{key}: {first['machine'][key]} and {run['machine'][key]}")
+        if precision_of(run) is not precision_of(first):
+            raise ValueError("they were measured at different precisions")
+        for key, peer in ((k, p) for row in run["comparisons"] for k, p in row["peers"].items()):
+            if versions.setdefault(key, peer["version"]) != peer["version"]:
+                raise ValueError(f"{key} {versions[key]} and {peer['version']}")
+    found = {**first, "command": "`, `".join(run["command"] for run in runs)}
+    for section in ("comparisons", "memory", "first_call"):
+        rows = {(row["model"], row["batch"]): row for run in runs for row in run.get(section, [])}
+        found[section] = list(rows.values())
+    measured = {(row["model"], row["batch"]) for row in found["comparisons"]}
+    failures = [row for run in runs for row in run.get("failures", [])]
+    found["failures"] = [row for row in failures if (row["model"], row["batch"]) not in measured]
+    return found | {"summary": summarise(found["comparisons"])}
 
 
 def round_trip(comparison: dict) -> str:
@@ -169,6 +213,11 @@ def settings_lines(results: dict) -> list[str]:
         f"- {p['name']} {p['version']}: " + ", ".join(f"{k}={v}" for k, v in p["settings"].items())
         for p in peers.values()
     ]
+
+
+def brief(results: dict) -> str:
+    """The short report: our times, ratios and their means."""
+    return "\n".join([*brief_table(results), "", *summary_lines(results)]).rstrip() + "\n"
 
 
 def markdown(results: dict) -> str:
@@ -330,26 +379,36 @@ def finish(pyplot, figure, axes, results: dict, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.split("\n\n")[0])
-    parser.add_argument("results", type=Path, help="JSON file written by bench.models")
+    parser.add_argument("results", type=Path, nargs="+", help="JSON files written by bench.models")
+    parser.add_argument("--brief", action="store_true", help="only our time and the ratios, and their means")
     parser.add_argument("--markdown", type=Path, help="write the table to this file instead of the terminal")
     parser.add_argument("--plot", type=Path, help="draw a bar chart to this PNG or SVG")
     parser.add_argument(
         "--ratios", action="store_true", help="the chart shows the best peer's time over ours, per model"
     )
     options = parser.parse_args(argv)
-    try:
-        results = json.loads(options.results.read_text())
-    except (OSError, json.JSONDecodeError) as problem:
-        print(f"cannot read {options.results}: {problem}", file=sys.stderr)
-        return 2
+    runs = []
+    for path in options.results:
+        try:
+            runs.append(json.loads(path.read_text()))
+        except (OSError, json.JSONDecodeError) as problem:
+            print(f"cannot read {path}: {problem}", file=sys.stderr)
+            return 2
+    results = runs[0]
     if options.ratios and not options.plot:
         print("--ratios says what --plot draws: give --plot FILE too", file=sys.stderr)
         return 2
-    kernels = "benchmarks" in results
-    if kernels and options.plot:
-        print("--plot draws whole models; this file holds kernel benchmarks", file=sys.stderr)
+    kernels = any("benchmarks" in run for run in runs)
+    if kernels and (options.plot or options.brief or len(runs) > 1):
+        print("--plot, --brief and several files are for whole models; here are kernels", file=sys.stderr)
         return 2
-    text = kernel_markdown(results) if kernels else markdown(results)
+    if len(runs) > 1:
+        try:
+            results = merged(runs)
+        except ValueError as problem:
+            print(f"these files do not belong into one table: {problem}", file=sys.stderr)
+            return 2
+    text = kernel_markdown(results) if kernels else brief(results) if options.brief else markdown(results)
     if options.markdown:
         options.markdown.write_text(text)
     else:

@@ -98,7 +98,7 @@ def tune(
     Args:
         model: in eval mode, as for a plan. x: [N, C, H, W], an input of the size that will be used.
         rounds: how often everything is measured; the median counts. again: measure even what is known.
-        progress: called with the share that is done and a few words.
+        progress: called with the share that is done, below 1, and a few words; not when all is known.
     Returns: every layer with a choice, what each algorithm took, and what was chosen; `print` it.
     Raises RuntimeError with the sentence of `why_not` where there is no plan, ValueError for rounds < 1.
     """
@@ -110,7 +110,7 @@ def tune(
 
 
 def refresh(model: nn.Module) -> None:
-    """Forget plans and packed weights of the model; the next call makes them anew."""
+    """Forget plans, packed weights and tuned choices of the model; the next call makes plans anew."""
     model.__dict__.pop(ATTRIBUTE, None)
 
 

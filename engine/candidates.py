@@ -52,7 +52,7 @@ def choose(
         found = algorithms(node, refusal) if wanted is not None else {}
         if wanted in found:
             kind, params = found[wanted]
-            return kind, relaxed(kind, params, refusal, precision), [f"{wanted}: measured by fb.tune"]
+            return kind, relaxed(kind, params, refusal, precision), []
     said: list[str] = []
     params: Params = {}
     for kind, params, declined in candidates(node):
@@ -88,8 +88,9 @@ def layer_key(node: Node, precision: str) -> str:
 
 def algorithms(node: Node, refusal: Refusal) -> dict[str, tuple[str, Params]]:
     """Every way to compute a convolution that all keep the 2x rule, by name, whatever `candidates` thinks of
-    their speed; the direct one first. One or none: there is nothing to choose."""
-    if node.op != "conv2d" or is_depthwise(node):
+    their speed; the direct one first. One or none: there is nothing to choose. The image is left to the
+    rules: whether it has to be copied first depends on its layout."""
+    if node.op != "conv2d" or is_depthwise(node) or node.inputs[0].op == "input":
         return {}
     found: dict[str, tuple[str, Params]] = {}
     for kind, params, declined in conv_candidates(node):

@@ -86,7 +86,10 @@ def place_within(plan: Plan, value: Value) -> Place:
     found = plan.places[owner.id]
     if value.pixels != owner.pixels:
         return replace(found, pixel_stride=found.image_stride)
-    return replace(found, channel=plan.channel(value.id), channels=value.channels)
+    channel, channels = plan.channel(value.id), value.channels
+    if channel + channels == owner.channels:  # whoever writes the last channels leaves nothing old behind
+        channels = found.pixel_stride - channel
+    return replace(found, channel=channel, channels=channels)
 
 
 def value_steps(plan: Plan) -> dict[int, list[int]]:

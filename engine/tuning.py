@@ -19,7 +19,6 @@ import os
 import platform
 import re
 import statistics
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -94,11 +93,12 @@ def tune(
     layers = layers_of(traced, precision)
     for layer in layers:
         layer.chosen = known.get(layer.key, "")
-    if any(not layer.chosen for layer in layers):
-        measure(model, traced, precision, layers, rounds, tell or (lambda share, what: None))
-        path = save(path, {**load(path), **{layer.key: layer.chosen for layer in layers}})
+    missing = [layer for layer in layers if not layer.chosen]
+    if missing:
+        measure(model, traced, precision, missing, rounds, tell or (lambda share, what: None))
+        path = save(path, {**load(path), **{layer.key: layer.chosen for layer in missing}})
     EngineState.of(model).choose({layer.key: layer.chosen for layer in layers})
-    return Tuning(layers, path)
+    return Tuning(layers, path if layers else None)
 
 
 def layers_of(traced: Traced, precision: str) -> list[Layer]:
@@ -133,8 +133,9 @@ def algorithm_of(step: Step, ways: list[str]) -> str:
 def measure(
     model: nn.Module, traced: Traced, precision: str, layers: list[Layer], rounds: int, tell: Tell
 ) -> None:
-    """Time every algorithm of every layer and choose."""
-    names = keys_by_step(traced, precision)
+    """Time every algorithm of these layers and choose; the others stay as the rules have them."""
+    wanted = {layer.key for layer in layers}
+    names = {name: key for name, key in keys_by_step(traced, precision).items() if key in wanted}
     nodes = {names[node.name]: ways_of(node) for node in traced.graph.nodes if node.name in names}
     guard = EngineState.of(model).guard
     assert guard is not None
@@ -172,9 +173,10 @@ def cache_path() -> Path:
     from .. import __version__
 
     given = os.environ.get("FB_CACHE_DIR")
-    folder = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fast_backbones"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(given) if given else Path(home) / "fast_backbones"
     words = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
-    return folder.expanduser() / f"tuning-{words}-{_ext.require().isa()}-{__version__}.json"
+    return folder / f"tuning-{words}-{_ext.require().isa()}-{__version__}.json"
 
 
 def processor() -> str:
@@ -188,14 +190,14 @@ def processor() -> str:
 def load(path: Path) -> dict[str, str]:
     """The choices of a file; none, with a warning, where it is damaged or of another format."""
     try:
-        text = path.read_text()
+        text = path.read_bytes()
     except OSError:
         return {}
     try:
         stored = json.loads(text)
         choices = stored["choices"]
         whole = stored["format"] == FORMAT and stored["sha256"] == digest(choices)
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
         warnings.warn(f"{path} is damaged or of another version: layers are measured again", stacklevel=4)
@@ -206,12 +208,13 @@ def load(path: Path) -> dict[str, str]:
 def save(path: Path, choices: dict[str, str]) -> Path | None:
     """Write by rename, so that nobody reads half a file. None where the folder cannot be written."""
     stored = {"format": FORMAT, "sha256": digest(choices), "choices": choices}
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as draft:
-            json.dump(stored, draft, indent=1)
-        os.replace(draft.name, path)
+        draft.write_text(json.dumps(stored, indent=1))
+        os.replace(draft, path)
     except OSError as problem:
+        draft.unlink(missing_ok=True) if path.parent.is_dir() else None
         warnings.warn(f"the choices are not kept for the next process: {problem}", stacklevel=4)
         return None
     return path

@@ -234,7 +234,7 @@ int TaskList::add(std::shared_ptr<const Op> op, std::vector<Dependency> dependen
 bool TaskList::run(const std::vector<Pointers>& pointers, int threads, int only, const std::function<bool()>& check) const {
   const int64_t tasks = steps_.empty() ? 0 : only < 0 ? most_tasks_ : steps_[static_cast<size_t>(only)].op->tasks();
   if (tasks == 0) return !check || check();
-  const int64_t team = std::min(tasks, threads > 0 ? threads : thread_count());  // nobody shares steps of one task
+  const int64_t team = std::min(tasks, threads > 0 ? threads : thread_count());  // steps of one task each are not worth waking a second thread
   Run run(steps_, pointers, tickets_, team, scratch_floats_, check);
   if (team == 1) {
     run.work(only);

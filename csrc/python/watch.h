@@ -70,10 +70,10 @@ class Structure {
     constexpr size_t kAhead = 12;
     for (size_t i = 0; i < dicts_.size(); ++i) {
       if (i + kAhead < dicts_.size()) fetch(dicts_[i + kAhead]);
-      const auto* expected = items_.data() + starts_[i];
-      const size_t count = starts_[i + 1] - starts_[i];
-      if (static_cast<size_t>(PyDict_Size(dicts_[i])) != count) return false;
-      if (!each(dicts_[i], [&](PyObject* key, PyObject* value) { return *expected++ == std::make_pair(key, value); })) return false;
+      size_t at = starts_[i];
+      const size_t end = starts_[i + 1];
+      const auto is_next = [&](PyObject* key, PyObject* value) { return at < end && items_[at++] == std::make_pair(key, value); };
+      if (!each(dicts_[i], is_next) || at != end) return false;
     }
     return true;
   }

@@ -51,14 +51,15 @@ struct Tile {
   const float* next_a;
 };
 
-// A row of output pixels from planes, see planar.h: y[q, k] = act( sum_i x[offsets[i] + q] * weight[i, k] + bias[k] ), the products in
-// order. Reads whole vectors: up to 31 floats behind the last pixel's.
+// A row of output pixels from planes, see planar.h: y[q, k] = act( (sum_i x[offsets[i] + q] * weight[i, k]) * scale[k] + bias[k] ), the
+// products in order. Reads whole vectors: up to 31 floats behind the last pixel's.
 struct PlanarRow {
   const float* x;
   const int64_t* offsets;  // of the taps
   int64_t taps;
   const float* weight;     // ldw floats from tap to tap
   int64_t ldw;
+  const float* scale;      // or null
   const float* bias;       // or null
   int64_t activation;      // none, relu or relu6
   float* y;

@@ -22,7 +22,7 @@ class PlanarConv2d final : public Op {
  public:
   explicit PlanarConv2d(const OpSpec& spec)
       : Op(spec), kernels_(kernels(spec)), p_(spec.p()), q_(spec.q()), width_(round_up(q_, kBeyond) + spec.padded_w()),
-        blocks_(spec, std::clamp<int64_t>(p_ * q_ * spec.k * spec.c * spec.r * spec.s / kTaskProducts, 1, p_)) {
+        blocks_(spec, std::clamp<int64_t>(ceil_div(p_ * q_ * spec.k * spec.c * spec.r * spec.s, kTaskProducts), 1, p_)) {
     const Range rows = blocks_.rows(0);
     plane_ = input_rows(rows.end) * width_;
     for (int64_t r = 0; r < spec.r; ++r)
@@ -42,6 +42,7 @@ class PlanarConv2d final : public Op {
     row.taps = static_cast<int64_t>(offsets_.size());
     row.weight = x.weight;
     row.ldw = kernels_.panel;
+    row.scale = x.scale;
     row.bias = x.bias;
     const bool later = x.residual != nullptr || spec_.activation > kRelu6;
     row.activation = later ? int64_t{kNone} : spec_.activation;

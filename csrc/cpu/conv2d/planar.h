@@ -105,9 +105,11 @@ void planar_row(const PlanarRow& t) {
     }
 #pragma GCC unroll 8
     for (int k = 0; k < kChannels; ++k) {
+      const V scale = vbroadcast(t.scale != nullptr ? t.scale[k] : 1.0f);
       const V bias = vbroadcast(t.bias != nullptr ? t.bias[k] : 0.0f);
 #pragma GCC unroll 2
       for (int j = 0; j < kVectors; ++j) {
+        if (t.scale != nullptr) acc[k][j] = vmul(acc[k][j], scale);
         if (t.bias != nullptr) acc[k][j] = vadd(acc[k][j], bias);
         acc[k][j] = vclip(acc[k][j], t.activation);
       }
