@@ -53,6 +53,8 @@ def checkout_root() -> Path | None:
 
 SAME = ("cpu", "cpus", "torch", "code", "fast_backbones")  # facts that must not change within one table
 
+CAPS = ("FB_MAX_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # on the instructions of stacks
+
 # What a measurement depends on; results that are committed, documents and tests do not count.
 MEASURED = (
     "backbones",
@@ -116,6 +118,7 @@ def describe(threads: int) -> dict[str, object]:
         "torch": torch.__version__,
         "threads": threads,
         "preload": preload,
+        "caps": {name: os.environ[name] for name in CAPS if os.environ.get(name)},
         "load_average": [round(v, 2) for v in os.getloadavg()],
         "fast_backbones": fast_backbones.build_info(),
         "commit": commit(),
@@ -150,6 +153,7 @@ def headline(machine: dict) -> str:
         f"{machine['threads']} threads",
         isa,
         f"torch {machine['torch']}",
+        *(f"{name}={value}" for name, value in machine.get("caps", {}).items()),
         f"commit {machine['commit']}" if machine.get("commit") else None,
         str(machine["date"])[:10],
     ]

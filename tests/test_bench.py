@@ -545,6 +545,16 @@ def interrupted_run(folder, monkeypatch):
     return path, asked
 
 
+def test_a_cap_on_instructions_is_said(monkeypatch):
+    for name in machine.CAPS:
+        monkeypatch.delenv(name, raising=False)
+    assert machine.describe(1)["caps"] == {}
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    facts = machine.describe(1)
+    assert facts["caps"] == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert "ONEDNN_MAX_CPU_ISA=AVX2" in machine.headline(facts)
+
+
 def test_results_documents_and_tests_are_not_code(tmp_path):
     """What a run may go on after; what it measures may not change."""
 
