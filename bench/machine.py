@@ -40,6 +40,15 @@ def cpu_facts(cpuinfo: str) -> tuple[str, list[str]]:
     return (name.group(1).strip() if name else platform.machine()), [f for f in ISA_FLAGS if f in have]
 
 
+def cpu_model(cpuinfo: str) -> str | None:
+    """What tells processors of one name apart: family 25, model 17 is Zen 4, an EPYC of 26 is Zen 5."""
+    parts = [re.search(rf"^{key}\s*:\s*(\d+)$", cpuinfo, re.MULTILINE) for key in ("cpu family", "model")]
+    if None in parts:
+        return None
+    family, model = (part.group(1) for part in parts)
+    return f"family {family}, model {model}"
+
+
 def cpu_count() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -106,10 +115,12 @@ def describe(threads: int) -> dict[str, object]:
     import fast_backbones
 
     path = Path("/proc/cpuinfo")
-    name, isa = cpu_facts(path.read_text() if path.is_file() else "")
+    cpuinfo = path.read_text() if path.is_file() else ""
+    name, isa = cpu_facts(cpuinfo)
     preload = [Path(p).name for p in re.split(r"[: ]", os.environ.get("LD_PRELOAD", "")) if p]
     return {
         "cpu": name,
+        "cpu_model": cpu_model(cpuinfo),
         "cpus": cpu_count(),
         "isa": isa,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -148,7 +159,7 @@ def headline(machine: dict) -> str:
     """One line for tables: "AMD EPYC, 2 CPUs, 2 threads, avx512, torch 2.13.0, commit abc, 2026-01-01"."""
     isa = machine["fast_backbones"].get("isa") or "no native library"
     parts = [
-        machine["cpu"],
+        machine["cpu"] + (f" ({machine['cpu_model']})" if machine.get("cpu_model") else ""),
         f"{machine['cpus']} CPUs",
         f"{machine['threads']} threads",
         isa,

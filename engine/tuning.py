@@ -180,11 +180,14 @@ def cache_path() -> Path:
 
 
 def processor() -> str:
+    """Its name, and the numbers that tell processors of one name apart."""
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        found = None
-    return found.group(1) if found else platform.processor() or platform.machine()
+        text = ""
+    keys = ("model name", "cpu family", "model", "stepping")
+    found = [re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE) for key in keys]
+    return " ".join(part.group(1) for part in found if part) or platform.processor() or platform.machine()
 
 
 def load(path: Path) -> dict[str, str]:

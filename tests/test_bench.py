@@ -709,6 +709,9 @@ def test_options_are_checked_before_anything_runs(argv, said, capsys):
 def test_machine_facts_come_from_cpuinfo():
     text = "processor : 0\nmodel name\t: Some CPU @ 2GHz\nflags\t\t: fpu avx2 fma avx512f made_up\n"
     assert machine.cpu_facts(text) == ("Some CPU @ 2GHz", ["avx2", "fma", "avx512f"])
+    assert machine.cpu_model(text) is None
+    numbered = "model name\t: AMD EPYC\ncpu family\t: 25\nmodel\t\t: 17\n"
+    assert machine.cpu_model(numbered) == "family 25, model 17"
     facts = {"cpu": "AMD EPYC(TM) 9B45 Processor @ 2GHz", "threads": 2}
     now = models.datetime.datetime(2026, 1, 2, 3, 4, 5)
     assert models.stem(facts, "highest", now) == "models-amd-epyc-9b45-2t-20260102-030405"
