@@ -23,8 +23,7 @@ class PlanarConv2d final : public Op {
   explicit PlanarConv2d(const OpSpec& spec)
       : Op(spec), kernels_(kernels(spec)), p_(spec.p()), q_(spec.q()), width_(round_up(q_, kBeyond) + spec.padded_w()),
         blocks_(spec, std::clamp<int64_t>(ceil_div(p_ * q_ * spec.k * spec.c * spec.r * spec.s, kTaskProducts), 1, p_)) {
-    const Range rows = blocks_.rows(0);
-    plane_ = input_rows(rows.end) * width_;
+    plane_ = blocks_.input_rows(blocks_.rows(0).end) * width_;
     for (int64_t r = 0; r < spec.r; ++r)
       for (int64_t s = 0; s < spec.s; ++s)
         for (int64_t c = 0; c < spec.c; ++c) offsets_.push_back(c * plane_ + r * spec.dilation_h * width_ + s * spec.dilation_w);
@@ -59,13 +58,7 @@ class PlanarConv2d final : public Op {
     }
   }
 
-  Range input_pixels(int64_t task) const override {
-    const int64_t image = blocks_.image(task);
-    const Range rows = blocks_.rows(task);
-    const auto row_of = [&](int64_t row) { return std::clamp<int64_t>(row - spec_.pad_h, 0, spec_.h); };
-    const int64_t first = row_of(rows.begin * spec_.stride_h), end = row_of(rows.begin * spec_.stride_h + input_rows(rows.end - rows.begin));
-    return {(image * spec_.h + first) * spec_.w, (image * spec_.h + end) * spec_.w};
-  }
+  Range input_pixels(int64_t task) const override { return blocks_.input_pixels(task); }
   Range residual_pixels(int64_t task) const override {
     const int64_t above = blocks_.image(task) * p_;
     const Range rows = blocks_.rows(task);
@@ -76,11 +69,9 @@ class PlanarConv2d final : public Op {
   std::string detail() const override { return std::string(isa_name(isa())) + " planar " + std::to_string(tasks()) + "x1 tasks"; }
 
  private:
-  int64_t input_rows(int64_t rows) const { return (rows - 1) * spec_.stride_h + (spec_.r - 1) * spec_.dilation_h + 1; }
-
   // The input rows of these output rows, [c][row][width_].
   void copy(const float* image, Range rows, float* out) const {
-    const int64_t first = rows.begin * spec_.stride_h - spec_.pad_h, count = input_rows(rows.end - rows.begin);
+    const int64_t first = rows.begin * spec_.stride_h - spec_.pad_h, count = blocks_.input_rows(rows.end - rows.begin);
     for (int64_t c = 0; c < spec_.c; ++c)
       for (int64_t i = 0; i < count; ++i) {
         float* row = out + c * plane_ + i * width_;

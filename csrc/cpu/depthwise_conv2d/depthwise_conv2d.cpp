@@ -81,14 +81,7 @@ class DepthwiseConv2d final : public Op {
     compute_rows(spec_, x, {above + rows.begin, above + rows.end}, x.y + (above + rows.begin) * q_ * spec_.ldy, spec_.ldy);
   }
 
-  Range input_pixels(int64_t task) const override {
-    const int64_t image = blocks_.image(task);
-    const Range rows = blocks_.rows(task);
-    const int64_t last_row = rows.end - 1;
-    const int64_t first = std::clamp<int64_t>(rows.begin * spec_.stride_h - spec_.pad_h, 0, spec_.h);
-    const int64_t end = std::clamp<int64_t>(last_row * spec_.stride_h - spec_.pad_h + (spec_.r - 1) * spec_.dilation_h + 1, first, spec_.h);
-    return {(image * spec_.h + first) * spec_.w, (image * spec_.h + end) * spec_.w};
-  }
+  Range input_pixels(int64_t task) const override { return blocks_.input_pixels(task); }
   Range tasks_writing(Range pixels) const override { return blocks_.tasks_writing(pixels); }
 
   std::string detail() const override {

@@ -45,13 +45,7 @@ class MaxPool2d final : public Op {
     }
   }
 
-  Range input_pixels(int64_t task) const override {
-    const int64_t image = blocks_.image(task);
-    const Range rows = blocks_.rows(task);
-    const int64_t first = std::max<int64_t>(0, rows.begin * spec_.stride_h - spec_.pad_h);
-    const int64_t last = std::min(spec_.h, (rows.end - 1) * spec_.stride_h - spec_.pad_h + spec_.r);
-    return {(image * spec_.h + first) * spec_.w, (image * spec_.h + last) * spec_.w};
-  }
+  Range input_pixels(int64_t task) const override { return blocks_.input_pixels(task); }
   Range tasks_writing(Range pixels) const override { return blocks_.tasks_writing(pixels); }
 
  private:
