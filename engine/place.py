@@ -68,8 +68,8 @@ def place(plan: Plan, schedule: Loop, linger: int = LINGER) -> None:
             output_slot += 1
         else:
             stride = pixel_stride(plan, value)
-            demand, depth = demand_of(plan, value, users[value.id], paths, linger)
             image_bytes = value.pixels * stride * FLOAT
+            demand, depth = demand_of(plan, value, image_bytes, users[value.id], paths, linger)
             plan.places[value.id] = Place(ARENA, -1, image_bytes, stride, depth, gap=value.gap)
             demands.append(demand)
     plan.arena_bytes = best_fit(demands)
@@ -117,7 +117,7 @@ def loop_paths(schedule: Loop) -> dict[int, list[Loop]]:
 
 
 def demand_of(
-    plan: Plan, value: Value, steps: list[int], paths: dict[int, list[Loop]], linger: int
+    plan: Plan, value: Value, image_bytes: int, steps: list[int], paths: dict[int, list[Loop]], linger: int
 ) -> tuple[Interval, int]:
     """Room for one chunk of the innermost loop around every step of this value; the depth of that loop.
 
@@ -135,9 +135,8 @@ def demand_of(
 
     first = span(steps[0])[0]
     last = len(plan.steps) if returned else max(span(s)[1] for s in steps)
-    image = value.pixels * pixel_stride(plan, value) * FLOAT
     chunk = paths[steps[0]][depth].chunk
-    return Interval(value.id, round_up(chunk * image), first, last + linger), depth
+    return Interval(value.id, round_up(chunk * image_bytes), first, last + linger), depth
 
 
 def common_depth(paths: list[list[Loop]]) -> int:

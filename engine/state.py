@@ -147,9 +147,14 @@ class EngineState:
             return hesitation
         self.captures += 1
         try:
-            plan = make(trace(model, plain, x), key[-1], self.choices)
+            return self._add(key, trace(model, plain, x))
         except Uncapturable as error:
             return self._failed(model, key, str(error))
+
+    def _add(self, key: Key, traced: Traced) -> Runner:
+        """The plan for this key. Raises Uncapturable."""
+        assert self.store is not None
+        plan = make(traced, key[-1], self.choices)
         start = perf_counter()
         runner = Runner(plan, self.store, self.arenas)
         plan.seconds["pack"] = perf_counter() - start
@@ -158,13 +163,15 @@ class EngineState:
             self.runners.popitem(last=False)
         return runner
 
-    def choose(self, choices: Choices) -> None:
-        """From now on plans compute each layer by the algorithm that is named here, if any is."""
+    def choose(self, choices: Choices, key: Key, traced: Traced) -> None:
+        """From now on plans compute each layer by the algorithm that is named here, if any is. The plan for
+        `key` is made of what is traced already."""
         with _build_lock:
             self.choices = {**self.choices, **choices}
             self.runners = OrderedDict()
             if self.guard is not None and self.store is not None:  # what no plan will use any more goes
                 self.store = WeightStore(self.guard.native, Tensors(self.guard.aliases))
+                self._add(key, traced)
 
     def _hesitation(self, key: Key) -> str | None:
         """Why this call gets no plan now."""

@@ -13,6 +13,7 @@ same bits in any batch and on any number of threads.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,11 +30,10 @@ from torch import Tensor, nn
 
 from ..kernels import _ext
 from .candidates import algorithms, layer_key
-from .graph import Node
 from .plan import Step
 from .recipes import Tensors
 from .run_cpu import ArenaPool, Runner
-from .state import EngineState, Traced, allowed_precision, make, trace
+from .state import EngineState, Traced, key_of, make, trace
 from .weights import WeightStore
 
 MARGIN = 0.97  # of the usual algorithm's time: less is taken for noise
@@ -48,7 +48,9 @@ class Layer:
 
     name: str
     key: str
-    usual: str  # the algorithm that the rules take
+    ways: list[str]  # its algorithms
+    usual: str  # the one that the rules take
+    steps: list[str]  # names of all layers that are alike, and so get the same answer
     seconds: dict[str, float] = field(default_factory=dict)  # empty: known from an earlier run
     chosen: str = ""
 
@@ -87,34 +89,33 @@ def tune(
     tell: Tell | None = None,
 ) -> Tuning:
     """See engine.tune, which has checked that this call can have a plan."""
-    traced, precision = trace(model, plain, x), allowed_precision(x)
+    traced, key = trace(model, plain, x), key_of(plain, x)
     path = cache_path()
     known = {} if again else load(path)
-    layers = layers_of(traced, precision)
+    layers = layers_of(traced, precision=key[-1])
     for layer in layers:
         layer.chosen = known.get(layer.key, "")
     missing = [layer for layer in layers if not layer.chosen]
+    state = EngineState.of(model)
     if missing:
-        measure(model, traced, precision, missing, rounds, tell or (lambda share, what: None))
+        measure(state, traced, key[-1], missing, rounds, tell or (lambda share, what: None))
         path = save(path, {**load(path), **{layer.key: layer.chosen for layer in missing}})
-    EngineState.of(model).choose({layer.key: layer.chosen for layer in layers})
+    state.choose({layer.key: layer.chosen for layer in layers}, key, traced)
     return Tuning(layers, path if layers else None)
 
 
 def layers_of(traced: Traced, precision: str) -> list[Layer]:
-    """Layers with a choice, one for each key: layers that are alike get the same answer."""
+    """Layers with a choice, those that are alike as one."""
+    refusal = _ext.require().refusal
     usual = {step.name: step for step in make(traced, precision).steps if step.op == "conv2d"}
     found: dict[str, Layer] = {}
     for node in traced.graph.nodes:
-        ways = ways_of(node)
+        ways = list(algorithms(node, refusal))
         if len(ways) > 1:
             key = layer_key(node, precision)
-            found.setdefault(key, Layer(node.name, key, algorithm_of(usual[node.name], ways)))
+            layer = Layer(node.name, key, ways, algorithm_of(usual[node.name], ways), [])
+            found.setdefault(key, layer).steps.append(node.name)
     return list(found.values())
-
-
-def ways_of(node: Node) -> list[str]:
-    return list(algorithms(node, _ext.require().refusal))
 
 
 def algorithm_of(step: Step, ways: list[str]) -> str:
@@ -131,41 +132,34 @@ def algorithm_of(step: Step, ways: list[str]) -> str:
 
 
 def measure(
-    model: nn.Module, traced: Traced, precision: str, layers: list[Layer], rounds: int, tell: Tell
+    state: EngineState, traced: Traced, precision: str, layers: list[Layer], rounds: int, tell: Tell
 ) -> None:
     """Time every algorithm of these layers and choose; the others stay as the rules have them."""
-    wanted = {layer.key for layer in layers}
-    names = {name: key for name, key in keys_by_step(traced, precision).items() if key in wanted}
-    nodes = {names[node.name]: ways_of(node) for node in traced.graph.nodes if node.name in names}
-    guard = EngineState.of(model).guard
+    guard = state.guard
     assert guard is not None
     runs: list[tuple[dict[str, str], Runner]] = []
-    for rank in range(max(map(len, nodes.values()))):
-        choices = {key: ways[rank % len(ways)] for key, ways in nodes.items()}
+    for rank in range(max(len(layer.ways) for layer in layers)):
+        choices = {layer.key: layer.ways[rank % len(layer.ways)] for layer in layers}
         store = WeightStore(guard.native, Tensors(guard.aliases))  # packed for this alone
         runs.append((choices, Runner(make(traced, precision, choices), store, ArenaPool())))
+    key_of_step = {name: layer.key for layer in layers for name in layer.steps}
     samples: dict[tuple[str, str], list[float]] = {}
     for turn in range(rounds + 1):
         for rank, (choices, runner) in enumerate(runs):
             tell((turn * len(runs) + rank) / ((rounds + 1) * len(runs)), f"round {turn} of {rounds}")
             spent: dict[str, float] = {}
             for step, measured in runner.profile(traced.x, 1):
-                key = names.get(step.name) if step.op == "conv2d" else None
+                key = key_of_step.get(step.name) if step.op == "conv2d" else None
                 if key is not None:
                     spent[key] = spent.get(key, 0.0) + measured["ms"] * 1e-3
             for key, seconds in spent.items():
                 if turn > 0:  # the first round touches memory for the first time
                     samples.setdefault((key, choices[key]), []).append(seconds)
     for layer in layers:
-        layer.seconds = {way: statistics.median(samples[layer.key, way]) for way in nodes[layer.key]}
+        layer.seconds = {way: statistics.median(samples[layer.key, way]) for way in layer.ways}
         best = min(layer.seconds, key=layer.seconds.__getitem__)
         clear = layer.seconds[best] < MARGIN * layer.seconds[layer.usual]
         layer.chosen = best if clear else layer.usual
-
-
-def keys_by_step(traced: Traced, precision: str) -> dict[str, str]:
-    """The layer of each step that has a choice."""
-    return {node.name: layer_key(node, precision) for node in traced.graph.nodes if len(ways_of(node)) > 1}
 
 
 def cache_path() -> Path:
@@ -217,7 +211,8 @@ def save(path: Path, choices: dict[str, str]) -> Path | None:
         draft.write_text(json.dumps(stored, indent=1))
         os.replace(draft, path)
     except OSError as problem:
-        draft.unlink(missing_ok=True) if path.parent.is_dir() else None
+        with contextlib.suppress(OSError):
+            draft.unlink()
         warnings.warn(f"the choices are not kept for the next process: {problem}", stacklevel=4)
         return None
     return path

@@ -17,7 +17,7 @@ from helpers import (
     run_python,
     threads,
 )
-from test_engine_fuse import NETS, conv, settle
+from test_engine_fuse import NETS, Net, conv, settle
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -370,15 +370,8 @@ def test_maps_whose_pixels_lie_apart_give_the_same_bits(name, monkeypatch):
 
 
 def test_pixels_of_4_kib_lie_apart_where_no_row_is_made_of_them():
-    class Net(nn.Sequential):
-        def forward(self, x):
-            return engine.forward(self, x, self.forward_modules)
-
-        def forward_modules(self, x):
-            return super().forward(x)
-
-    layers = nn.Conv2d(3, 1024, 1), nn.ReLU(), nn.Conv2d(1024, 1024, 3), nn.Flatten(), nn.Linear(4096, 8)
-    model = Net(*layers).eval()
+    layers = {"wide": conv(3, 1024, 1), "conv": nn.Conv2d(1024, 1024, 3), "fc": nn.Linear(4096, 8)}
+    model = settle(Net(lambda m, x: m.fc(m.conv(m.wide(x).relu()).flatten(1)), **layers))
     plan = engine.plan_for(model, torch.randn(2, 3, 4, 4))
     strides = {plan.values[v].shape: p.pixel_stride for v, p in plan.places.items() if p.slot == ARENA}
     assert strides[2, 1024, 4, 4] == 1024 + 16

@@ -6,8 +6,8 @@ import pytest
 import torch
 from engine_nets import Tiny
 from fast_backbones.engine.run_cpu import Runner
-from fast_backbones.engine.state import EngineState
-from helpers import assert_bit_equal, assert_equal, needs_native
+from fast_backbones.engine.state import EngineState, key_of
+from helpers import assert_bit_equal, assert_equal, integers, needs_native
 from torch import nn
 
 import fast_backbones as fb
@@ -61,30 +61,27 @@ def kernels(model, x):
     return {step.name: (step.kernel, step.params.get("tile", 0)) for step in steps}
 
 
-def integers(*shape):
-    return torch.randint(-3, 4, shape).float()
-
-
 def exact(model):
-    for parameter in model.parameters():
-        parameter.copy_(integers(*parameter.shape) * 4)
+    for seed, parameter in enumerate(model.parameters()):
+        parameter.copy_(integers(parameter.shape, seed, limit=3, multiple=4))
     return model
 
 
 def test_every_algorithm_is_exact_and_right_for_any_batch():
     model = exact(Choosy())
-    x = integers(3, 32, 13, 14)
+    x = integers((3, 32, 13, 14), 9, limit=3)
     expected = model.forward_modules(x)
     traced = tuning.trace(model, engine.plain_of(model), x)
-    ways = {node.name: tuning.ways_of(node) for node in traced.graph.nodes}
+    layers = tuning.layers_of(traced, "highest")
+    ways = {layer.name: layer.ways for layer in layers}
     assert ways["square"] == ["conv2d", "winograd_conv2d 2", "winograd_conv2d 4"]
     assert ways["line"] == ["conv2d", "winograd_conv2d"]
     assert ways["groups"] == ["conv2d", "grouped_conv2d"]
-    names = tuning.keys_by_step(traced, "highest")
+    names = {layer.name: layer.key for layer in layers}
     engine.plan_for(model, x)
     for rank in range(3):
         choices = {key: ways[name][rank % len(ways[name])] for name, key in names.items()}
-        EngineState.of(model).choose(choices)
+        EngineState.of(model).choose(choices, key_of(engine.plain_of(model), x), traced)
         taken = kernels(model, x)
         for name, key in names.items():
             kernel, tile = taken[name]
@@ -99,12 +96,14 @@ def test_every_algorithm_is_exact_and_right_for_any_batch():
 def test_the_fastest_is_taken_kept_and_not_measured_again(folder, measured):
     model, x = Choosy(), torch.randn(2, 32, 13, 14)
     found = fb.tune(model, x, rounds=2)
+    captures = EngineState.of(model).captures
     assert {layer.name: layer.chosen for layer in found.layers} == {
         "square": "winograd_conv2d 4", "line": "winograd_conv2d", "groups": "conv2d",
     }  # fmt: skip
     assert [layer.name for layer in found.changed] == ["square", "groups"]
     assert "square: winograd_conv2d 2 -> winograd_conv2d 4: 2.000 -> 1.000 ms" in str(found)
     assert kernels(model, x)["square"] == ("winograd_conv2d", 4)
+    assert EngineState.of(model).captures == captures  # the plan was made of what tune had captured
     assert kernels(model, x[:1])["groups"] == ("conv2d", 0)
     assert measured[0] == 3 * 3  # three ranks, a round to warm up and two that count
     other = Choosy()
