@@ -66,16 +66,9 @@ CAPS = ("FB_MAX_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # on the ins
 
 # What a measurement depends on; results that are committed, documents and tests do not count.
 MEASURED = (
-    "backbones",
-    "bench",
-    ":!bench/results",
-    ":!bench/report.py",
-    "csrc",
-    "engine",
-    "fast_backbones",
-    "kernels",
-)
-MEASURED += ("CMakeLists.txt", "setup.py")
+    "backbones", "bench", ":!bench/results", ":!bench/report.py", "csrc", "engine", "fast_backbones",
+    "kernels", "CMakeLists.txt", "setup.py",
+)  # fmt: skip
 
 
 def git(root: Path | None, *arguments: str) -> str | None:

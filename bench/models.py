@@ -15,7 +15,6 @@ import argparse
 import datetime
 import gc
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from rich.console import Console
 from . import machine
 from .child import ChildFailed
 from .compare import BEST, Comparison
+from .files import write_results
 from .first_call import measure_first_call
 from .memory import measure_memory
 from .peers import PEERS, make_peers
@@ -182,16 +182,6 @@ def stem(facts: dict, precision: str, now: datetime.datetime) -> str:
     return f"models-{kind}{cpu}-{facts['threads']}t-{now:%Y%m%d-%H%M%S}"
 
 
-def write(results: dict, folder: Path, name: str) -> Path:
-    """Both files, each by rename, so that a reader never sees half a file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for ending, text in ((".json", json.dumps(results, indent=1) + "\n"), (".md", markdown(results))):
-        draft = folder / f".{name}{ending}.part"
-        draft.write_text(text)
-        os.replace(draft, folder / f"{name}{ending}")
-    return folder / f"{name}.json"
-
-
 def run(options: argparse.Namespace, command: str, console: Console) -> dict:
     """All comparisons that the options ask for; tables go to the console as they are ready.
 
@@ -213,7 +203,7 @@ def run(options: argparse.Namespace, command: str, console: Console) -> dict:
         results |= {"comparisons": [], "memory": [], "first_call": [], "failures": []}
     console.print(machine.headline(results["machine"]), highlight=False, soft_wrap=True)
     tables = table_console(options.json)
-    path = write(results, folder, name)
+    path = write_results(results, markdown(results), folder, name)
     try:
         path = measure_all(options, results, folder, name, console, tables)
     except KeyboardInterrupt:
@@ -278,7 +268,7 @@ def measure_all(
                 results[section].append(row)
                 say(f"{section.replace('_', ' ')}: {summary_line(section, row)}")
         results["summary"] = summarise(results["comparisons"])
-        path = write(results, folder, name)
+        path = write_results(results, markdown(results), folder, name)
     return path
 
 

@@ -16,9 +16,7 @@ import argparse
 import datetime
 import gc
 import itertools
-import json
 import math
-import os
 import re
 import shlex
 import statistics
@@ -38,6 +36,7 @@ import fast_backbones as fb
 
 from . import machine
 from .compare import BEST, Comparison, Error, Tell, check
+from .files import write_results
 from .peer import Peer, as_list, plain
 from .peers import PEERS, Eager, Ours, make_peers
 from .precision import PRECISIONS
@@ -329,9 +328,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for model in dict.fromkeys(options.models):
             results["models"].append(measure_model(model, options, console))
-            for ending, text in ((".json", json.dumps(results, indent=1) + "\n"), (".md", markdown(results))):
-                (options.out / f".{name}.part").write_text(text)
-                os.replace(options.out / f".{name}.part", options.out / f"{name}{ending}")
+            write_results(results, markdown(results), options.out, name)
             console.print(f"{options.out / name}.json and .md", markup=False, highlight=False, soft_wrap=True)
             if options.plot:
                 draw(results, options.plot)
