@@ -6,6 +6,7 @@ import json
 import pytest
 from fast_backbones.bench import report
 from fast_backbones.bench.compare import BEST
+from fast_backbones.bench.files import as_json
 
 RATIO = {"ratio": 1.5, "peer": "ncnn"}
 ROW = {
@@ -99,3 +100,11 @@ def test_kernels_have_no_short_form(tmp_path, capsys):
     path.write_text(json.dumps({"machine": MACHINE, "benchmarks": []}))
     assert report.main([str(path), "--brief"]) == 2
     assert "here are kernels" in capsys.readouterr().err
+
+
+def test_a_list_of_numbers_takes_one_line():
+    results = {"ms": [0.5, -1, 2e-05], "one": [7], "none": [], "mixed": [0.5, None]}
+    results["rows"] = [{"a": [1, 2]}, "b, [1,\n 2]"]
+    text = as_json(results)
+    assert json.loads(text) == results
+    assert '"ms": [0.5, -1, 2e-05]' in text and '"one": [7]' in text and '"a": [1, 2]' in text
