@@ -7,7 +7,7 @@
 For batch and size the peers are compared with the plain modules in float32, then timed in turns. Each caller
 has an image of its own, and each output is compared bit for bit with that of a single call, inside the time.
 
-A JSON file with all rounds and a Markdown file with the tables go to --out, rewritten after each model.
+A JSON file with all rounds and a Markdown file with the tables go to --out, rewritten after each cell.
 """
 
 from __future__ import annotations
@@ -166,11 +166,16 @@ def growth(found: dict, threads: int, key: str) -> list[dict]:
     return rows
 
 
-def measure_model(name: str, options: argparse.Namespace, console: Console) -> dict:
-    """The three sections of one model. torch's number of threads is put back."""
-    before, model = torch.get_num_threads(), make_model(name)
-    own = input_size(model)
-    found: dict = {"model": name, "input_size": list(own), "batch": [], "size": []}
+def start_model(name: str) -> dict:
+    return {"model": name, "input_size": [], "batch": [], "size": [], "callers": [], "growth": []}
+
+
+def measure_model(
+    found: dict, options: argparse.Namespace, console: Console, save: Callable[[], object]
+) -> None:
+    """Fill the sections of what start_model made, saved after each cell. torch's threads are put back."""
+    before, name, model = torch.get_num_threads(), found["model"], make_model(found["model"])
+    own = found["input_size"] = list(input_size(model))
     plan = [("batch", t, (b, *own)) for t in options.threads for b in options.batch]
     plan += [("size", t, (1, own[0], s, s)) for t in options.threads for s in options.size]
     try:
@@ -181,6 +186,7 @@ def measure_model(name: str, options: argparse.Namespace, console: Console) -> d
             with progress(console, title) as tell:
                 peers = make_peers(options.peers, threads)
                 found[section].append(measure_cell(model, x, peers, options.budget, tell))
+            save()
             gc.collect()
         torch.set_num_threads(1)
         peers = [p for p in make_peers(options.peers, 1) if isinstance(p, (Eager, Ours))]
@@ -190,7 +196,8 @@ def measure_model(name: str, options: argparse.Namespace, console: Console) -> d
     finally:
         torch.set_num_threads(before)
     pairs = itertools.product(options.threads, [p.key for p in make_peers(options.peers)])
-    return found | {"growth": [row for t, key in pairs for row in growth(found, t, key)]}
+    found["growth"] = [row for t, key in pairs for row in growth(found, t, key)]
+    save()
 
 
 def lines_of(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -327,8 +334,13 @@ def main(argv: list[str] | None = None) -> int:
     name = f"scaling-{machine.short_cpu(facts)}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     try:
         for model in dict.fromkeys(options.models):
-            results["models"].append(measure_model(model, options, console))
-            write_results(results, markdown(results), options.out, name)
+            results["models"].append(start_model(model))
+            measure_model(
+                results["models"][-1],
+                options,
+                console,
+                lambda: write_results(results, markdown(results), options.out, name),
+            )
             console.print(f"{options.out / name}.json and .md", markup=False, highlight=False, soft_wrap=True)
             if options.plot:
                 draw(results, options.plot)

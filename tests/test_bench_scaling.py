@@ -151,8 +151,29 @@ def test_threads_are_put_back_after_an_error(monkeypatch):
     monkeypatch.setattr(scaling, "measure_cell", fail)
     options = scaling.parser().parse_args(["lenet5", "--threads", str(before + 1)])
     with pytest.raises(RuntimeError, match="stop"):
-        scaling.measure_model("lenet5", options, scaling.Console(quiet=True))
+        scaling.measure_model(
+            scaling.start_model("lenet5"), options, scaling.Console(quiet=True), lambda: None
+        )
     assert torch.get_num_threads() == before
+
+
+@needs_native
+def test_cells_of_an_interrupted_run_are_in_its_files(tmp_path, monkeypatch, capsys):
+    measure_cell, left = scaling.measure_cell, [1, 1]
+
+    def interrupted(*arguments):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return measure_cell(*arguments)
+
+    monkeypatch.setattr(scaling, "measure_cell", interrupted)
+    argv = ["lenet5", "--threads", "1", "--batch", "1", "2", "4", "--budget", "0.01", "--out", str(tmp_path)]
+    assert scaling.main(argv) == 130
+    written, text = sorted(tmp_path.iterdir())
+    (found,) = json.loads(written.read_text())["models"]
+    assert [row["batch"] for row in found["batch"]] == [1, 2] and found["callers"] == []
+    assert "## lenet5" in text.read_text()
 
 
 @needs_native
@@ -160,7 +181,8 @@ def test_threads_are_put_back_after_an_error(monkeypatch):
 def test_the_exit_code_says_whether_ours_was_right(entry, code, tmp_path, monkeypatch, capsys):
     found = FOUND | {"batch": [], "size": [], "growth": [], "callers": []}
     found["callers"] = [{"peer": "ours", "callers": 1, "status": "refused", "sentence": "no"} | entry]
-    monkeypatch.setattr(scaling, "measure_model", lambda *_: found)
+    monkeypatch.setattr(scaling, "start_model", lambda _: found)
+    monkeypatch.setattr(scaling, "measure_model", lambda *_: None)
     assert scaling.main(["lenet5", "--out", str(tmp_path)]) == code
 
 
