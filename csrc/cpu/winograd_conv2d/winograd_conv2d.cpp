@@ -35,6 +35,7 @@ constexpr int64_t kFewestTasks = 4;   // fewer leave threads idle
 constexpr int64_t kUnevenTasks = 16;  // below this an odd number leaves one of two threads idle at the end
 constexpr int64_t kFilterBytesInCache = 3500 << 10;
 constexpr int64_t kTaskProducts = 3 << 20;  // of a two-phase task
+constexpr int64_t kFetchedFloats = 128 << 10;  // of a map ahead of their use: more would displace what is in use
 
 constexpr int64_t kFewestLargeTiles = 40;  // of an image: with fewer, reading 46 weights for 9 costs more than the products saved
 
@@ -115,6 +116,9 @@ class WinogradConv2d final : public Op {
     const int64_t m_stride = count * kernels_.panel + kSkew;
     const int64_t point_floats = words_ * kernels_.panel;
     const int64_t panel_begin = panel_block * panels_ / panel_blocks_, panel_end = (panel_block + 1) * panels_ / panel_blocks_;
+    const std::vector<Span> wanted = fused_ ? wanted_maps(x, tile_begin, tile_end, worker.left > 0) : std::vector<Span>();
+    const int64_t products = (panel_end - panel_begin) * form_.points;
+    Span fetching;
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       for (int i = 0; i < form_.points; ++i) {
         conv2d::Block block{};
@@ -135,7 +139,15 @@ class WinogradConv2d final : public Op {
           block.ahead.input = block.tile.a + v_stride;
           block.ahead.input_end = block.ahead.input + count * words_;
         }
+        if (fused_) {
+          const int64_t done = (panel - panel_begin) * form_.points + i;
+          for (size_t part = 0; part < wanted.size(); ++part)
+            if (done == products * static_cast<int64_t>(part) / static_cast<int64_t>(wanted.size())) fetching = wanted[part];
+          block.ahead.input = fetching.begin;
+          block.ahead.input_end = fetching.end;
+        }
         conv2d::multiply(kernels_, block);
+        if (fused_) fetching.begin = block.ahead.input;
       }
       transform_output(x, tile_begin, tile_end, panel, m, m_stride);
     }
@@ -172,6 +184,10 @@ class WinogradConv2d final : public Op {
   }
 
  private:
+  struct Span {
+    const float *begin = nullptr, *end = nullptr;
+  };
+
   static constexpr int64_t kSkew = 16;  // keeps the points of a channel out of one cache set
 
   int64_t output_row(int64_t tile_row) const { return tile_row / tile_rows_ * p_ + tile_row % tile_rows_ * form_.out_h; }
@@ -199,6 +215,29 @@ class WinogradConv2d final : public Op {
     }
     tiles_per_task_ = ceil_div(tiles_, tile_blocks_);
     second_phase_ = tile_blocks_ * panel_blocks_;
+  }
+
+  // The lines of the maps that the transforms around these tiles' products touch: output, residual, the next task's input. They are
+  // fetched during the products, which need no memory, in this order; else the transforms would wait for each of them.
+  std::vector<Span> wanted_maps(const Pointers& x, int64_t begin, int64_t end, bool go_on) const {
+    std::vector<Span> spans;
+    const int64_t first = output_pixel(begin, 0), last = output_pixel(end - 1, form_.out_h - 1) + form_.out_w;
+    const auto add = [&](const float* map, int64_t from, int64_t to, int64_t ld) {
+      if (map != nullptr && (to - from) * ld <= kFetchedFloats) spans.push_back({map + from * ld, map + to * ld});
+    };
+    add(x.y, first, last, spec_.ldy);
+    add(x.residual, first, last, spec_.ldr);
+    if (go_on) add(x.x, input_end(end - 1), input_end(first_tile(block_of(end - 1) + 2) - 1), spec_.ldx);
+    return spans;
+  }
+  int64_t output_pixel(int64_t tile, int64_t row) const {
+    const int64_t tile_row = tile / tile_columns_;
+    return std::min(output_row(tile_row) + row, (tile_row / tile_rows_ + 1) * p_ - 1) * q_ + tile % tile_columns_ * form_.out_w;
+  }
+  int64_t input_end(int64_t tile) const {  // the pixel behind the last one that a tile reads
+    const int64_t tile_row = tile / tile_columns_;
+    const int64_t row = std::min(spec_.h, tile_row % tile_rows_ * form_.out_h - spec_.pad_h + form_.in_h()) - 1;
+    return (tile_row / tile_rows_ * spec_.h + row) * spec_.w + std::min(spec_.w, tile % tile_columns_ * form_.out_w - spec_.pad_w + form_.in_w());
   }
 
   conv2d::Ahead next_task(const Pointers& x, int64_t panel_block, const Worker& worker) const {
