@@ -107,6 +107,10 @@ FB_INLINE V vactivate(V v, int64_t activation) {
 // In place on `rows` rows of `columns` floats that start `stride` floats apart.
 [[maybe_unused]] void activate_rows(float* y, int64_t stride, int64_t rows, int64_t columns, int64_t activation) {
   if (activation == fb::kNone) return;
+  if (stride == columns) {
+    columns *= rows;
+    rows = 1;
+  }
   for (int64_t row = 0; row < rows; ++row, y += stride) {
     int64_t i = 0;
     for (; i + kLanes <= columns; i += kLanes) vstore(y + i, vactivate(vload(y + i), activation));
