@@ -53,6 +53,15 @@ def forward(model: nn.Module, x: Tensor, plain: MethodType) -> Any:
     Returns: what plain(x) returns, with the same type and strides; numbers within the rounding of that type,
         or of what torch.set_float32_matmul_precision allows.
     """
+    if torch.compiler.is_dynamo_compiling():
+        return plain(x)
+    state = model.__dict__.get(ATTRIBUTE)
+    shortcut = state.shortcut if state is not None else None  # held here while it runs
+    if shortcut is not None:
+        result = shortcut.call(model, x, plain)
+        if result is not None:
+            state.calls += 1
+            return result
     if call_refusal(model, x) is not None:
         return plain(x)
     dense = usual_strides(x)

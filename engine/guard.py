@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping
-from operator import attrgetter, is_
+from operator import attrgetter
 from types import FunctionType
 from typing import Any
 
@@ -31,8 +31,6 @@ from .locks import ForkSafeLock
 from .rules import named_tensors
 
 _data_ptr = Tensor.data_ptr
-_version = attrgetter("_version")
-_dtype = attrgetter("dtype")
 _kind = attrgetter("dtype", "device", "layout")
 _OWN_ATTRIBUTES = frozenset(nn.Module().__dict__)
 ATTRIBUTE = "_fb_engine"  # of the model: its EngineState
@@ -119,12 +117,12 @@ class Guard:
             if type(value) in (list, dict, set) and key not in _OWN_ATTRIBUTES
         ]
         self.dicts += [value for value in containers if type(value) is dict]
-        self.others = [(value, tuple(value)) for value in containers if type(value) is not dict]
+        self.containers = [value for value in containers if type(value) is not dict]
         # Held, as the types are, so that no other object can take their place.
         self.attributes = {key: value for key, value in model.__dict__.items() if key != ATTRIBUTE}
-        self.items = [list(d.items()) for d in self.dicts]
+        self.items = [list(d.items()) for d in self.dicts] + [list(c) for c in self.containers]
         self.structure = native.Structure(
-            model, model.__dict__, ATTRIBUTE, self.inner, self.dicts, self.methods
+            model, model.__dict__, ATTRIBUTE, self.inner, self.dicts, self.containers, self.methods
         )
         self.named = list(named_tensors(model))
         self.every = list({id(tensor): tensor for _, tensor in self.named}.values())
@@ -134,38 +132,30 @@ class Guard:
         """Look at the values too. Only for tensors that a plan can use: plain, strided, on the CPU."""
         self.tensors = [tensor for tensor in self.every if tensor.is_floating_point()]
         self.parameters = frozenset(map(id, self.tensors))
-        self.samples = samples_per_tensor()
         self.epoch = optimizer_steps.epoch
-        self.versions = list(map(_version, self.every))
         aliases = {id(tensor): tensor.detach() for tensor in self.every}
         self.aliases = {name: aliases[id(tensor)] for name, tensor in self.named}
-        self.memory = [aliases[id(tensor)] for tensor in self.tensors]
-        self.places = list(map(_data_ptr, aliases.values()))
-        self.addresses = list(map(_data_ptr, self.memory))
-        self.dtypes = list(map(_dtype, self.memory))
-        sizes = [tensor.nbytes for tensor in self.memory]
-        self.values = self.native.Fingerprint(self.addresses, sizes, self.samples)
-        self.fingerprint = self.values.value()
-        self.lines = self.native.Lines([line for tensor in self.every for line in _lines(tensor)])
+        memory = [aliases[id(tensor)] for tensor in self.tensors]
+        self.weights = self.native.Weights(
+            self.every,
+            _data_ptr,
+            version=Tensor._version,
+            dtype=Tensor.dtype,
+            lines=[line for tensor in self.every for line in _lines(tensor)],
+            addresses=list(map(_data_ptr, memory)),
+            nbytes=[tensor.nbytes for tensor in memory],
+            samples=samples_per_tensor(),
+        )
 
     def same_structure(self, model: nn.Module) -> bool:
-        return self.structure.same(model, model.__dict__) and (
-            not self.others or all(_same_elements(value, seen) for value, seen in self.others)
-        )
+        return self.structure.same(model, model.__dict__)
 
     def same_kinds(self) -> bool:
         """Whether dtypes and devices are what they were: enough while a model is refused for them."""
         return list(map(_kind, self.every)) == self.kinds
 
     def same_weights(self) -> bool:
-        self.lines.load()
-        return (
-            list(map(_data_ptr, self.every)) == self.places
-            and list(map(_version, self.every)) == self.versions
-            and list(map(_dtype, self.tensors)) == self.dtypes
-            and (optimizer_steps.epoch == self.epoch or not self._stepped_on())
-            and self.values.value() == self.fingerprint
-        )
+        return self.weights.same() and (optimizer_steps.epoch == self.epoch or not self._stepped_on())
 
     def _stepped_on(self) -> bool:
         epoch = optimizer_steps.epoch
@@ -183,20 +173,22 @@ class Guard:
         return [(name, tuple(t.shape), t.stride(), t.dtype) for name, t in self.aliases.items()]
 
 
-def _methods(classes: set[type[nn.Module]]) -> list[tuple[Mapping[str, Any], str, Any]]:
+def _methods(
+    classes: set[type[nn.Module]],
+) -> list[tuple[type, Mapping[str, Any], list[tuple[str, Any]]]]:
     """Functions that a forward may run: all of the user's classes, `forward` of PyTorch's own."""
     family = {base for cls in classes for base in cls.__mro__ if issubclass(base, nn.Module)} - {nn.Module}
     found = []
     for cls in family:
-        for name, value in vars(cls).items():
-            theirs = cls.__module__.startswith("torch.")
-            if name == "forward" or (not theirs and isinstance(value, _FUNCTIONS)):
-                found.append((vars(cls), name, value))
+        theirs = cls.__module__.startswith("torch.")
+        named = [
+            (name, value)
+            for name, value in vars(cls).items()
+            if name == "forward" or (not theirs and isinstance(value, _FUNCTIONS))
+        ]
+        if named:
+            found.append((cls, vars(cls), named))
     return found
-
-
-def _same_elements(container: Any, seen: tuple[Any, ...]) -> bool:
-    return len(container) == len(seen) and all(map(is_, container, seen))
 
 
 def _lines(tensor: Tensor) -> tuple[int, ...]:

@@ -8,7 +8,9 @@ A refusal is not an error: the model's own modules run instead, and why_not() te
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +24,14 @@ from .capture import capturing
 
 DTYPES = (torch.float32, torch.bfloat16)
 TAKEN = " and ".join(map(str, DTYPES))
+COMPILING = "torch.compile is tracing"
 GRAD = "grad is enabled and parameters require it: use torch.no_grad() or torch.inference_mode()"
 
 
 def call_refusal(model: nn.Module, x: Tensor) -> str | None:
     """Why this call may not use a plan, whatever the model looks like inside. Costs about 2 us."""
     if torch.compiler.is_dynamo_compiling():
-        return "torch.compile is tracing"
+        return COMPILING
     if type(x) is not Tensor:
         return f"the input is a {type(x).__name__}, not a plain tensor"
     if model.training:
@@ -37,36 +40,57 @@ def call_refusal(model: nn.Module, x: Tensor) -> str | None:
 
 
 def _environment_refusal() -> str | None:
-    if capturing():
-        return "the engine is capturing the model"
-    if torch._C._get_tracing_state() is not None:
-        return "torch.jit is tracing"
-    if torch._C._are_functorch_transforms_active():
-        return "inside a torch.func transform (vmap, grad, jvp)"
-    if torch._C._len_torch_dispatch_stack() > 0:
-        return "a TorchDispatchMode is active"
-    if torch._C._len_torch_function_stack() > 0 and not _only_device_contexts():
-        return "a TorchFunctionMode is active"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is active"
-    if forward_ad._current_level >= 0:
-        return "forward-mode differentiation is active"
-    if _has_global_hooks():
-        return "global module hooks are registered"
-    if current_backend() == "reference":
-        return "the backend is 'reference'"
+    for ask, answer, reason in SURROUNDINGS:
+        if ask() != answer:
+            return reason
     if _ext.native() is None:
         return f"the native library is absent: {_ext.why_not()}"
     return None
 
 
+def _function_mode() -> bool:
+    """Whether a TorchFunctionMode changes what operations do. torch.set_default_device installs one, too,
+    but tensors that say where they live ignore that."""
+    return torch._C._len_torch_function_stack() > 0 and not _only_device_contexts()
+
+
 def _only_device_contexts() -> bool:
-    """torch.set_default_device installs such a mode; tensors that say where they live ignore it."""
     return all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
 
 
-def _has_global_hooks() -> bool:
+def _forward_differentiation() -> bool:
+    return forward_ad._current_level >= 0
+
+
+def _global_hooks() -> bool:
     return bool(nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)
+
+
+def _reference_backend() -> bool:
+    return current_backend() == "reference"
+
+
+# What a plan needs of its surroundings: whom to ask, the answer wanted, the sentence for any other.
+SURROUNDINGS: tuple[tuple[Callable[[], Any], Any, str], ...] = (
+    (torch.compiler.is_dynamo_compiling, False, COMPILING),
+    (capturing, False, "the engine is capturing the model"),
+    (torch._C._get_tracing_state, None, "torch.jit is tracing"),
+    (
+        torch._C._are_functorch_transforms_active,
+        False,
+        "inside a torch.func transform (vmap, grad, jvp)",
+    ),
+    (torch._C._len_torch_dispatch_stack, 0, "a TorchDispatchMode is active"),
+    (_function_mode, False, "a TorchFunctionMode is active"),
+    (partial(torch.is_autocast_enabled, "cpu"), False, "autocast is active"),
+    (_forward_differentiation, False, "forward-mode differentiation is active"),
+    (_global_hooks, False, "global module hooks are registered"),
+    (_reference_backend, False, "the backend is 'reference'"),
+)
+
+# What _input_refusal looks at besides gradients: two inputs that agree in these agree in its answer.
+INPUT_ATTRIBUTES = (Tensor.is_cpu, Tensor.dtype, Tensor.layout, Tensor.is_nested, Tensor.shape)
+INPUT_METHODS = (Tensor.is_neg, Tensor.stride)  # and the strides, which choose the plan
 
 
 def _input_refusal(x: Tensor) -> str | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .graph import leaves, map_leaves
+from .guard import Guard
 from .lower import Part
 from .plan import OPERANDS, Instance, Plan, Step, Value
 from .run_reference import evaluate, shown, view
@@ -56,10 +57,11 @@ class _Call:
 
 
 class Runner:
-    """plan(x) by native kernels. `tensors` alias the model's parameters, for steps that run in PyTorch."""
+    """plan(x) by native kernels. `guard` knows the model that the weights come from. `tensors` alias its
+    parameters, for steps that run in PyTorch."""
 
-    def __init__(self, plan: Plan, store: WeightStore, arenas: ArenaPool) -> None:
-        self.plan, self.arenas, self.native = plan, arenas, store.native
+    def __init__(self, plan: Plan, guard: Guard, store: WeightStore, arenas: ArenaPool) -> None:
+        self.plan, self.guard, self.arenas, self.native = plan, guard, arenas, store.native
         self.tensors = store.tensors
         store.tensors.calls.update(plan.computed)
         self.weights: list[Packed] = []  # keeps the memory alive that the native plans point to
@@ -67,6 +69,7 @@ class Runner:
         self.external: list[Value] = [v for v in plan.values if v.is_external]
         self.fresh = [(v.id, torch.Size(v.shape or ()), v.stride or ()) for v in self.external]
         self.direct = directly_returned(plan)
+        self.shortcut: Any = None  # of calls like the last one; see shortcut.py
 
     def lower(self, part: Part, store: WeightStore) -> Any:
         """The native plan of a part; the step itself for a PyTorch call."""

@@ -31,6 +31,7 @@ from .plan import Plan
 from .recipes import Tensors, filter_names
 from .run_cpu import STALE, ArenaPool, Runner
 from .select import make_plan
+from .shortcut import Shortcut, make_shortcut
 from .strides import follows_input, true_strides
 from .weights import WeightStore
 
@@ -71,6 +72,7 @@ class EngineState:
         self.arenas = ArenaPool()
         self.failures: dict[Key, str] = {}
         self.choices: Choices = {}  # what fb.tune has measured
+        self.shortcut: Shortcut | None = None  # of the last call
         self.warned = False
         self.captures = 0
         self.calls = 0  # roughly: threads may overwrite each other's count
@@ -100,15 +102,22 @@ class EngineState:
         its own memory, so a wrong start costs time and nothing else.
         """
         key = key_of(plain, x)
-        guard, runner = self.guard, self.runners.get(key)
-        if guard is not None and self.refusal is None and runner is not None and not guard.wants_grad():
+        runner, result = self.runners.get(key), STALE
+        if runner is not None and self.refusal is None and not runner.guard.wants_grad():
+            guard = runner.guard
             result = runner(x, lambda: guard.same_structure(model) and guard.same_weights())
-            if result is not STALE:
-                self.calls += 1
-                self._touch(key)
-                return result
-        found = self.runner(model, plain, x)
-        return plain(x) if isinstance(found, str) else found(x)
+        if runner is None or result is STALE:
+            found = self.runner(model, plain, x)
+            if isinstance(found, str):
+                return plain(x)
+            runner, result = found, found(x)
+        else:
+            self.calls += 1
+            self._touch(key)
+        if runner.shortcut is None:
+            runner.shortcut = make_shortcut(runner, plain, x, key[-1])
+        self.shortcut = runner.shortcut
+        return result
 
     def runner(self, model: nn.Module, plain: MethodType, x: Tensor) -> Runner | str:
         """The plan for this call, made if need be; or the sentence why there is none."""
@@ -153,10 +162,10 @@ class EngineState:
 
     def _add(self, key: Key, traced: Traced) -> Runner:
         """The plan for this key. Raises Uncapturable."""
-        assert self.store is not None
+        assert self.store is not None and self.guard is not None
         plan = make(traced, key[-1], self.choices)
         start = perf_counter()
-        runner = Runner(plan, self.store, self.arenas)
+        runner = Runner(plan, self.guard, self.store, self.arenas)
         plan.seconds["pack"] = perf_counter() - start
         self.runners[key] = runner
         while len(self.runners) > MAX_PLANS:
@@ -168,7 +177,7 @@ class EngineState:
         `key` is made of what is traced already."""
         with _build_lock:
             self.choices = {**self.choices, **choices}
-            self.runners = OrderedDict()
+            self.runners, self.shortcut = OrderedDict(), None
             if self.guard is not None and self.store is not None:  # what no plan will use any more goes
                 self.store = WeightStore(self.guard.native, Tensors(self.guard.aliases))
                 self._add(key, traced)
@@ -210,10 +219,10 @@ class EngineState:
         kept: OrderedDict[Key, Runner] = OrderedDict()
         if same and store is not None:
             for key, runner in runners.items():
-                kept[key] = Runner(runner.plan, store, self.arenas)
+                kept[key] = Runner(runner.plan, guard, store, self.arenas)
         else:
             self.failures = {}
-        self.guard = None  # readers without the lock find no plan while these change
+        self.guard = self.shortcut = None  # readers without the lock find no plan while these change
         self.refusal, self.store, self.runners = refusal, store, kept
         self.guard = guard
 

@@ -141,7 +141,7 @@ def measure(
     for rank in range(max(len(layer.ways) for layer in layers)):
         choices = {layer.key: layer.ways[rank % len(layer.ways)] for layer in layers}
         store = WeightStore(guard.native, Tensors(guard.aliases))  # packed for this alone
-        runs.append((choices, Runner(make(traced, precision, choices), store, ArenaPool())))
+        runs.append((choices, Runner(make(traced, precision, choices), guard, store, ArenaPool())))
     key_of_step = {name: layer.key for layer in layers for name in layer.steps}
     samples: dict[tuple[str, str], list[float]] = {}
     for turn in range(rounds + 1):

@@ -182,9 +182,11 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_changed_model(model, x, change):
     assert_planned(model, x)
+    assert EngineState.of(model).shortcut is not None
     with torch.no_grad():
         before = model(x)
     change(model)
+    assert_current(model, x)
     assert_planned(model, x)
     with torch.no_grad():
         moved = not torch.equal(model(x), before)
@@ -274,6 +276,7 @@ def test_method_of_a_users_class_replaced(x, monkeypatch):
     model = Helper().eval()
     assert_planned(model, x)
     monkeypatch.setattr(Helper, "head", lambda self, x: self.fc(x) * 2)
+    assert_current(model, x)
     assert_planned(model, x)
 
 
@@ -289,8 +292,10 @@ def test_data_of_an_integer_buffer_replaced(x):
     model = Gather().eval()
     assert_planned(model, x)
     model.order.data = torch.arange(16).flip(0)
+    assert_current(model, x)
     assert_planned(model, x)
     model.order.numpy()[:] = 3
+    assert_current(model, x)
     assert_planned(model, x)
 
 

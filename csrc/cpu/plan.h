@@ -37,6 +37,8 @@ class Plan {
   int add(const OpSpec& spec, const Operands& operands, std::vector<Dependency> dependencies, const std::string& name);
   void finish();
 
+  int64_t team(int threads) const { return list_.team(threads); }
+
   // externals[i] is slot i + 1. threads 0: the host library's number. check: see TaskList::run.
   bool run(void* arena, const std::vector<void*>& externals, int threads, const std::function<bool()>& check = nullptr) const;
   std::vector<StepTime> profile(void* arena, const std::vector<void*>& externals, int repeats, int threads) const;  // median of each step alone

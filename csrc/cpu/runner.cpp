@@ -53,6 +53,12 @@ Phase phase_of(const Op& op, int phase) {
   return phase == 0 ? Phase{0, first} : Phase{first, op.tasks() - first};
 }
 
+// Of the calling thread, for as long as it lives.
+float* scratch(int64_t floats) {
+  static thread_local AlignedFloats own;
+  return own.reserve(floats + 16);
+}
+
 // What happens to one run of tasks in every step: written by its own thread and, now and then, by a helper. In memory of its own.
 struct Lane {
   std::unique_ptr<std::atomic<uint8_t>[]> done;      // by ticket
@@ -115,7 +121,7 @@ class Run {
     const Phase all = phase_of(*steps_[step].op, phase);
     if (all.count == 0) return;
     if (phase == 1 && all.begin > 0) wait_for_phase(step, 0);
-    Worker worker{memory().reserve(scratch_floats_ + 16), me, lanes()};
+    Worker worker{scratch(scratch_floats_), me, lanes()};
     for (int64_t turn = 0; turn < lanes(); ++turn) {
       const int64_t owner = (me + turn) % lanes();
       const Phase run = run_of(all, owner);
@@ -184,11 +190,6 @@ class Run {
     failed_.store(true, std::memory_order_relaxed);
   }
 
-  static AlignedFloats& memory() {
-    static thread_local AlignedFloats own;
-    return own;
-  }
-
   const std::vector<Step>& steps_;
   const std::vector<Pointers>& pointers_;
   const int64_t scratch_floats_;
@@ -200,6 +201,23 @@ class Run {
   std::exception_ptr error_;
   std::mutex error_mutex_;
 };
+
+// All steps, or the step `only`, on the calling thread: one task after the other, and nobody to wait for.
+void run_alone(const std::vector<Step>& steps, const std::vector<Pointers>& pointers, int64_t scratch_floats, int only) {
+  const size_t first = only < 0 ? 0 : static_cast<size_t>(only), last = only < 0 ? steps.size() : first + 1;
+  for (size_t step = first; step < last; ++step) {
+    for (int phase = 0; phase < 2; ++phase) {
+      const Phase all = phase_of(*steps[step].op, phase);
+      Worker worker{scratch(scratch_floats), 0, 1};
+      for (int64_t i = 0; i < all.count; ++i) {
+        worker.left = all.count - 1 - i;
+        poison(worker.scratch, scratch_floats);
+        steps[step].op->run(all.begin + i, pointers[step], worker);
+        worker.first = false;
+      }
+    }
+  }
+}
 
 }  // namespace
 
@@ -231,21 +249,23 @@ int TaskList::add(std::shared_ptr<const Op> op, std::vector<Dependency> dependen
   return static_cast<int>(steps_.size()) - 1;
 }
 
+// Steps of one task each are not worth waking a second thread.
+int64_t TaskList::team(int threads) const { return std::min(most_tasks_, threads > 0 ? threads : thread_count()); }
+
 bool TaskList::run(const std::vector<Pointers>& pointers, int threads, int only, const std::function<bool()>& check) const {
-  const int64_t tasks = steps_.empty() ? 0 : only < 0 ? most_tasks_ : steps_[static_cast<size_t>(only)].op->tasks();
-  if (tasks == 0) return !check || check();
-  const int64_t team = std::min(tasks, threads > 0 ? threads : thread_count());  // steps of one task each are not worth waking a second thread
-  Run run(steps_, pointers, tickets_, team, scratch_floats_, check);
-  if (team == 1) {
-    run.work(only);
-  } else {
-    struct Call {
-      Run& run;
-      int only;
-    } call{run, only};
-    parallel()(
-        team, [](void* context) { static_cast<Call*>(context)->run.work(static_cast<Call*>(context)->only); }, &call);
+  const int64_t team = only < 0 ? this->team(threads) : std::min(steps_[static_cast<size_t>(only)].op->tasks(), threads > 0 ? threads : thread_count());
+  if (team <= 1) {
+    if (check && !check()) return false;
+    run_alone(steps_, pointers, scratch_floats_, only);
+    return true;
   }
+  Run run(steps_, pointers, tickets_, team, scratch_floats_, check);
+  struct Call {
+    Run& run;
+    int only;
+  } call{run, only};
+  parallel()(
+      team, [](void* context) { static_cast<Call*>(context)->run.work(static_cast<Call*>(context)->only); }, &call);
   if (run.error()) std::rethrow_exception(run.error());
   return !run.failed();
 }

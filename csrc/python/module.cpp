@@ -7,6 +7,7 @@
 #include "../cpu/memory.h"
 #include "../cpu/op.h"
 #include "../cpu/plan.h"
+#include "shortcut.h"
 #include "watch.h"
 
 namespace py = pybind11;
@@ -79,12 +80,31 @@ std::vector<void*> to_pointers(const std::vector<intptr_t>& addresses) {
   return out;
 }
 
+using Pairs = std::vector<std::pair<py::object, py::object>>;
+
+template <typename Objects>
+std::vector<PyObject*> borrowed(const Objects& objects) {
+  std::vector<PyObject*> found;
+  for (const py::handle object : objects) found.push_back(object.ptr());
+  return found;
+}
+
+void check_descriptor(const py::object& object) {
+  if (Py_TYPE(object.ptr())->tp_descr_get == nullptr) throw py::type_error("expected an attribute of the class Tensor, got " + py::repr(object).cast<std::string>());
+}
+
+std::vector<fb::Shortcut::Question> questions(const Pairs& pairs) {
+  std::vector<fb::Shortcut::Question> found;
+  for (const auto& [ask, answer] : pairs) found.push_back({ask.ptr(), answer.ptr()});
+  return found;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "fast_backbones native kernels: torch-free interface on raw addresses.";
   // What Python may ask of this library: raised with every change of an operator, a kind, a parameter or an operand, here and in _ext.py.
-  m.attr("interface") = 9;
+  m.attr("interface") = 10;
   m.def("isa", [] { return fb::isa_name(fb::isa()); }, "Instruction set in use: avx512, avx2 or portable.");
   m.def("detected_isa", [] { return fb::isa_name(fb::detected_isa()); });
   m.def("has_bf16", &fb::has_bf16, "Whether the kernels multiply bfloat16 pairs: AVX512-BF16, not capped by FB_MAX_ISA.");
@@ -124,26 +144,40 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
 
   // For the engine's guard. The caller keeps alive what these look at.
   py::class_<fb::Structure>(m, "Structure")
-      .def(py::init([](const py::object& root, const py::dict& attributes, const py::str& ignored, const std::vector<py::object>& objects,
-                       const std::vector<py::dict>& dicts, const std::vector<std::tuple<py::object, py::str, py::object>>& methods) {
-             const auto pointers = [](const auto& handles) {
-               std::vector<PyObject*> found;
-               for (const py::handle handle : handles) found.push_back(handle.ptr());
-               return found;
-             };
-             std::vector<fb::Structure::Method> held;
-             for (const auto& [owner, name, value] : methods) held.push_back({owner.ptr(), name.ptr(), value.ptr()});
-             return fb::Structure(root.ptr(), attributes.ptr(), ignored.ptr(), pointers(objects), pointers(dicts), held);
+      .def(py::init([](const py::object& root, const py::dict& attributes, const py::str& ignored, const std::vector<py::object>& objects, const std::vector<py::dict>& dicts,
+                       const std::vector<py::object>& containers, const std::vector<std::tuple<py::type, py::object, Pairs>>& classes) {
+             std::vector<fb::Structure::Class> known;
+             for (const auto& [type, space, methods] : classes) {
+               known.push_back({type.ptr(), space.ptr(), {}});
+               for (const auto& [name, value] : methods) known.back().methods.emplace_back(name.ptr(), value.ptr());
+             }
+             return fb::Structure(root.ptr(), attributes.ptr(), ignored.ptr(), borrowed(objects), borrowed(dicts), borrowed(containers), std::move(known));
            }),
-           py::arg("root"), py::arg("attributes"), py::arg("ignored"), py::arg("objects"), py::arg("dicts"), py::arg("methods"))
+           py::arg("root"), py::arg("attributes"), py::arg("ignored"), py::arg("objects"), py::arg("dicts"), py::arg("containers"), py::arg("classes"))
       .def("same", [](const fb::Structure& structure, const py::object& root, const py::dict& attributes) { return structure.same(root.ptr(), attributes.ptr()); },
            py::arg("root"), py::arg("attributes"),
            "Whether root, whose __dict__ is handed in, and everything else are what they were, by identity.");
-  py::class_<fb::Fingerprint>(m, "Fingerprint")
-      .def(py::init<const std::vector<intptr_t>&, const std::vector<int64_t>&, int64_t>(), py::arg("addresses"), py::arg("nbytes"),
-           py::arg("samples") = 16)
-      .def("value", &fb::Fingerprint::value);
-  py::class_<fb::Lines>(m, "Lines").def(py::init<const std::vector<intptr_t>&>(), py::arg("addresses")).def("load", &fb::Lines::load);
+  py::class_<fb::Weights>(m, "Weights")
+      .def(py::init([](const std::vector<py::object>& tensors, const py::object& data_ptr, const py::object& version, const py::object& dtype, std::vector<intptr_t> lines, const std::vector<intptr_t>& addresses,
+                       const std::vector<int64_t>& nbytes, int64_t samples) {
+             check_descriptor(version);
+             check_descriptor(dtype);
+             return fb::Weights(borrowed(tensors), data_ptr.ptr(), version.ptr(), dtype.ptr(), std::move(lines), fb::Fingerprint(addresses, nbytes, samples));
+           }),
+           py::arg("tensors"), py::arg("data_ptr"), py::arg("version"), py::arg("dtype"), py::arg("lines"), py::arg("addresses"), py::arg("nbytes"), py::arg("samples"))
+      .def("same", &fb::Weights::same, "Whether addresses, versions, dtypes and sampled values are what they were.");
+  py::class_<fb::Shortcut>(m, "Shortcut")
+      .def(py::init([](const Pairs& surroundings, const Pairs& attributes, const Pairs& methods, const py::type& input_type, const py::function& function,
+                       const fb::Structure& structure, const fb::Weights& weights, const py::object& optimizers, const py::object& guard, const fb::Plan& plan,
+                       const py::object& take_arena, const py::object& give_arena, const py::object& make_result, const py::object& data_ptr) {
+             for (const auto& pair : attributes) check_descriptor(pair.first);
+             return fb::Shortcut({questions(surroundings), questions(attributes), questions(methods), input_type.ptr(), function.ptr(), &structure, &weights, optimizers.ptr(),
+                                  guard.ptr(), &plan, take_arena.ptr(), give_arena.ptr(), make_result.ptr(), data_ptr.ptr()});
+           }),
+           py::arg("surroundings"), py::arg("attributes"), py::arg("methods"), py::arg("input_type"), py::arg("function"), py::arg("structure"), py::arg("weights"),
+           py::arg("optimizers"), py::arg("guard"), py::arg("plan"), py::arg("take_arena"), py::arg("give_arena"), py::arg("make_result"), py::arg("data_ptr"))
+      .def("__call__", [](const fb::Shortcut& shortcut, const py::object& model, const py::object& x, const py::object& plain) { return shortcut(model.ptr(), x.ptr(), plain.ptr()); },
+           "The result for x, or None where the long way has to be taken.");
 
   // Room for arenas and packed weights: floats on huge pages, seen by torch.frombuffer, which keeps the object alive.
   py::class_<Memory>(m, "Memory", py::buffer_protocol())

@@ -1,6 +1,9 @@
 // What the engine's guard asks at every call, about objects and memory that the last forward has pushed out of the cache.
 //
-// Each class is given its addresses once and then reads them in one loop of independent loads, fetching ahead; the same checks in
+//     Structure   modules, their dicts and lists, classes and methods
+//     Weights     address, version counter, dtype and a sample of the values of tensors
+//
+// Each is given its addresses once and then reads them in loops of independent loads, fetching ahead; the same checks in
 // Python spend most of their time on cache misses, one after the other. Nothing here owns what it looks at: the caller keeps the
 // dicts, the tensors and their memory alive (a reference held here would be invisible to Python's garbage collector).
 #pragma once
@@ -17,18 +20,41 @@ namespace fb {
 
 inline void fetch(const void* address) { __builtin_prefetch(address); }
 
-// Whether a tree of modules is what it was, everything compared by identity: what dicts hold, what the root's own attributes are, the
-// classes of the root and of other objects, and the methods in the namespaces of classes.
+// The result of a call or lookup that may fail, let go of at the end of the scope.
+class Owned {
+ public:
+  explicit Owned(PyObject* object) : object_(object) {
+    if (object_ == nullptr) PyErr_Clear();
+  }
+  Owned(const Owned&) = delete;
+  Owned& operator=(const Owned&) = delete;
+  ~Owned() { Py_XDECREF(object_); }
+  PyObject* get() const { return object_; }  // nullptr: it failed
+
+ private:
+  PyObject* object_;
+};
+
+// What an attribute that a class computes is of an object, without a search for its name: a new reference, nullptr after a failure.
+inline PyObject* attribute(PyObject* descriptor, PyObject* object) {
+  return Py_TYPE(descriptor)->tp_descr_get(descriptor, object, reinterpret_cast<PyObject*>(Py_TYPE(object)));
+}
+
+// Whether a tree of modules is what it was, everything compared by identity: what dicts, lists and sets hold, what the root's own
+// attributes are, the classes of the root and of other objects, and the methods of classes.
 class Structure {
  public:
-  struct Method {
-    PyObject *owner, *name, *value;  // owner: a mapping
+  using Pair = std::pair<PyObject*, PyObject*>;
+  struct Class {
+    PyObject *type, *space;      // its __dict__, a mapping
+    std::vector<Pair> methods;  // name, value
+    unsigned tag = 0;            // Python's number of this version of the class, which no other version has; 0: it has none
   };
 
   // Of the attributes of `root`, the one called `ignored` may come and go.
   Structure(PyObject* root, PyObject* attributes, PyObject* ignored, std::vector<PyObject*> objects, std::vector<PyObject*> dicts,
-            std::vector<Method> methods)
-      : root_type_(Py_TYPE(root)), ignored_(ignored), objects_(std::move(objects)), dicts_(std::move(dicts)), methods_(std::move(methods)) {
+            std::vector<PyObject*> containers, std::vector<Class> classes)
+      : root_type_(Py_TYPE(root)), ignored_(ignored), objects_(std::move(objects)), dicts_(std::move(dicts)), containers_(std::move(containers)), classes_(std::move(classes)) {
     for (PyObject* object : objects_) types_.push_back(Py_TYPE(object));
     const auto keep = [this](PyObject* key, PyObject* value) {
       items_.emplace_back(key, value);
@@ -39,11 +65,20 @@ class Structure {
     for (PyObject* dict : dicts_) {
       each(dict, keep);
       starts_.push_back(items_.size());
+      versions_.push_back(version(dict));
+    }
+    for (PyObject* container : containers_) {
+      elements_.emplace_back();
+      each_element(container, [this](PyObject* element) { return elements_.back().push_back(element), true; });
+    }
+    for (Class& known : classes_) {
+      if (!known.methods.empty()) Owned(PyObject_GetAttr(known.type, known.methods.front().first));  // a lookup gives a class its tag
+      known.tag = tag(known.type);
     }
   }
 
   bool same(PyObject* root, PyObject* attributes) const {
-    return Py_TYPE(root) == root_type_ && same_dicts() && same_attributes(attributes) && same_types() && same_methods();
+    return Py_TYPE(root) == root_type_ && same_dicts() && same_attributes(attributes) && same_types() && same_elements() && same_methods();
   }
 
  private:
@@ -70,10 +105,13 @@ class Structure {
     constexpr size_t kAhead = 12;
     for (size_t i = 0; i < dicts_.size(); ++i) {
       if (i + kAhead < dicts_.size()) fetch(dicts_[i + kAhead]);
+      const uint64_t now = version(dicts_[i]);
+      if (now != 0 && now == versions_[i]) continue;
       size_t at = starts_[i];
       const size_t end = starts_[i + 1];
-      const auto is_next = [&](PyObject* key, PyObject* value) { return at < end && items_[at++] == std::make_pair(key, value); };
+      const auto is_next = [&](PyObject* key, PyObject* value) { return at < end && items_[at++] == Pair(key, value); };
       if (!each(dicts_[i], is_next) || at != end) return false;
+      versions_[i] = now;
     }
     return true;
   }
@@ -81,10 +119,15 @@ class Structure {
   bool same_attributes(PyObject* attributes) const {
     size_t i = 0;
     const size_t count = starts_.front();
-    return each(attributes, [&](PyObject* key, PyObject* value) {
-             if (i < count && items_[i] == std::make_pair(key, value)) return ++i, true;
-             return is_ignored(key);
-           }) && i == count;
+    const uint64_t now = version(attributes);
+    if (now != 0 && now == attributes_version_) return true;
+    const bool same = each(attributes, [&](PyObject* key, PyObject* value) {
+      if (i < count && items_[i] == Pair(key, value)) return ++i, true;
+      return is_ignored(key);
+    });
+    if (!same || i != count) return false;
+    attributes_version_ = now;
+    return true;
   }
 
   bool same_types() const {
@@ -96,23 +139,69 @@ class Structure {
     return true;
   }
 
+  // The elements of a list or set, in its order.
+  template <typename Visit>
+  static bool each_element(PyObject* container, Visit visit) {
+    const Owned iterator(PyObject_GetIter(container));
+    if (iterator.get() == nullptr) return false;
+    for (;;) {
+      const Owned element(PyIter_Next(iterator.get()));
+      if (element.get() == nullptr) return true;
+      if (!visit(element.get())) return false;
+    }
+  }
+
+  bool same_elements() const {
+    for (size_t i = 0; i < containers_.size(); ++i) {
+      const std::vector<PyObject*>& seen = elements_[i];
+      size_t at = 0;
+      if (!each_element(containers_[i], [&](PyObject* element) { return at < seen.size() && seen[at++] == element; }) || at != seen.size()) return false;
+    }
+    return true;
+  }
+
+  // A class whose tag is the old one has not been assigned to, nor has any of its bases.
   bool same_methods() const {
-    return std::all_of(methods_.begin(), methods_.end(), [](const Method& method) {
-      PyObject* now = PyObject_GetItem(method.owner, method.name);
-      if (now == nullptr) PyErr_Clear();
-      Py_XDECREF(now);
-      return now == method.value;
+    return std::all_of(classes_.begin(), classes_.end(), [](const Class& known) {
+      if (known.tag != 0 && tag(known.type) == known.tag) return true;
+      return std::all_of(known.methods.begin(), known.methods.end(), [&](const Pair& method) {
+        return Owned(PyObject_GetItem(known.space, method.first)).get() == method.second;
+      });
     });
+  }
+
+  // A number that no two states of dicts share (PEP 509); 0 where Python does not tell.
+  static uint64_t version([[maybe_unused]] PyObject* dict) {
+#if PY_VERSION_HEX < 0x030C0000
+    return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
+#else
+    return 0;
+#endif
+  }
+
+  static unsigned tag(PyObject* type) {
+#ifdef Py_GIL_DISABLED
+    return 0;  // another thread may be changing it
+#else
+    const auto* found = reinterpret_cast<const PyTypeObject*>(type);
+#if PY_VERSION_HEX < 0x030C0000
+    if (!PyType_HasFeature(const_cast<PyTypeObject*>(found), Py_TPFLAGS_VALID_VERSION_TAG)) return 0;
+#endif
+    return static_cast<unsigned>(found->tp_version_tag);
+#endif
   }
 
   const PyTypeObject* root_type_;
   PyObject* ignored_;
   std::vector<PyObject*> objects_;
   std::vector<const PyTypeObject*> types_;
-  std::vector<PyObject*> dicts_;
-  std::vector<Method> methods_;
-  std::vector<std::pair<PyObject*, PyObject*>> items_;  // of the attributes, then of the dicts
-  std::vector<size_t> starts_;                          // of the dicts' items
+  std::vector<PyObject*> dicts_, containers_;
+  std::vector<Class> classes_;
+  std::vector<Pair> items_;      // of the attributes, then of the dicts
+  std::vector<size_t> starts_;   // of the dicts' items
+  mutable std::vector<uint64_t> versions_;  // of the dicts, when they last had these items; changed under the GIL
+  mutable uint64_t attributes_version_ = 0;
+  std::vector<std::vector<PyObject*>> elements_;  // of the containers
 };
 
 // A hash of a sample of each memory block: `samples` words in runs of four, spread evenly, first and last included; the whole block
@@ -160,16 +249,45 @@ class Fingerprint {
   std::vector<Piece> pieces_;
 };
 
-// Fetches cache lines ahead of whoever reads them next. The addresses are hints: they may be stale.
-class Lines {
+// Whether tensors are where they were, with the versions, dtypes and sampled values that they had.
+class Weights {
  public:
-  explicit Lines(const std::vector<intptr_t>& addresses) : addresses_(addresses) {}
-  void load() const {
-    for (const intptr_t address : addresses_) fetch(reinterpret_cast<const void*>(address));
+  // `lines`: addresses that the questions will read, as hints: they may be stale.
+  Weights(std::vector<PyObject*> tensors, PyObject* data_ptr, PyObject* version, PyObject* dtype, std::vector<intptr_t> lines, Fingerprint values)
+      : tensors_(std::move(tensors)), data_ptr_(data_ptr), version_(version), dtype_(dtype), lines_(std::move(lines)), values_(std::move(values)), fingerprint_(values_.value()) {
+    for (PyObject* tensor : tensors_) facts_.push_back(facts_of(tensor));
+  }
+
+  bool same() const {
+    for (const intptr_t line : lines_) fetch(reinterpret_cast<const void*>(line));
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+      const Facts now = facts_of(tensors_[i]);
+      if (now.dtype == nullptr || !(now == facts_[i])) return false;
+    }
+    return values_.value() == fingerprint_;
   }
 
  private:
-  std::vector<intptr_t> addresses_;
+  struct Facts {
+    long long address, version;
+    const void* dtype;  // nullptr: something could not be asked
+    bool operator==(const Facts& other) const { return address == other.address && version == other.version && dtype == other.dtype; }
+  };
+
+  Facts facts_of(PyObject* tensor) const {
+    const Owned address(PyObject_CallOneArg(data_ptr_, tensor)), version(attribute(version_, tensor)), dtype(attribute(dtype_, tensor));
+    if (address.get() == nullptr || version.get() == nullptr) return {0, 0, nullptr};
+    const Facts facts{PyLong_AsLongLong(address.get()), PyLong_AsLongLong(version.get()), dtype.get()};
+    if (PyErr_Occurred() != nullptr) PyErr_Clear();
+    return facts;
+  }
+
+  std::vector<PyObject*> tensors_;
+  PyObject *data_ptr_, *version_, *dtype_;  // of the class Tensor
+  std::vector<intptr_t> lines_;
+  Fingerprint values_;
+  uint64_t fingerprint_;
+  std::vector<Facts> facts_;
 };
 
 }  // namespace fb
