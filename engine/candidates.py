@@ -24,7 +24,8 @@ ACTIVATIONS = ("none", "relu", "relu6", "sigmoid", "tanh")  # by their number in
 # Below these sizes Winograd's transforms cost more than the multiplications they save.
 WINOGRAD_MIN_CHANNELS = 32
 WINOGRAD_MIN_OUTPUT = 4  # of 3x3
-WINOGRAD_MIN_TILES = 40  # of 1x7 and 7x1: fewer do not pay for reading 13 weights instead of 7
+# Fewer do not pay for reading 13 weights instead of 7 (1x7 and 7x1) or 46 instead of 25 (5x5).
+WINOGRAD_MIN_TILES = 40
 
 BF16_KERNELS = ("conv2d", "winograd_conv2d", "linear", "separable_conv2d")
 BF16_MIN_CHANNELS = 16  # of a group
@@ -95,7 +96,7 @@ def algorithms(node: Node, refusal: Refusal) -> dict[str, tuple[str, Params]]:
     found: dict[str, tuple[str, Params]] = {}
     for kind, params, declined in conv_candidates(node):
         if kind == "winograd_conv2d" and "pad_bottom" not in params:
-            tiles = (2, 4) if params["r"] == params["s"] else (0,)
+            tiles = (2, 4) if params["r"] == params["s"] == 3 else (0,)
             ways = {f"{kind} {tile}".removesuffix(" 0"): {**params, "tile": tile} for tile in tiles}
         else:
             ways = {} if declined else {kind: params}
@@ -148,7 +149,7 @@ def conv_params(node: Node) -> Params:
 
 
 def winograd_declined(p: Params) -> str:
-    """Why this convolution of stride 1, 3x3, 1x7 or 7x1, does not go to Winograd; "" when it does."""
+    """Why this convolution of stride 1, 3x3, 5x5, 1x7 or 7x1, does not go to Winograd; "" when it does."""
     if "pad_bottom" in p:
         return "a border that differs from side to side"
     if p["c"] < WINOGRAD_MIN_CHANNELS or p["k"] < WINOGRAD_MIN_CHANNELS:
@@ -156,11 +157,17 @@ def winograd_declined(p: Params) -> str:
     height, width = p["h"] + 2 * p["pad_h"] - p["r"] + 1, p["w"] + 2 * p["pad_w"] - p["s"] + 1
     if p["r"] != p["s"]:
         tiles = height * -(-width // 4) if p["r"] == 1 else -(-height // 4) * width
-        few = f"{tiles} tiles of 4: pays from {WINOGRAD_MIN_TILES} on"
-        return few if tiles < WINOGRAD_MIN_TILES else ""
+        return few_tiles(tiles)
+    if p["r"] == 5:
+        return few_tiles(-(-height // 2) * -(-width // 2))
     if height < WINOGRAD_MIN_OUTPUT or width < WINOGRAD_MIN_OUTPUT:
         return f"output {height}x{width}: pays from {WINOGRAD_MIN_OUTPUT}x{WINOGRAD_MIN_OUTPUT} on"
     return ""
+
+
+def few_tiles(tiles: int) -> str:
+    few = f"{tiles} tiles of 4 outputs: pays from {WINOGRAD_MIN_TILES} on"
+    return few if tiles < WINOGRAD_MIN_TILES else ""
 
 
 def bf16_declined(kernel: str, p: Params) -> str:
@@ -210,7 +217,7 @@ def conv_candidates(node: Node) -> Iterator[Candidate]:
     dense = p["groups"] == 1 and strides == {1}
     if window in ((1, 7, 1, 1), (7, 1, 1, 1)) and dense and is_even(node.attrs["padding"]):
         yield "winograd_conv2d", p, winograd_declined(p)
-    if window == (3, 3, 1, 1) and dense and narrow and square:
+    if window in ((3, 3, 1, 1), (5, 5, 1, 1)) and dense and max(pads) <= p["r"] // 2 and square:
         yield "winograd_conv2d", p, winograd_declined(p)
     if window == (3, 3, 1, 1) and p["groups"] > 1 and narrow and strides in ({1}, {2}):
         width = p["c"] // p["groups"]

@@ -52,8 +52,8 @@ def _named_padding(x, weight, stride, padding, dilation) -> tuple[Tensor, tuple[
 
 def _refuse_winograd(x, weight, bias, residual, stride, padding, dilation, groups, activation) -> str | None:
     rows, columns = weight.shape[2], weight.shape[3]
-    if (rows, columns) not in ((3, 3), (1, 7), (7, 1)):
-        return f"kernel {rows}x{columns}: winograd handles 3x3, 1x7 and 7x1"
+    if (rows, columns) not in ((3, 3), (5, 5), (1, 7), (7, 1)):
+        return f"kernel {rows}x{columns}: winograd handles 3x3, 5x5, 1x7 and 7x1"
     if stride != (1, 1):
         return f"stride {stride[0]}x{stride[1]}: winograd handles 1"
     if dilation != (1, 1):
@@ -119,8 +119,8 @@ def conv2d(
 
     Fast path: float32 on the CPU. 3x3 of stride 1 takes Winograd's algorithm (Lavin and Gray, arXiv
     1509.09308) from 16 channels on: F(4x4, 3x3) at a complex point where the image has 40 tiles of 4x4
-    outputs, F(2x2, 3x3) below; 1x7 and 7x1 of stride 1 take F(4, 7) in one dimension. 3x3 with 4, 8, 16 or 32
-    output channels a group, from as many or half as many, takes its own kernel, the rest register tiles
+    outputs, F(2x2, 3x3) below; 5x5 takes F(2x2, 5x5), 1x7 and 7x1 F(4, 7) in one dimension. 3x3 with 4, 8, 16
+    or 32 output channels a group, from as many or half as many, takes its own kernel, the rest register tiles
     straight from the image. Products are added in blocks of at most 128, so the order of summation differs
     from PyTorch's. With Winograd an infinite or NaN pixel spoils the whole output tiles that touch it, where
     the formula spoils single pixels. Derivatives of first and second order come from the formula; forward

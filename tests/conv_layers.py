@@ -73,7 +73,8 @@ class Layer:
 
         n, c, _, _ = self.x
         shape = (self.filters, c // self.groups, *self.dense_kernel())
-        quarters = 16 if self.option("tile") == 4 else 4  # Winograd divides filters by 4 or 16
+        fine = self.option("tile") == 4 or _pair(self.kernel) == (5, 5)
+        quarters = 16 if fine else 4  # Winograd divides filters by 4 or 16
         tensors = {"x": make(self.x, 0), "weight": make(shape, 1, limit=2, multiple=quarters)}
         if self.kind == "separable_conv2d":
             tensors["depth_weight"] = make((c, 1, *_pair(self.kernel)), 7, limit=2)
@@ -202,9 +203,10 @@ def layer(why, x, filters, kernel=1, *, residual=False, bias=True, **rest) -> La
     return Layer(why, x, filters, kernel, residual=residual, bias=bias, options=rest, **geometry)
 
 
-def winograd(why, x, filters, tile, **rest) -> Layer:
+def winograd(why, x, filters, tile, kernel=3, **rest) -> Layer:
     rest = {"padding": 1, "tile": tile, "activation": RELU} | rest
-    return layer(f"F({tile}x{tile}): {why}", x, filters, 3, kind="winograd_conv2d", **rest)
+    form = f"F({tile}x{tile})" if tile else f"{kernel}x{kernel} by Winograd"
+    return layer(f"{form}: {why}", x, filters, kernel, kind="winograd_conv2d", **rest)
 
 
 def separable(why, x, filters, kernel=3, **rest) -> Layer:
@@ -249,6 +251,18 @@ LAYERS = [
             ("several tasks, residual", (1, 20, 37, 42), 40, {"residual": True}),
             ("several images in a task, residual", (5, 70, 9, 7), 35, {"residual": True}),
             ("large weights on few pixels: two phases", (2, 256, 6, 5), 136, {"residual": True}),
+        ]
+    ),
+    *(
+        winograd(why, x, filters, 0, kernel=5, **{"padding": 2, **rest})
+        for why, x, filters, rest in [
+            ("relu6", (2, 19, 7, 9), 37, {"activation": RELU6}),
+            ("one pixel, all padding", (1, 5, 1, 1), 3, {}),
+            ("no padding, no bias", (1, 33, 10, 6), 32, {"padding": 0, "bias": False}),
+            ("padding in one direction, wider than the window", (2, 16, 5, 5), 20, {"padding": (0, 6)}),
+            ("several tasks, residual", (1, 20, 21, 26), 40, {"residual": True}),
+            ("several images in a task, residual", (5, 70, 5, 4), 35, {"residual": True}),
+            ("large weights on few pixels: two phases", (2, 160, 6, 5), 136, {"residual": True}),
         ]
     ),
     *(

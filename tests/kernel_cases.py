@@ -273,6 +273,8 @@ CASES = [
     conv("depthwise", 1, 12, 9, 9, 12, groups=12, padding=1),
     conv("groups that widen", 1, 12, 7, 7, 30, groups=3, padding=1, residual=True),
     conv("ResNeXt group inside the general op", 1, 64, 9, 9, 64, groups=16, padding=1),
+    conv("AlexNet's 5x5, by Winograd", 1, 64, 11, 13, 40, 5, padding=2),
+    conv("5x5 by Winograd without padding, residual", 2, 33, 9, 6, 20, 5, residual=True),
     conv("fused Winograd tasks over several images", 3, 32, 30, 29, 40, padding=1, residual=True),
     conv("two-phase Winograd over several images", 2, 128, 14, 13, 136, padding=1, residual=True),
     conv(

@@ -461,11 +461,16 @@ class TestSelect:
         assert self.kernel(conv(31, 32)).kernel == "conv2d"
         assert self.kernel(conv(32, 31)).kernel == "conv2d"
 
+    def test_5x5_goes_to_winograd_where_there_are_tiles_enough(self):
+        assert self.kernel(conv(32, 32, r=5)).kernel == "winograd_conv2d"
+        few = self.kernel(conv(32, 32, r=5), size=12)
+        assert few.kernel == "conv2d" and "tiles of 4 outputs: pays from 40 on" in few.refusals[0]
+
     def test_a_small_output_stays_direct(self):
         step = self.kernel(conv(64, 64), size=3)
         assert step.kernel == "conv2d" and "3x3" in step.refusals[0]
 
-    @pytest.mark.parametrize("options", [{"stride": 2}, {"dilation": 2}, {"r": 5}, {"r": 1}])
+    @pytest.mark.parametrize("options", [{"stride": 2}, {"dilation": 2}, {"r": 9}, {"r": 1}])
     def test_other_shapes_are_no_case_for_winograd(self, options):
         step = self.kernel(conv(64, 64, **options))
         assert step.kernel == "conv2d" and not step.refusals

@@ -24,15 +24,19 @@ inline void line_2x2(const double* a, const double* b, const double* c, Line* ou
   }
 }
 
-// F(4): the points 0, 1, -1, infinity, and real and imaginary part at i, which stands for -i too and so counts twice.
-inline void line_4x4(const double* a, const double* b, const double* c, Line* out) {
+// Six inputs: the points 0, 1, -1, infinity, and real and imaginary part at i, which stands for -i too and so counts twice.
+template <int kTaps>
+inline __attribute__((always_inline)) void line_6(const double* const (&taps)[kTaps], Line* out) {
   for (int64_t j = 0; j < kFilters; ++j) {
-    out[0][j] = a[j];
-    out[1][j] = (a[j] + b[j] + c[j]) * 0.25;
-    out[2][j] = (a[j] - b[j] + c[j]) * 0.25;
-    out[3][j] = c[j];
-    out[4][j] = (a[j] - c[j]) * 0.5;
-    out[5][j] = b[j] * 0.5;
+    double sums[4] = {};  // of every fourth tap: i, like 1 and -1, has no other powers
+    for (int i = 0; i < kTaps; ++i) sums[i % 4] += taps[i][j];
+    const double even = sums[0] + sums[2], odd = sums[1] + sums[3];
+    out[0][j] = taps[0][j];
+    out[1][j] = (even + odd) * 0.25;
+    out[2][j] = (even - odd) * 0.25;
+    out[3][j] = taps[kTaps - 1][j];
+    out[4][j] = (sums[0] - sums[2]) * 0.5;
+    out[5][j] = (sums[1] - sums[3]) * 0.5;
   }
 }
 
@@ -87,28 +91,44 @@ inline void store_both_complex(const Line* real, const Line* imaginary, double s
   store_complex(a, b, u);
 }
 
+// The points of transforms_6x6.h.
+template <int kTaps>
+inline __attribute__((always_inline)) void transform_complex(const float* w, float* u) {
+  Line taps[kTaps * kTaps], lines[kTaps][6], parts[6], real[6];
+  for (int i = 0; i < kTaps * kTaps; ++i)
+    for (int64_t j = 0; j < kFilters; ++j) taps[i][j] = w[i * kFilters + j];
+  for (int column = 0; column < kTaps; ++column) {
+    const double* rows[kTaps];
+    for (int row = 0; row < kTaps; ++row) rows[row] = taps[kTaps * row + column];
+    line_6<kTaps>(rows, lines[column]);
+  }
+  const auto along_columns = [&](int row, Line* out) {
+    const double* columns[kTaps];
+    for (int column = 0; column < kTaps; ++column) columns[column] = lines[column][row];
+    line_6<kTaps>(columns, out);
+  };
+  for (int row = 0; row < 4; ++row) {
+    along_columns(row, parts);
+    for (int column = 0; column < 4; ++column) store(parts[column], u + (4 * row + column) * kFilters);
+    store_complex(parts[4], parts[5], u + (16 + 3 * row) * kFilters);
+  }
+  along_columns(4, real);
+  along_columns(5, parts);
+  for (int column = 0; column < 4; ++column) store_complex(real[column], parts[column], u + (28 + 3 * column) * kFilters);
+  store_both_complex(real, parts, 1.0, u + 40 * kFilters);
+  store_both_complex(real, parts, -1.0, u + 43 * kFilters);
+}
+
 }  // namespace
 
 FB_CLONES
 void transform_2x2(const float* w, float* u) { transform_real<4>(w, u, line_2x2); }
 
 FB_CLONES
-void transform_4x4(const float* w, float* u) {
-  Line taps[9], lines[3][6], parts[6], real[6];
-  for (int i = 0; i < 9; ++i)
-    for (int64_t j = 0; j < kFilters; ++j) taps[i][j] = w[i * kFilters + j];
-  for (int column = 0; column < 3; ++column) line_4x4(taps[column], taps[3 + column], taps[6 + column], lines[column]);
-  for (int row = 0; row < 4; ++row) {
-    line_4x4(lines[0][row], lines[1][row], lines[2][row], parts);
-    for (int column = 0; column < 4; ++column) store(parts[column], u + (4 * row + column) * kFilters);
-    store_complex(parts[4], parts[5], u + (16 + 3 * row) * kFilters);
-  }
-  line_4x4(lines[0][4], lines[1][4], lines[2][4], real);
-  line_4x4(lines[0][5], lines[1][5], lines[2][5], parts);
-  for (int column = 0; column < 4; ++column) store_complex(real[column], parts[column], u + (28 + 3 * column) * kFilters);
-  store_both_complex(real, parts, 1.0, u + 40 * kFilters);
-  store_both_complex(real, parts, -1.0, u + 43 * kFilters);
-}
+void transform_4x4(const float* w, float* u) { transform_complex<3>(w, u); }
+
+FB_CLONES
+void transform_2x2_five(const float* w, float* u) { transform_complex<5>(w, u); }
 
 FB_CLONES
 void transform_4x4_real(const float* w, float* u) { transform_real<6>(w, u, line_4x4_real); }
@@ -151,6 +171,7 @@ void transform_line(const float* w, float* u) {
 void transform_filters(const Form& form, const float* w, float* u) {
   if (&form == &kForm2x2) return transform_2x2(w, u);
   if (&form == &kForm4x4) return transform_4x4(w, u);
+  if (&form == &kForm2x2Five) return transform_2x2_five(w, u);
   if (&form == &kForm4x4Real) return transform_4x4_real(w, u);
   transform_line(w, u);
 }

@@ -27,10 +27,10 @@ FB_INLINE void finish_outputs(const OutputTile& tile, const V (&out)[kOutputs], 
 }  // namespace
 
 #include "transforms_2x2.h"
-#include "transforms_4x4.h"
+#include "transforms_6x6.h"
 #include "transforms_4x4_real.h"
 #include "transforms_line.h"
 
 #define FB_WINOGRAD_KERNELS \
-  { {input_transform_2x2, output_transform_2x2}, {input_transform_4x4, output_transform_4x4}, {input_transform_4x4_real, output_transform_4x4_real}, \
-    {input_transform_line, output_transform_line} }
+  { {input_transform_2x2, output_transform_2x2}, {input_transform_6x6, output_transform_6x6<4>}, {input_transform_4x4_real, output_transform_4x4_real}, \
+    {input_transform_6x6, output_transform_6x6<2>}, {input_transform_line, output_transform_line} }

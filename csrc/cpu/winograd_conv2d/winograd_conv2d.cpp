@@ -1,6 +1,6 @@
-// 3x3, 1x7 and 7x1 convolution of stride 1 by Winograd's algorithm (Lavin and Gray, arXiv 1509.09308): F(2x2, 3x3) takes 16 products instead of 36
+// 3x3, 5x5, 1x7 and 7x1 convolution of stride 1 by Winograd's algorithm (Lavin and Gray, arXiv 1509.09308): F(2x2, 3x3) takes 16 products instead of 36
 // for 2 x 2 outputs, F(4x4, 3x3) 46 instead of 144 for 4 x 4 (at a complex point: Meng and Brothers, arXiv 1901.01965), or 36 at real
-// points where more error is allowed. 1x7 and 7x1 take 13 instead of 28 for 4 outputs in a row.
+// points where more error is allowed. F(2x2, 5x5) takes 46 instead of 100 for 2 x 2; 1x7 and 7x1 take 13 instead of 28 for 4 outputs in a row.
 //
 //   y = A^T [ sum_c (G w_c G^T) * (B^T d_c B) ] A
 //
@@ -48,13 +48,14 @@ const Kernels& kernels(const OpSpec& spec) {
 
 const Transforms& transforms_of(const OpSpec& spec, const Form& form) {
   const Kernels& all = kernels(spec);
-  return &form == &kForm2x2 ? all.by2x2 : &form == &kForm4x4 ? all.by4x4 : &form == &kForm4x4Real ? all.by4x4_real : all.line;
+  return &form == &kForm2x2 ? all.by2x2 : &form == &kForm4x4 ? all.by4x4 : &form == &kForm4x4Real ? all.by4x4_real : &form == &kForm2x2Five ? all.by2x2_five : all.line;
 }
 
 // The layer decides, never the batch: an image has the same bits in company.
 const Form& form_of(const OpSpec& spec) {
   if (spec.r == 1) return kForm1x4;
   if (spec.s == 1) return kForm4x1;
+  if (spec.r == 5) return kForm2x2Five;
   const Form& form4x4 = spec.real_points ? kForm4x4Real : kForm4x4;
   if (spec.tile != 0) return spec.tile == 2 ? kForm2x2 : form4x4;
   const int64_t small = ceil_div(spec.p(), 2) * ceil_div(spec.q(), 2), large = ceil_div(spec.p(), 4) * ceil_div(spec.q(), 4);
@@ -319,9 +320,9 @@ std::unique_ptr<Op> make_winograd_conv2d(const OpSpec& spec) { return std::make_
 
 std::string winograd_conv2d_refusal(const OpSpec& spec) {
   const bool line = std::min(spec.r, spec.s) == 1 && std::max(spec.r, spec.s) == 7;
-  if (!line && (spec.r != 3 || spec.s != 3))
-    return "kernel " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + ": winograd handles 3x3, 1x7 and 7x1";
-  if (line && spec.tile != 0) return "tile is " + std::to_string(spec.tile) + ": 1x7 and 7x1 have one size of tiles, 0";
+  const bool square = spec.r == spec.s && (spec.r == 3 || spec.r == 5);
+  if (!line && !square) return "kernel " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + ": winograd handles 3x3, 5x5, 1x7 and 7x1";
+  if ((line || spec.r == 5) && spec.tile != 0) return "tile is " + std::to_string(spec.tile) + ": 5x5, 1x7 and 7x1 have one size of tiles, 0";
   if (spec.stride_h != 1 || spec.stride_w != 1) return "stride " + std::to_string(spec.stride_h) + ": winograd handles stride 1";
   if (spec.dilation_h != 1 || spec.dilation_w != 1) return "dilation " + std::to_string(spec.dilation_h) + ": winograd handles dilation 1";
   if (spec.groups != 1) return std::to_string(spec.groups) + " groups: winograd handles 1";

@@ -1,4 +1,4 @@
-// Winograd's F(m x m, 3x3) for m = 2 and 4 and F(4, 7) along a line: the shapes of the forms, and their transforms, one instruction set each.
+// Winograd's F(m x m, 3x3) for m = 2 and 4, F(2x2, 5x5) and F(4, 7) along a line: the shapes of the forms, and their transforms, one instruction set each.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace fb::winograd_conv2d {
 
-constexpr int kMaxInputs = 36, kMaxOutputs = 16, kMaxTaps = 9, kMaxPoints = 46;
+constexpr int kMaxInputs = 36, kMaxOutputs = 16, kMaxTaps = 25, kMaxPoints = 46;
 
 struct Form {
   const char* name;
@@ -22,7 +22,7 @@ struct Form {
 
 // "Real": with real points alone, fewer products and more error.
 inline constexpr Form kForm2x2 = {"F(2x2,3x3)", 2, 2, 3, 3, 16}, kForm4x4 = {"F(4x4,3x3)", 4, 4, 3, 3, 46},
-                      kForm4x4Real = {"F(4x4,3x3) at real points,", 4, 4, 3, 3, 36}, kForm1x4 = {"F(1x4,1x7)", 1, 4, 1, 7, 13},
+                      kForm4x4Real = {"F(4x4,3x3) at real points,", 4, 4, 3, 3, 36}, kForm2x2Five = {"F(2x2,5x5)", 2, 2, 5, 5, 46}, kForm1x4 = {"F(1x4,1x7)", 1, 4, 1, 7, 13},
                       kForm4x1 = {"F(4x1,7x1)", 4, 1, 7, 1, 13};
 
 struct InputTile {
@@ -49,7 +49,7 @@ struct Transforms {
 };
 
 struct Kernels {
-  Transforms by2x2, by4x4, by4x4_real, line;
+  Transforms by2x2, by4x4, by4x4_real, by2x2_five, line;
 };
 
 extern const Kernels kPortable, kAvx2, kAvx512, kAvx512Bf16;
