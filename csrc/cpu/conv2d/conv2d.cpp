@@ -109,6 +109,7 @@ class Conv2d final : public Op {
     block.depth = depth_;
     block.activation = spec_.activation;
     block.plain_channels = spec_.act_from - channel;
+    block.into_map = true;
     block.ahead = cut_.next_weights(x, part, worker);
     if (form_ != Form::rows && (part.panel_block == 0 || worker.first)) {  // the first time that this thread sees these pixels
       block.ahead.input = source.data + kernels_.max_rows * source.step;

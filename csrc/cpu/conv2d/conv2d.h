@@ -119,6 +119,7 @@ struct Block {
   int64_t depth;     // products per output
   int64_t activation;      // any
   int64_t plain_channels;  // a multiple of the panel, 0 or less: so many channels, from the first panel on, get no activation
+  bool into_map;     // y and the residual lie in maps, which may be far: the next tile's rows of them are fetched during this tile's products
   Ahead ahead;       // moves on by what was fetched
 };
 

@@ -42,6 +42,17 @@ Ahead first_of_next_step(const Pointers& x, const Worker& worker, int64_t begin,
   return {x.next_weight + begin, x.next_weight + std::min(begin + floats, all), nullptr, nullptr};
 }
 
+namespace {
+
+// `rows` rows of a panel of a map into L2, to be read or written soon.
+template <int kWrite>
+void fetch_rows(const float* row, int64_t stride, int64_t rows, int64_t columns) {
+  for (int64_t m = 0; m < rows; ++m, row += stride)
+    for (int64_t line = 0; line < columns; line += 16) __builtin_prefetch(row + line, kWrite, 2);
+}
+
+}  // namespace
+
 void multiply(const Kernels& kernels, Block& block) {
   Tile tile = block.tile;
   Ahead& ahead = block.ahead;
@@ -64,6 +75,11 @@ void multiply(const Kernels& kernels, Block& block) {
       t.next_a = panel == 0 && ahead.input < ahead.input_end ? ahead.input : t.b;
       if (t.next_b == ahead.weights) ahead.weights += lines;
       if (t.next_a == ahead.input) ahead.input += lines;
+      if (block.into_map && i + 1 < tiles) {
+        const int64_t next = (block.pixels + tiles - 2 - i) / tiles;
+        fetch_rows<1>(t.y + rows * t.y_stride, t.y_stride, next, t.columns);
+        if (t.residual != nullptr) fetch_rows<0>(t.residual + rows * t.residual_stride, t.residual_stride, next, t.columns);
+      }
       (2 * t.columns <= kernels.panel ? kernels.narrow : kernels.tile)[rows](t);
       if (activation > kRelu6) kernels.activate(t.y, t.y_stride, rows, t.columns, activation);
     }

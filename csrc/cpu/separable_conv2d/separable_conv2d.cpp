@@ -174,6 +174,7 @@ class SeparableConv2d final : public Op {
     block.channels = spec_.k - channel;
     block.depth = words_;
     block.activation = spec_.activation;
+    block.into_map = true;
     block.ahead = ahead;
     conv2d::multiply(kernels_, block);
     ahead = block.ahead;
