@@ -105,6 +105,11 @@ class SeparableConv2d final : public Op {
         const Range panels{panel, std::min(panel + panels_at_once_, part.panels.end)};
         const Range later{panels.end, std::min(panels.end + panels_at_once_, part.panels.end)};
         conv2d::Ahead fetched = later.begin < later.end ? weights_of(x, later) : ahead;
+        // Meanwhile the rows that the next depthwise part reads: of this task or, probably, of the next.
+        if (panel == 0 && (now.end < rows.end || worker.left > 0)) {
+          fetched.input = x.x + input_end(now.end - 1) * spec_.ldx;
+          fetched.input_end = x.x + input_end(std::min(now.end + rows_at_once_, now.end < rows.end ? rows.end : spec_.n * p_) - 1) * spec_.ldx;
+        }
         multiply(x, {now.begin * q_, now.end * q_}, panels, input, fetched);
         if (later.begin == later.end) ahead = fetched;
       }
@@ -121,11 +126,8 @@ class SeparableConv2d final : public Op {
       const Range pixels = cut_.pixels(task);
       rows = {pixels.begin / q_, pixels.end / q_};
     }
-    const auto input_row = [&](int64_t row, int64_t below) {
-      return row / p_ * spec_.h + std::clamp<int64_t>(row % p_ * spec_.stride_h - spec_.pad_h + below, 0, spec_.h);
-    };
-    const int64_t first = input_row(rows.begin, 0), end = input_row(rows.end - 1, (spec_.r - 1) * spec_.dilation_h + 1);
-    return {first * spec_.w, std::max(first, end) * spec_.w};
+    const int64_t first = input_row(rows.begin, 0) * spec_.w;
+    return {first, std::max(first, input_end(rows.end - 1))};
   }
   Range residual_pixels(int64_t task) const override { return task < cut_.first_phase() ? Range{0, 0} : cut_.pixels(task); }
   Range tasks_writing(Range pixels) const override { return cut_.tasks_writing(pixels); }
@@ -135,6 +137,12 @@ class SeparableConv2d final : public Op {
   }
 
  private:
+  // The first input row that an output row reads, of all images, or one further below; within its image.
+  int64_t input_row(int64_t row, int64_t below) const {
+    return row / p_ * spec_.h + std::clamp<int64_t>(row % p_ * spec_.stride_h - spec_.pad_h + below, 0, spec_.h);
+  }
+  int64_t input_end(int64_t row) const { return input_row(row, (spec_.r - 1) * spec_.dilation_h + 1) * spec_.w; }  // a pixel
+
   const float* panel_weights(const Pointers& x, int64_t panel) const { return x.weight + panel * kernels_.panel * words_; }
 
   conv2d::Ahead weights_of(const Pointers& x, Range panels) const {
