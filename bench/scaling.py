@@ -7,7 +7,8 @@
 For batch and size the peers are compared with the plain modules in float32, then timed in turns. Each caller
 has an image of its own, and each output is compared bit for bit with that of a single call, inside the time.
 
-A JSON file with all rounds and a Markdown file with the tables go to --out, rewritten after each cell.
+A JSON file with all rounds and a Markdown file with the tables go to --out, rewritten after each cell
+of batch and size and after all callers.
 """
 
 from __future__ import annotations

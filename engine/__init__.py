@@ -56,7 +56,7 @@ def forward(model: nn.Module, x: Tensor, plain: MethodType) -> Any:
     if torch.compiler.is_dynamo_compiling():
         return plain(x)
     state = model.__dict__.get(ATTRIBUTE)
-    shortcut = state.shortcut if state is not None else None  # held here while it runs
+    shortcut = state.runners.shortcut if state is not None else None  # held here while it runs
     if shortcut is not None:
         result = shortcut.call(model, x, plain)
         if result is not None:
@@ -94,8 +94,8 @@ def tune(
     again: bool = False,
     progress: Callable[[float, str], None] | None = None,
 ) -> Tuning:
-    """Measure which algorithm (direct, Winograd's F(2x2) or F(4x4), by groups) is the fastest here for each
-    convolution that has a choice, and let this model use it from now on.
+    """Measure which algorithm (direct, Winograd's with one tile or another, by groups) is the fastest here
+    for each convolution that has a choice, and let this model use it from now on.
 
     Without this the sizes of a layer decide, so that results are the same bits on every machine with AVX2.
     With it they may differ between machines within the rounding of each algorithm (all keep the 2x rule);

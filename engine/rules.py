@@ -24,14 +24,13 @@ from .capture import capturing
 
 DTYPES = (torch.float32, torch.bfloat16)
 TAKEN = " and ".join(map(str, DTYPES))
-COMPILING = "torch.compile is tracing"
 GRAD = "grad is enabled and parameters require it: use torch.no_grad() or torch.inference_mode()"
 
 
 def call_refusal(model: nn.Module, x: Tensor) -> str | None:
     """Why this call may not use a plan, whatever the model looks like inside. Costs about 2 us."""
     if torch.compiler.is_dynamo_compiling():
-        return COMPILING
+        return "torch.compile is tracing"
     if type(x) is not Tensor:
         return f"the input is a {type(x).__name__}, not a plain tensor"
     if model.training:
@@ -70,9 +69,9 @@ def _reference_backend() -> bool:
     return current_backend() == "reference"
 
 
-# What a plan needs of its surroundings: whom to ask, the answer wanted, the sentence for any other.
+# What a plan needs of its surroundings: whom to ask, the answer wanted, the sentence for any other. Dynamo is
+# not among them: only code that it traces can ask for it.
 SURROUNDINGS: tuple[tuple[Callable[[], Any], Any, str], ...] = (
-    (torch.compiler.is_dynamo_compiling, False, COMPILING),
     (capturing, False, "the engine is capturing the model"),
     (torch._C._get_tracing_state, None, "torch.jit is tracing"),
     (

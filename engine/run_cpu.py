@@ -1,7 +1,8 @@
 """Runs a plan with the native kernels: one C++ call per run of kernel steps, which mostly is the network.
 
-A Runner is immutable and holds packed weights; several threads may call it at once, each with an arena of its
-own. When weights change a new Runner is made, and calls in flight finish on the old one.
+A Runner holds packed weights and does not change, but that a shortcut is added after the first call; several
+threads may call it at once, each with an arena of its own. When weights change a new Runner is made, and
+calls in flight finish on the old one.
 """
 
 from __future__ import annotations

@@ -60,6 +60,15 @@ def allowed_precision(x: Tensor) -> str:
         return "highest"
 
 
+class Runners(OrderedDict[Key, Runner]):
+    """Of one model, the least recently used first; and the shortcut of the last call.
+
+    Both in one object: a thread that comes back from an old plan cannot put its shortcut beside new ones.
+    """
+
+    shortcut: Shortcut | None = None
+
+
 class EngineState:
     """Plans of one model, the least recently used first. `of(model)` finds or makes it."""
 
@@ -68,11 +77,10 @@ class EngineState:
         self.guard: Guard | None = None
         self.refusal: str | None = None  # about the whole model, as long as the guard holds
         self.store: WeightStore | None = None
-        self.runners: OrderedDict[Key, Runner] = OrderedDict()
+        self.runners = Runners()
         self.arenas = ArenaPool()
         self.failures: dict[Key, str] = {}
         self.choices: Choices = {}  # what fb.tune has measured
-        self.shortcut: Shortcut | None = None  # of the last call
         self.warned = False
         self.captures = 0
         self.calls = 0  # roughly: threads may overwrite each other's count
@@ -116,7 +124,9 @@ class EngineState:
             self._touch(key)
         if runner.shortcut is None:
             runner.shortcut = make_shortcut(runner, plain, x, key[-1])
-        self.shortcut = runner.shortcut
+        runners = self.runners
+        if runners.get(key) is runner:
+            runners.shortcut = runner.shortcut
         return result
 
     def runner(self, model: nn.Module, plain: MethodType, x: Tensor) -> Runner | str:
@@ -177,7 +187,7 @@ class EngineState:
         `key` is made of what is traced already."""
         with _build_lock:
             self.choices = {**self.choices, **choices}
-            self.runners, self.shortcut = OrderedDict(), None
+            self.runners = Runners()
             if self.guard is not None and self.store is not None:  # what no plan will use any more goes
                 self.store = WeightStore(self.guard.native, Tensors(self.guard.aliases))
                 self._add(key, traced)
@@ -216,15 +226,14 @@ class EngineState:
             same = (
                 structure and self.refusal is None and old is not None and old.geometry() == guard.geometry()
             )
-        kept: OrderedDict[Key, Runner] = OrderedDict()
+        kept = Runners()
         if same and store is not None:
             for key, runner in runners.items():
                 kept[key] = Runner(runner.plan, guard, store, self.arenas)
         else:
             self.failures = {}
-        self.guard = self.shortcut = None  # readers without the lock find no plan while these change
-        self.refusal, self.store, self.runners = refusal, store, kept
-        self.guard = guard
+        # Who still finds an old plan asks the guard that it was made under, which says no.
+        self.refusal, self.store, self.runners, self.guard = refusal, store, kept, guard
 
     def _same_tensors(self, guard: Guard) -> bool:
         """As far as it matters: a refused model may have tensors whose values the guard cannot read."""

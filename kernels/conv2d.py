@@ -13,6 +13,7 @@ from . import _checks, _conv, _dispatch
 # image, 1.2x for four. The choice never looks at the batch, so that a sample has the same bits alone and in
 # any batch.
 _WINOGRAD_CHANNELS = 16
+_WINOGRAD_TILES = 40  # of 5x5: fewer do not pay for 46 weights instead of 25
 
 
 def conv2d_ref(
@@ -63,10 +64,15 @@ def _refuse_winograd(x, weight, bias, residual, stride, padding, dilation, group
     return None
 
 
-def _decline_winograd(x, weight, *_) -> str | None:
-    filters, depth = weight.shape[0], weight.shape[1]
+def _decline_winograd(x, weight, bias, residual, stride, padding, *_) -> str | None:
+    filters, depth, rows = weight.shape[:3]
     if min(filters, depth) < _WINOGRAD_CHANNELS:
         return f"{depth} to {filters} channels: winograd pays from {_WINOGRAD_CHANNELS} on"
+    if rows == weight.shape[3] == 5:
+        height, width = (x.shape[2 + i] + 2 * padding[i] - 4 for i in range(2))
+        tiles = -(-height // 2) * -(-width // 2)
+        if tiles < _WINOGRAD_TILES:
+            return f"5x5 on {tiles} tiles of 2x2 outputs: winograd pays from {_WINOGRAD_TILES} on"
     return None
 
 

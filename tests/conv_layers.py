@@ -73,7 +73,7 @@ class Layer:
 
         n, c, _, _ = self.x
         shape = (self.filters, c // self.groups, *self.dense_kernel())
-        fine = self.option("tile") == 4 or _pair(self.kernel) == (5, 5)
+        fine = self.option("tile") == 4 or (self.kind == "winograd_conv2d" and self.kernel == 5)
         quarters = 16 if fine else 4  # Winograd divides filters by 4 or 16
         tensors = {"x": make(self.x, 0), "weight": make(shape, 1, limit=2, multiple=quarters)}
         if self.kind == "separable_conv2d":
@@ -260,6 +260,7 @@ LAYERS = [
             ("one pixel, all padding", (1, 5, 1, 1), 3, {}),
             ("no padding, no bias", (1, 33, 10, 6), 32, {"padding": 0, "bias": False}),
             ("padding in one direction, wider than the window", (2, 16, 5, 5), 20, {"padding": (0, 6)}),
+            ("padding much wider than the window", (1, 16, 3, 4), 20, {"padding": (9, 11)}),
             ("several tasks, residual", (1, 20, 21, 26), 40, {"residual": True}),
             ("several images in a task, residual", (5, 70, 5, 4), 35, {"residual": True}),
             ("large weights on few pixels: two phases", (2, 160, 6, 5), 136, {"residual": True}),

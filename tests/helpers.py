@@ -43,7 +43,8 @@ def integers(shape, seed: int, *, limit: int = 4, multiple: int = 1, dtype=torch
 
     With |x| <= 4 and |w| <= 8 a sum of 2^18 products still fits 24 bits. F(2x2, 3x3) stays exact when its
     filters are multiples of 4, because G w G^T divides by 4; the sums inside it then fit for up to 512
-    channels. F(4x4, 3x3) divides by 16: multiples of 4 leave quarters, which cost two of the 24 bits.
+    channels. F(4x4, 3x3) and F(2x2, 5x5) divide by 16: multiples of 4 leave quarters, which cost two of the
+    24 bits.
     """
     values = torch.randint(-limit, limit + 1, tuple(shape), generator=generator(seed))
     return (values * multiple).to(dtype)

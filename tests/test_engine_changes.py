@@ -182,7 +182,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_changed_model(model, x, change):
     assert_planned(model, x)
-    assert EngineState.of(model).shortcut is not None
+    assert EngineState.of(model).runners.shortcut is not None
     with torch.no_grad():
         before = model(x)
     change(model)

@@ -20,6 +20,18 @@ from fast_backbones import engine
 pytestmark = needs_native
 
 
+class Watch(TorchFunctionMode):
+    """Lets everything pass, and says what it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)
@@ -33,7 +45,7 @@ def x():
 
 def taken(model, x, plain=None):
     """What the shortcut says to this call, None for the long way."""
-    shortcut = EngineState.of(model).shortcut
+    shortcut = EngineState.of(model).runners.shortcut
     return shortcut.call(model, x, plain or model.forward_modules)
 
 
@@ -59,12 +71,13 @@ def global_hook():
 @torch.no_grad()
 def test_same_bits_as_the_long_way_in_memory_of_its_own(model, x):
     long_way = model(x)
-    assert EngineState.of(model).shortcut is not None
+    assert EngineState.of(model).runners.shortcut is not None
     first, second = taken(model, x), taken(model, x)
     assert_bit_equal(first, long_way)
     assert first.data_ptr() != second.data_ptr() and first.stride() == long_way.stride()
     other = torch.randn_like(x)
-    assert_bit_equal(taken(model, other), EngineState.of(model).runners.popitem()[1](other))
+    (runner,) = EngineState.of(model).runners.values()
+    assert_bit_equal(taken(model, other), runner(other))
     assert_bit_equal(first, long_way)
 
 
@@ -77,7 +90,7 @@ def test_same_bits_as_the_long_way_in_memory_of_its_own(model, x):
         lambda: precision("medium"),
         global_hook,
         TorchDispatchMode,
-        TorchFunctionMode,
+        Watch,
         torch.autograd.forward_ad.dual_level,
         engine.capture.plain_path,
     ],
@@ -90,6 +103,73 @@ def test_other_surroundings_take_the_long_way(model, x, surroundings):
     with surroundings():
         assert taken(model, x) is None
     assert taken(model, x) is not None
+
+
+@torch.no_grad()
+def test_a_mode_of_torch_functions_does_not_see_the_questions(model, x):
+    model(x)
+    with Watch() as watch:
+        assert taken(model, x) is None
+    assert not watch.seen
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+def test_a_trace_after_a_plan_was_made_sees_the_modules_alone(model, x):
+    model(x)
+    traced = torch.jit.trace(model, x)
+    kinds = [node.kind() for node in traced.inlined_graph.nodes()]
+    assert kinds.count("aten::_convolution") == 2 and not {"aten::size", "aten::eq", "aten::stride"} & {
+        *kinds
+    }
+    torch.testing.assert_close(traced(x), model.forward_modules(x))
+
+
+@torch.no_grad()
+def test_transforms_after_a_plan_was_made(model, x):
+    model(x)
+    each = torch.func.vmap(lambda image: model(image[None])[0])(x)
+    torch.testing.assert_close(each, model.forward_modules(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_interrupt_is_no_answer(model, x, monkeypatch):
+    """Ctrl-C may arrive in a question that is asked in Python: it goes on to the caller."""
+    from fast_backbones.engine import rules
+
+    class Flag:
+        raised = KeyboardInterrupt
+
+        def get(self):
+            raise self.raised
+
+    model(x)
+    monkeypatch.setitem(rules.capturing.__globals__, "_capturing", Flag())
+    with pytest.raises(KeyboardInterrupt):
+        taken(model, x)
+    Flag.raised = LookupError
+    assert taken(model, x) is None
+
+
+@torch.no_grad()
+def test_a_call_that_began_before_tuning_leaves_no_shortcut_of_its_plan(model, x, monkeypatch):
+    model(x)
+    state = EngineState.of(model)
+    state.runners.shortcut = None
+    (runner,) = state.runners.values()
+    run = type(runner).__call__
+
+    def tuned_meanwhile(self, *args):
+        result = run(self, *args)
+        state.runners = type(state.runners)()
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(runner), "__call__", tuned_meanwhile)
+        model(x)
+    assert state.runners.shortcut is None
+    model(x)
+    assert state.runners.shortcut is not runner.shortcut
 
 
 @torch.no_grad()
@@ -121,7 +201,7 @@ def test_another_plain_forward_takes_the_long_way(model, x):
 def test_another_model_takes_the_long_way(model, x):
     model(x)
     other = Tiny().eval()
-    call = EngineState.of(model).shortcut.call
+    call = EngineState.of(model).runners.shortcut.call
     assert call(other, x, other.forward_modules) is None
     twin = copy.deepcopy(model)
     assert call(twin, x, twin.forward_modules) is None
@@ -172,7 +252,7 @@ def test_results_that_are_not_one_fresh_tensor_have_no_shortcut(x):
     model = Both().eval()
     for _ in range(3):
         torch.testing.assert_close(model(x)["map"], model.forward_modules(x)["map"])
-    assert engine.why_not(model, x) is None and EngineState.of(model).shortcut is None
+    assert engine.why_not(model, x) is None and EngineState.of(model).runners.shortcut is None
 
 
 @torch.no_grad()

@@ -250,10 +250,13 @@ int TaskList::add(std::shared_ptr<const Op> op, std::vector<Dependency> dependen
 }
 
 // Steps of one task each are not worth waking a second thread.
-int64_t TaskList::team(int threads) const { return std::min(most_tasks_, threads > 0 ? threads : thread_count()); }
+int64_t TaskList::team(int threads, int only) const {
+  const int64_t tasks = only < 0 ? most_tasks_ : steps_[static_cast<size_t>(only)].op->tasks();
+  return std::min(tasks, threads > 0 ? threads : thread_count());
+}
 
 bool TaskList::run(const std::vector<Pointers>& pointers, int threads, int only, const std::function<bool()>& check) const {
-  const int64_t team = only < 0 ? this->team(threads) : std::min(steps_[static_cast<size_t>(only)].op->tasks(), threads > 0 ? threads : thread_count());
+  const int64_t team = this->team(threads, only);
   if (team <= 1) {
     if (check && !check()) return false;
     run_alone(steps_, pointers, scratch_floats_, only);

@@ -44,8 +44,8 @@ class TaskList {
   int64_t tickets() const { return tickets_; }
   int64_t scratch_floats() const { return scratch_floats_; }
 
-  // How many threads a run of all steps uses, of `threads` or, if that is 0, of the host library's number.
-  int64_t team(int threads) const;
+  // How many threads a run of all steps, or of the step `only`, uses of `threads` or, if that is 0, of the host library's number.
+  int64_t team(int threads, int only = -1) const;
 
   // pointers[i] belongs to step i. Re-entrant: all state of a run is local to the call. With only >= 0, runs that step alone.
   // `check` runs on the calling thread first, while the other threads already compute; when it returns false the rest is left out,

@@ -8,7 +8,7 @@
 // dicts, the tensors and their memory alive (a reference held here would be invisible to Python's garbage collector).
 #pragma once
 
-#include <Python.h>
+#include <pybind11/pybind11.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -20,11 +20,19 @@ namespace fb {
 
 inline void fetch(const void* address) { __builtin_prefetch(address); }
 
+// After a call or lookup that failed: an Exception counts as another answer and is forgotten, what is more than that (KeyboardInterrupt)
+// goes on to the caller.
+inline void forget_exception() {
+  if (PyErr_Occurred() == nullptr) return;
+  if (!PyErr_ExceptionMatches(PyExc_Exception)) throw pybind11::error_already_set();
+  PyErr_Clear();
+}
+
 // The result of a call or lookup that may fail, let go of at the end of the scope.
 class Owned {
  public:
   explicit Owned(PyObject* object) : object_(object) {
-    if (object_ == nullptr) PyErr_Clear();
+    if (object_ == nullptr) forget_exception();
   }
   Owned(const Owned&) = delete;
   Owned& operator=(const Owned&) = delete;
@@ -72,13 +80,14 @@ class Structure {
       each_element(container, [this](PyObject* element) { return elements_.back().push_back(element), true; });
     }
     for (Class& known : classes_) {
-      if (!known.methods.empty()) Owned(PyObject_GetAttr(known.type, known.methods.front().first));  // a lookup gives a class its tag
+      const Owned looked_up(PyObject_GetAttrString(known.type, "__init__"));  // this gives a class its tag
       known.tag = tag(known.type);
+      if (!same_methods(known)) known.tag = 0;  // another thread has just changed it
     }
   }
 
   bool same(PyObject* root, PyObject* attributes) const {
-    return Py_TYPE(root) == root_type_ && same_dicts() && same_attributes(attributes) && same_types() && same_elements() && same_methods();
+    return Py_TYPE(root) == root_type_ && same_dicts() && same_attributes(attributes) && same_types() && same_elements() && same_classes();
   }
 
  private:
@@ -111,7 +120,7 @@ class Structure {
       const size_t end = starts_[i + 1];
       const auto is_next = [&](PyObject* key, PyObject* value) { return at < end && items_[at++] == Pair(key, value); };
       if (!each(dicts_[i], is_next) || at != end) return false;
-      versions_[i] = now;
+      if (now != 0) versions_[i] = now;
     }
     return true;
   }
@@ -126,7 +135,7 @@ class Structure {
       return is_ignored(key);
     });
     if (!same || i != count) return false;
-    attributes_version_ = now;
+    if (now != 0) attributes_version_ = now;
     return true;
   }
 
@@ -161,13 +170,14 @@ class Structure {
   }
 
   // A class whose tag is the old one has not been assigned to, nor has any of its bases.
-  bool same_methods() const {
-    return std::all_of(classes_.begin(), classes_.end(), [](const Class& known) {
-      if (known.tag != 0 && tag(known.type) == known.tag) return true;
-      return std::all_of(known.methods.begin(), known.methods.end(), [&](const Pair& method) {
-        return Owned(PyObject_GetItem(known.space, method.first)).get() == method.second;
-      });
-    });
+  bool same_classes() const {
+    return std::all_of(classes_.begin(), classes_.end(),
+                       [](const Class& known) { return (known.tag != 0 && tag(known.type) == known.tag) || same_methods(known); });
+  }
+
+  static bool same_methods(const Class& known) {
+    return std::all_of(known.methods.begin(), known.methods.end(),
+                       [&](const Pair& method) { return Owned(PyObject_GetItem(known.space, method.first)).get() == method.second; });
   }
 
   // A number that no two states of dicts share (PEP 509); 0 where Python does not tell.
@@ -278,7 +288,7 @@ class Weights {
     const Owned address(PyObject_CallOneArg(data_ptr_, tensor)), version(attribute(version_, tensor)), dtype(attribute(dtype_, tensor));
     if (address.get() == nullptr || version.get() == nullptr) return {0, 0, nullptr};
     const Facts facts{PyLong_AsLongLong(address.get()), PyLong_AsLongLong(version.get()), dtype.get()};
-    if (PyErr_Occurred() != nullptr) PyErr_Clear();
+    forget_exception();
     return facts;
   }
 

@@ -268,6 +268,7 @@ std::vector<fb::OpSpec> cases() {
       conv("conv2d", 1, 5, 5, 600, 48, 1, 1, 0),   conv("conv2d", 2, 5, 7, 12, 18, 3, 1, 1, 3), conv("conv2d", 1, 1, 1, 16, 32, 5, 1, 2),
       conv("winograd_conv2d", 1, 8, 8, 16, 16, 3, 1, 1), conv("winograd_conv2d", 2, 7, 9, 19, 37, 3, 1, 1),
       conv("winograd_conv2d", 1, 14, 14, 64, 64, 3, 1, 0), conv("winograd_conv2d", 3, 3, 1, 5, 3, 3, 1, 1),
+      conv("winograd_conv2d", 2, 7, 9, 19, 37, 5, 1, 2), conv("winograd_conv2d", 1, 30, 27, 33, 40, 5, 1, 0), conv("winograd_conv2d", 3, 3, 1, 5, 3, 5, 1, 2),
       conv("grouped_conv2d", 1, 7, 9, 32, 32, 3, 1, 1, 8), conv("grouped_conv2d", 2, 8, 6, 64, 64, 3, 2, 1, 8),
       conv("grouped_conv2d", 1, 5, 5, 48, 48, 3, 1, 1, 3), conv("grouped_conv2d", 2, 1, 2, 96, 96, 3, 2, 1, 3),
       conv("depthwise_conv2d", 2, 9, 15, 35, 35, 3, 1, 1, 35), conv("depthwise_conv2d", 1, 8, 13, 48, 48, 3, 2, 1, 48),

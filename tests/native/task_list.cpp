@@ -111,19 +111,20 @@ int main() {
       expect(chain.values == plain.values, std::to_string(threads) + " runs of tasks, " + std::to_string(real_threads) + " threads: wrong values");
     }
   real_threads = 3;
-  for (int failing = 0; failing < kSteps; ++failing) {
-    Chain chain(failing);
-    bool thrown = false;
-    try {
-      chain.list.run(chain.pointers, 3);
-    } catch (const std::runtime_error&) {
-      thrown = true;
+  for (const int threads : {1, 3})
+    for (int failing = 0; failing < kSteps; ++failing) {
+      Chain chain(failing);
+      bool thrown = false;
+      try {
+        chain.list.run(chain.pointers, threads);
+      } catch (const std::runtime_error&) {
+        thrown = true;
+      }
+      expect(thrown, "a failing task was not reported");
     }
-    expect(thrown, "a failing task was not reported");
-  }
   for (int round = 0; round < 20; ++round) {
     Chain chain;
-    expect(!chain.list.run(chain.pointers, 3, -1, [] { return false; }), "a check that says no was not reported");
+    expect(!chain.list.run(chain.pointers, round == 0 ? 1 : 3, -1, [] { return false; }), "a check that says no was not reported");
   }
   return failures == 0 ? 0 : 1;
 }

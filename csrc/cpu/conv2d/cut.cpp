@@ -13,6 +13,9 @@ namespace {
 constexpr int64_t kAllWeightBytesInL2 = 384 * 1024;  // weights up to this are walked whole by every task
 constexpr int64_t kWeightBytesInL2 = 256 * 1024;     // larger ones in parts of about this
 constexpr int64_t kInputBytesInL2 = 400 * 1024;
+// A pixel of more floats counts as one of these, where it is read in place: to cut pixels apart reads all the weights again, from memory where
+// they are many. VGG's first linear layer (25088 to 4096) took 34.9 ms for 16 images in four blocks of pixels, and takes 18 in one.
+constexpr int64_t kDeepInput = 1024;
 constexpr int64_t kTaskProducts = 3 << 20;   // multiply-adds of a task: about 10 us
 constexpr int64_t kFewestTasks = 4;          // of a step worth sharing: the next step often waits for all of it
 constexpr int64_t kSharedProducts = 1 << 20;
@@ -33,7 +36,8 @@ Cut::Cut(const Kernels& kernels, Form form, const Product& product)
   by_pixel_ = form == Form::flat || (form == Form::gathered && split() > 1);
   const int64_t unit = by_pixel_ ? 1 : product.columns;  // a block is a number of units: pixels, or rows of one image
   const int64_t units = by_pixel_ ? product.images * product.rows * product.columns : product.rows;
-  const int64_t unit_bytes = (form == Form::rows ? product.unit_floats : unit * product.unit_floats) * 4;
+  const int64_t floats = form == Form::flat ? std::min(product.unit_floats, kDeepInput) : product.unit_floats;
+  const int64_t unit_bytes = (form == Form::rows ? floats : unit * floats) * 4;
   const int64_t in_cache = std::max<int64_t>(1, kInputBytesInL2 / std::max<int64_t>(1, unit_bytes));
   const int64_t products = unit * product.depth * ceil_div(product.channels, panel_blocks_);  // of a unit in one task
   const int64_t wanted = std::max(ceil_div(kTaskProducts, products), ceil_div(4 * kernels.max_rows, unit));

@@ -111,7 +111,7 @@ class SeparableConv2d final : public Op {
           fetched.input_end = x.x + input_end(std::min(now.end + rows_at_once_, now.end < rows.end ? rows.end : spec_.n * p_) - 1) * spec_.ldx;
         }
         multiply(x, {now.begin * q_, now.end * q_}, panels, input, fetched);
-        if (later.begin == later.end) ahead = fetched;
+        if (later.begin == later.end) ahead = {fetched.weights, fetched.weights_end, nullptr, nullptr};
       }
     }
   }

@@ -1,4 +1,4 @@
-// What both forms do with a vector of finished outputs, and their table.
+// What all forms do with a vector of finished outputs, and their table.
 #pragma once
 
 #include "../simd/activation.h"

@@ -117,9 +117,10 @@ class WinogradConv2d final : public Op {
     const int64_t m_stride = count * kernels_.panel + kSkew;
     const int64_t point_floats = words_ * kernels_.panel;
     const int64_t panel_begin = panel_block * panels_ / panel_blocks_, panel_end = (panel_block + 1) * panels_ / panel_blocks_;
-    const std::vector<Span> wanted = fused_ ? wanted_maps(x, tile_begin, tile_end, worker.left > 0) : std::vector<Span>();
+    const Maps maps = fused_ ? maps_around(x, tile_begin, tile_end, worker.left > 0) : Maps();
     const int64_t products = (panel_end - panel_begin) * form_.points;
     Span fetching;
+    size_t fetched = 0;
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       for (int i = 0; i < form_.points; ++i) {
         conv2d::Block block{};
@@ -141,9 +142,8 @@ class WinogradConv2d final : public Op {
           block.ahead.input_end = block.ahead.input + count * words_;
         }
         if (fused_) {
-          const int64_t done = (panel - panel_begin) * form_.points + i;
-          for (size_t part = 0; part < wanted.size(); ++part)
-            if (done == products * static_cast<int64_t>(part) / static_cast<int64_t>(wanted.size())) fetching = wanted[part];
+          const bool late = 2 * ((panel - panel_begin) * form_.points + i) >= products;  // earlier, inputs would be displaced again
+          if (fetching.begin >= fetching.end && fetched < (late ? maps.spans.size() : maps.inputs)) fetching = maps.spans[fetched++];
           block.ahead.input = fetching.begin;
           block.ahead.input_end = fetching.end;
         }
@@ -218,27 +218,50 @@ class WinogradConv2d final : public Op {
     second_phase_ = tile_blocks_ * panel_blocks_;
   }
 
-  // The lines of the maps that the transforms around these tiles' products touch: output, residual, the next task's input. They are
-  // fetched during the products, which need no memory, in this order; else the transforms would wait for each of them.
-  std::vector<Span> wanted_maps(const Pointers& x, int64_t begin, int64_t end, bool go_on) const {
+  // The rows of the maps that the transforms around these tiles' products touch, output and residual, then from `inputs` on the next task's
+  // input. They are fetched during the products, which need no memory; else the transforms would wait for each line of them.
+  struct Maps {
     std::vector<Span> spans;
-    const int64_t first = output_pixel(begin, 0), last = output_pixel(end - 1, form_.out_h - 1) + form_.out_w;
-    const auto add = [&](const float* map, int64_t from, int64_t to, int64_t ld) {
-      if (map != nullptr && (to - from) * ld <= kFetchedFloats) spans.push_back({map + from * ld, map + to * ld});
+    size_t inputs = 0;
+  };
+  Maps maps_around(const Pointers& x, int64_t begin, int64_t end, bool go_on) const {
+    Maps maps;
+    const auto add = [&](const float* map, int64_t row, int64_t column, int64_t column_end, int64_t width, int64_t ld) {
+      const float *from = map + (row * width + column) * ld, *to = map + (row * width + column_end) * ld;
+      if (!maps.spans.empty() && maps.spans.back().end == from) {
+        maps.spans.back().end = to;
+      } else if (from < to) {
+        maps.spans.push_back({from, to});
+      }
     };
-    add(x.y, first, last, spec_.ldy);
-    add(x.residual, first, last, spec_.ldr);
-    if (go_on) add(x.x, input_end(end - 1), input_end(first_tile(block_of(end - 1) + 2) - 1), spec_.ldx);
-    return spans;
+    for (const auto& [map, ld] : {std::pair(static_cast<const float*>(x.y), spec_.ldy), std::pair(x.residual, spec_.ldr)}) {
+      if (map == nullptr || (end - begin) * form_.out_h * form_.out_w * ld > kFetchedFloats) continue;
+      each_tile_row(begin, end, [&, map = map, ld = ld](int64_t tile_row, int64_t first, int64_t last) {
+        const int64_t rows_end = std::min(output_row(tile_row) + form_.out_h, (tile_row / tile_rows_ + 1) * p_);
+        for (int64_t row = output_row(tile_row); row < rows_end; ++row) add(map, row, first * form_.out_w, std::min(q_, last * form_.out_w), q_, ld);
+      });
+    }
+    maps.inputs = maps.spans.size();
+    if (!go_on) return maps;
+    const int64_t next_end = first_tile(block_of(end - 1) + 2);
+    if ((next_end - end) * form_.out_h * form_.out_w * spec_.ldx > kFetchedFloats) return maps;
+    each_tile_row(end, next_end, [&](int64_t tile_row, int64_t first, int64_t last) {
+      const int64_t image = tile_row / tile_rows_, top = tile_row % tile_rows_ * form_.out_h - spec_.pad_h;
+      const int64_t seen = tile_row % tile_rows_ == 0 ? 0 : form_.in_h() - form_.out_h;  // by the tiles above
+      const int64_t left = std::clamp<int64_t>(first * form_.out_w - spec_.pad_w, 0, spec_.w);
+      const int64_t right = std::clamp<int64_t>((last - 1) * form_.out_w - spec_.pad_w + form_.in_w(), left, spec_.w);
+      for (int64_t row = std::max<int64_t>(0, top + seen); row < std::min(spec_.h, top + form_.in_h()); ++row) add(x.x, image * spec_.h + row, left, right, spec_.w, spec_.ldx);
+    });
+    return maps;
   }
-  int64_t output_pixel(int64_t tile, int64_t row) const {
-    const int64_t tile_row = tile / tile_columns_;
-    return std::min(output_row(tile_row) + row, (tile_row / tile_rows_ + 1) * p_ - 1) * q_ + tile % tile_columns_ * form_.out_w;
-  }
-  int64_t input_end(int64_t tile) const {  // the pixel behind the last one that a tile reads
-    const int64_t tile_row = tile / tile_columns_;
-    const int64_t row = std::min(spec_.h, tile_row % tile_rows_ * form_.out_h - spec_.pad_h + form_.in_h()) - 1;
-    return (tile_row / tile_rows_ * spec_.h + row) * spec_.w + std::min(spec_.w, tile % tile_columns_ * form_.out_w - spec_.pad_w + form_.in_w());
+  // body(tile row, first, last): the columns of tiles from `begin` to `end`, row by row.
+  template <typename Body>
+  void each_tile_row(int64_t begin, int64_t end, const Body& body) const {
+    for (int64_t tile = begin; tile < end;) {
+      const int64_t row = tile / tile_columns_, row_end = std::min(end, (row + 1) * tile_columns_);
+      body(row, tile - row * tile_columns_, row_end - row * tile_columns_);
+      tile = row_end;
+    }
   }
 
   conv2d::Ahead next_task(const Pointers& x, int64_t panel_block, const Worker& worker) const {
