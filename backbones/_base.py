@@ -179,6 +179,10 @@ class Backbone(nn.Module):
         if torch.jit.is_scripting():
             return self.forward_modules(x)
         else:
+            # A proxy, a fake tensor of an export, a subclass: the modules. What other threads trace is
+            # their own affair.
+            if torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
+                return self.forward_modules(x)
             return engine.forward(self, x, self.forward_modules)
 
     def forward_modules(self, x: Tensor):

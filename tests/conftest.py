@@ -54,3 +54,17 @@ def fixed_start():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def model():
+    """What the engine's tests run, unless they make a model of their own."""
+    from engine_nets import Tiny
+
+    return Tiny().eval()
+
+
+@pytest.fixture
+def x():
+    """An image for it."""
+    return torch.randn(2, 3, 9, 7)

@@ -21,17 +21,6 @@ from fast_backbones.engine import guard
 pytestmark = needs_native
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return Tiny().eval()
-
-
-@pytest.fixture
-def x():
-    return torch.randn(2, 3, 9, 7)
-
-
 def in_place(model):
     with torch.no_grad():
         model.conv.weight.mul_(2)

@@ -19,17 +19,6 @@ from fast_backbones.engine import rules, state
 pytestmark = needs_native
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return Tiny().eval()
-
-
-@pytest.fixture
-def x():
-    return torch.randn(2, 3, 9, 7)
-
-
 def assert_refused(model, x, words):
     assert words in (engine.why_not(model, x) or "a plan is used")
     before = EngineState.of(model).runners.copy()

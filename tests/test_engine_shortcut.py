@@ -32,17 +32,6 @@ class Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return Tiny().eval()
-
-
-@pytest.fixture
-def x():
-    return torch.randn(2, 3, 9, 7)
-
-
 def taken(model, x, plain=None):
     """What the shortcut says to this call, None for the long way."""
     shortcut = EngineState.of(model).runners.shortcut

@@ -22,17 +22,6 @@ from fast_backbones.kernels import _ext
 pytestmark = needs_native
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return Tiny().eval()
-
-
-@pytest.fixture
-def x():
-    return torch.randn(2, 3, 9, 7)
-
-
 # ---- shapes and strides ----
 
 
