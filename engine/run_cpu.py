@@ -70,6 +70,7 @@ class Runner:
         self.external: list[Value] = [v for v in plan.values if v.is_external]
         self.fresh = [(v.id, torch.Size(v.shape or ()), v.stride or ()) for v in self.external]
         self.direct = directly_returned(plan)
+        self.whole = self.parts[0][1] if len(self.parts) == 1 and self.parts[0][0].native else None
         self.shortcut: Any = None  # of calls like the last one; see shortcut.py
 
     def lower(self, part: Part, store: WeightStore) -> Any:
@@ -105,12 +106,11 @@ class Runner:
 
         Where the plan is one native part, check runs on the calling thread while the others already compute.
         """
-        alone = len(self.parts) == 1 and self.parts[0][0].native
-        if check is not None and not alone and not check():
+        if check is not None and self.whole is None and not check():
             return STALE
         call, addresses = self.prepare(x)
-        if alone:
-            valid = self.parts[0][1].run(call.arena.data_ptr(), addresses, 0, check)
+        if self.whole is not None:
+            valid = self.whole.run(call.arena.data_ptr(), addresses, 0, check)
             outputs = self.outputs(call) if valid else STALE
             self.arenas.give(call.arena)
             return outputs

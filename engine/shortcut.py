@@ -17,7 +17,6 @@ from .guard import optimizer_steps
 from .rules import INPUT_ATTRIBUTES, INPUT_METHODS, SURROUNDINGS
 from .run_cpu import Runner
 
-_data_ptr = Tensor.data_ptr
 LIKE_ANOTHER = 1 << 14  # numbers: no more memory than this is kept for a few tenths of a microsecond
 
 
@@ -30,34 +29,28 @@ class Shortcut:
 
     def __init__(self, runner: Runner, plain: MethodType, x: Tensor, precision: str) -> None:
         _, shape, stride = runner.fresh[0]
-        self.surroundings = [(ask, answer) for ask, answer, _ in SURROUNDINGS] + [
-            (torch.is_grad_enabled, False),  # with gradients on, every parameter has to be asked
-            (torch.get_float32_matmul_precision, precision),
-        ]
-        self.attributes = [(attribute, attribute.__get__(x)) for attribute in INPUT_ATTRIBUTES]
-        self.methods = [(method, method(x)) for method in INPUT_METHODS]
-        guard = runner.guard
-        self.guard, self.function = guard, plain.__func__
-        self.plan, self.weights = runner.parts[0][1], runner.weights
-        self.take = partial(runner.arenas.take, runner.plan.arena_bytes, runner.native)
-        self.give = runner.arenas.give
-        self.make = maker(shape, stride)
-        self.call = runner.native.Shortcut(
-            self.surroundings,
-            self.attributes,
-            self.methods,
+        self.weights = runner.weights
+        self.seen = (
+            [(ask, answer) for ask, answer, _ in SURROUNDINGS]
+            + [
+                (torch.is_grad_enabled, False),  # with gradients on, every parameter has to be asked
+                (torch.get_float32_matmul_precision, precision),
+            ],
+            [(attribute, attribute.__get__(x)) for attribute in INPUT_ATTRIBUTES],
+            [(method, method(x)) for method in INPUT_METHODS],
             Tensor,
-            self.function,
-            guard.structure,
-            guard.weights,
+            plain.__func__,
+            runner.guard.structure,
+            runner.guard.weights,
             optimizer_steps,
-            guard,
-            self.plan,
-            self.take,
-            self.give,
-            self.make,
-            _data_ptr,
+            runner.guard,
+            runner.whole,
+            partial(runner.arenas.take, runner.plan.arena_bytes, runner.native),
+            runner.arenas.give,
+            maker(shape, stride),
+            Tensor.data_ptr,
         )
+        self.call = runner.native.Shortcut(*self.seen)
 
 
 def maker(shape: torch.Size, stride: tuple[int, ...]) -> partial[Tensor]:
@@ -73,7 +66,6 @@ def maker(shape: torch.Size, stride: tuple[int, ...]) -> partial[Tensor]:
 
 def make_shortcut(runner: Runner, plain: MethodType, x: Tensor, precision: str) -> Shortcut | None:
     """None where a call does more than run one native plan into a fresh tensor."""
-    alone = len(runner.parts) == 1 and runner.parts[0][0].native
-    if not alone or runner.direct is None or x.dtype is not torch.float32:
+    if runner.whole is None or runner.direct is None:
         return None
     return Shortcut(runner, plain, x, precision)

@@ -57,8 +57,9 @@ void multiply(const Kernels& kernels, Block& block) {
   Tile tile = block.tile;
   Ahead& ahead = block.ahead;
   const int64_t tiles = ceil_div(block.pixels, kernels.max_rows), lines = block.depth * 16;
+  const auto rows_of = [&](int64_t i) { return (block.pixels + tiles - 1 - i) / tiles; };  // balanced: 49 = 13 + 12 + 12 + 12
   for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t rows = (block.pixels + tiles - 1 - i) / tiles;  // balanced: 49 = 13 + 12 + 12 + 12
+    const int64_t rows = rows_of(i);
     for (int64_t panel = 0; panel < block.panels; ++panel) {
       Tile t = tile;
       const int64_t channel = panel * kernels.panel;
@@ -76,9 +77,8 @@ void multiply(const Kernels& kernels, Block& block) {
       if (t.next_b == ahead.weights) ahead.weights += lines;
       if (t.next_a == ahead.input) ahead.input += lines;
       if (block.into_map && i + 1 < tiles) {
-        const int64_t next = (block.pixels + tiles - 2 - i) / tiles;
-        fetch_rows<1>(t.y + rows * t.y_stride, t.y_stride, next, t.columns);
-        if (t.residual != nullptr) fetch_rows<0>(t.residual + rows * t.residual_stride, t.residual_stride, next, t.columns);
+        fetch_rows<1>(t.y + rows * t.y_stride, t.y_stride, rows_of(i + 1), t.columns);
+        if (t.residual != nullptr) fetch_rows<0>(t.residual + rows * t.residual_stride, t.residual_stride, rows_of(i + 1), t.columns);
       }
       (2 * t.columns <= kernels.panel ? kernels.narrow : kernels.tile)[rows](t);
       if (activation > kRelu6) kernels.activate(t.y, t.y_stride, rows, t.columns, activation);
