@@ -27,8 +27,8 @@ WINOGRAD_MIN_OUTPUT = 4  # of 3x3
 # Fewer do not pay for reading 13 weights instead of 7 (1x7 and 7x1) or 46 instead of 25 (5x5).
 WINOGRAD_MIN_TILES = 40
 
-BF16_KERNELS = ("conv2d", "winograd_conv2d", "linear", "separable_conv2d")
-BF16_MIN_CHANNELS = 16  # of a group
+BF16_KERNELS = ("conv2d", "winograd_conv2d", "linear", "separable_conv2d", "grouped_conv2d")
+BF16_MIN_CHANNELS = 16  # of a group, in the kernels that take it alone
 
 GROUP_WIDTHS = (4, 8, 16, 32)  # output channels of a group, from as many or half as many
 DEPTHWISE_MAX_WINDOW = 7
@@ -175,7 +175,7 @@ def bf16_declined(kernel: str, p: Params) -> str:
     if kernel not in BF16_KERNELS:
         return "multiplies float32 only"
     width = p["c"] // p.get("groups", 1)
-    if width < BF16_MIN_CHANNELS:
+    if kernel != "grouped_conv2d" and width < BF16_MIN_CHANNELS:
         return f"{width} channels: pays from {BF16_MIN_CHANNELS} on"
     return ""
 

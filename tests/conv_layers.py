@@ -140,7 +140,7 @@ class Layer:
         module = _ext.native()
         n = tensors["x"].shape[0]
         params = self.params(n)
-        y = Place(self.exact(tensors), wide, MARK)
+        y = Place(self.exact(tensors).float(), wide, MARK)
         sources = {"x": Place(tensors["x"], wide and not self.option("nchw_in"), float("nan"))}
         params |= {"ldy": y.ld}
         if self.option("nchw_in"):
@@ -185,7 +185,8 @@ class Place:
         before, after = (3, 6) if wide else (0, 0)
         self.ld = before + c + after
         spare = 64
-        self.memory = torch.full((n * h * w * self.ld + 2 * spare,), fill)
+        size = n * h * w * self.ld + 2 * spare
+        self.memory = torch.full((size,), fill, dtype=tensor.dtype, device=tensor.device)
         inner = self.memory[spare : spare + n * h * w * self.ld].view(n, h, w, self.ld)
         self.values = inner[..., before : before + c].permute(0, 3, 1, 2)
         self.address = self.values.data_ptr()

@@ -26,7 +26,7 @@ from helpers import one_thread as one_thread
 
 from fast_backbones.kernels import _ext
 
-KINDS = ("conv2d", "winograd_conv2d", "linear", "separable_conv2d")
+KINDS = ("conv2d", "winograd_conv2d", "linear", "separable_conv2d", "grouped_conv2d")
 HAS_BF16 = _ext.native() is not None and _ext.native().has_bf16()
 
 needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="no AVX512-BF16 on this machine")
@@ -34,6 +34,11 @@ needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="no AVX512-BF16 on this mac
 
 def narrow(one: Layer) -> Layer:
     return replace(one, options={**one.options, "bf16": 1})
+
+
+def grouped(why, x, filters, groups, **rest) -> Layer:
+    rest = {"padding": 1, "activation": RELU, "kind": "grouped_conv2d"} | rest
+    return layer(f"grouped rows: {why}", x, filters, 3, groups=groups, **rest)
 
 
 MORE = [
@@ -56,6 +61,17 @@ MORE = [
     ),
     replace(layer("scaled sums of groups", (2, 24, 5, 6), 36, 3, padding=1, groups=3), scaled=True),
     replace(separable("scaled sums", (2, 32, 11, 9), 70, depth_activation=RELU), scaled=True),
+    *(
+        grouped(f"{width} to {width * widening}, stride {stride}", (2, 64, *size), 64 * widening, 64 // width,
+                stride=stride, residual=stride == 1)
+        for widening, widths in ((1, (4, 8, 16, 32)), (2, (2, 4, 8, 16)))
+        for width in widths
+        for stride, size in ((1, (6, 15)), (2, (9, 14)))
+    ),
+    grouped("one pixel, all padding", (1, 32, 1, 1), 32, 8),
+    grouped("several tasks", (1, 128, 30, 58), 128, 32, bias=False),
+    replace(grouped("scaled sums", (2, 96, 7, 9), 96, 6, residual=True), scaled=True),
+    replace(grouped("scaled sums without bias", (1, 64, 7, 5), 128, 16, bias=False), scaled=True),
     replace(winograd("scaled sums", (1, 40, 11, 9), 70, 2, residual=True), scaled=True),
     replace(winograd("scaled sums", (1, 41, 11, 9), 70, 4, bias=False), scaled=True),
 ]
@@ -64,7 +80,7 @@ EXACT = [one for one in NARROW if one.is_exact()]
 AS_THEY_COME = [  # the products see x and weight themselves, rounded
     one
     for one in NARROW
-    if one.kind in ("conv2d", "linear") and not one.option("pre") and one.option("pre_activation") != SIGMOID
+    if one.kind in ("conv2d", "linear", "grouped_conv2d") and not one.option("pre") and one.option("pre_activation") != SIGMOID
 ]
 
 
@@ -158,7 +174,7 @@ def test_every_form_says_that_it_is_bf16():
 
 REFUSED = [
     (layer("", (1, 3, 8, 8), 16, 3, nchw_in=1), "planar input"),
-    (layer("", (1, 32, 4, 4), 32, 3, padding=1, groups=4, kind="grouped_conv2d"), "multiplies float32 only"),
+    (grouped("", (1, 48, 4, 4), 48, 12), "handle multiples of 32"),
     (layer("", (1, 40, 8, 8), 40, 3, groups=40, kind="depthwise_conv2d"), "multiplies float32 only"),
 ]
 

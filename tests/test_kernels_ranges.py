@@ -54,6 +54,7 @@ PAIRS = [  # where the processor multiplies bfloat16
     "separable_conv2d n=2 h=30 w=20 c=71 k=70 r=3 s=3 pad_h=1 pad_w=1 bf16=1",
     "separable_conv2d n=2 h=7 w=7 c=860 k=360 r=3 s=3 pad_h=1 pad_w=1 bf16=1",
     "linear n=5 c=850 k=1000 bf16=1",
+    "grouped_conv2d n=2 h=30 w=20 c=128 k=256 r=3 s=3 pad_h=1 pad_w=1 stride_h=2 stride_w=2 groups=32 bf16=1",
     "winograd_conv2d n=2 h=30 w=21 c=71 k=70 r=3 s=3 pad_h=1 pad_w=1 tile=4 bf16=1",
     "winograd_conv2d n=2 h=6 w=5 c=511 k=136 r=3 s=3 pad_h=1 pad_w=1 tile=2 bf16=1",
     "winograd_conv2d n=2 h=17 w=18 c=71 k=70 r=7 s=1 pad_h=3 bf16=1",

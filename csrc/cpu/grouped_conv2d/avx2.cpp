@@ -7,7 +7,7 @@ FB_BEGIN_TARGET("avx2,fma")
 namespace {
 constexpr int kWidestTile = 8;
 }
-#include "generic.h"
+#include "floats.h"
 FB_END_TARGET
-const fb::grouped_conv2d::Kernels fb::grouped_conv2d::kAvx2 = {FB_GROUPED_KERNELS};
+const fb::grouped_conv2d::Kernels fb::grouped_conv2d::kAvx2 = FB_GROUPED_FLOATS;
 #endif

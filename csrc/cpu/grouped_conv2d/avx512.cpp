@@ -7,7 +7,7 @@ FB_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")
 namespace {
 constexpr int kWidestTile = 14;
 }
-#include "generic.h"
+#include "floats.h"
 FB_END_TARGET
-const fb::grouped_conv2d::Kernels fb::grouped_conv2d::kAvx512 = {FB_GROUPED_KERNELS};
+const fb::grouped_conv2d::Kernels fb::grouped_conv2d::kAvx512 = FB_GROUPED_FLOATS;
 #endif

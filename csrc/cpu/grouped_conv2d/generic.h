@@ -1,16 +1,17 @@
 // Grouped 3x3, one row of output pixels, one channel block:
 //
-//   y[q, k] = act( sum_r sum_c sum_s x[r][q*stride + s][group(k), c] * w[r, c, s, k] + bias[k] + residual[q, k] )
+//   y[q, k] = act( scale[k] * sum_r sum_c sum_s x[r][q*stride + s][group(k), c] * w[r, c, s, k] + bias[k] + residual[q, k] )
 //
-//   for r, c of the group          3 weight vectors, one for each s
-//     for input column             repeat: every lane gets channel c of its own group
-//       3 fma                      into the output pixels that see this column; a column is loaded once, not once per tap
+//   for r, word c of the group     3 weight vectors, one for each s
+//     for input column             repeat: every lane gets word c of its own group
+//       3 products                 into the output pixels that see this column; a column is loaded once, not once per tap
 //
-// A group has kGroup input and kFilters output channels. A vector of output holds kUnit groups of 4 or 8 channels, or a part of one group
-// (kUnit = 1). Its channels are kept transposed, channel-major: lane c * kUnit + g is channel c of group g, in the weights and the
-// accumulators, and likewise in the copied input, whose vectors hold as many groups as fit. Then channel c of all groups of an output
-// vector is kUnit consecutive floats, and repeating them over the lanes is a load that costs no shuffle (shuffles run at half the rate
-// of fma). Input is transposed when it is copied, output before it is stored.
+// A group has kGroup words of input and kFilters output channels. A vector of output holds kUnit groups of 4 or 8 channels, or a part of
+// one group (kUnit = 1). Its channels are kept transposed, channel-major: lane c * kUnit + g is channel c of group g, in the weights and
+// the accumulators, and likewise in the words of the copied input, whose vectors hold as many groups as fit. Then word c of all groups of
+// an output vector is kUnit consecutive words, and repeating them over the lanes is a load that costs no shuffle (shuffles run at half the
+// rate of fma). Input is transposed when it is copied, output before it is stored. The including file names what a word is:
+// kChannelsPerWord, vproduct_into, and load_words, which makes a vector of them.
 //
 // Registers, AVX-512: 14 accumulators + 3 weights + 1 spread = 18 of 32. A pixel's three fma depend on each other, so fewer than 8
 // accumulators wait for them: rows of 7 do two vectors of a group at once (14 + 6 + 1).
@@ -25,7 +26,7 @@ namespace {
 using fb::grouped_conv2d::Row;
 
 template <int kGroup>
-constexpr int kBlock = kGroup > kLanes ? kGroup : kLanes;  // floats of a copied input pixel: a vector or a group, the wider
+constexpr int kBlock = kGroup > kLanes ? kGroup : kLanes;  // words of a copied input pixel: a vector or a group, the wider
 
 template <int kChannels>
 constexpr int kGroupsInVector = kChannels < kLanes ? kLanes / kChannels : 1;
@@ -61,7 +62,7 @@ FB_INLINE void pixels(const Row& row, int64_t q0, int vector) {
         for (int s = 0; s < 3; ++s) {
           if (j < s || (j - s) % kStride != 0 || (j - s) / kStride >= kPixels) continue;
 #pragma GCC unroll 2
-          for (int i = 0; i < kVectors; ++i) vfma_into(acc[i][(j - s) / kStride], v, taps[i][s]);
+          for (int i = 0; i < kVectors; ++i) vproduct_into(acc[i][(j - s) / kStride], v, taps[i][s]);
         }
       }
     };
@@ -74,7 +75,14 @@ FB_INLINE void pixels(const Row& row, int64_t q0, int vector) {
     const int64_t offset = (vector + i) * kLanes;
     const V bias = row.bias != nullptr ? vload(row.bias + offset) : vzero();
 #pragma GCC unroll 16
-    for (int q = 0; q < kPixels; ++q) acc[i][q] = vadd(vtranspose<kLanes / kUnit>(acc[i][q]), bias);
+    for (int q = 0; q < kPixels; ++q) acc[i][q] = vtranspose<kLanes / kUnit>(acc[i][q]);
+    if (row.scale != nullptr) {
+      const V scale = vload(row.scale + offset);
+#pragma GCC unroll 16
+      for (int q = 0; q < kPixels; ++q) acc[i][q] = vmul(acc[i][q], scale);
+    }
+#pragma GCC unroll 16
+    for (int q = 0; q < kPixels; ++q) acc[i][q] = vadd(acc[i][q], bias);
     if (row.residual != nullptr) {
 #pragma GCC unroll 16
       for (int q = 0; q < kPixels; ++q) acc[i][q] = vadd(acc[i][q], vload(row.residual + (q0 + q) * row.residual_stride + offset));
@@ -97,9 +105,10 @@ FB_INLINE void pixels(const Row& row, int64_t q0, int vector) {
 template <int kGroup>
 void copy(const float* x, int64_t step, int64_t count, int64_t ahead, float* out) {
   for (int64_t i = 0; i < count; ++i) {
-    vprefetch_l2(x + ahead);
+#pragma GCC unroll 4
+    for (int j = 0; j < kBlock<kGroup> * kChannelsPerWord; j += 16) vprefetch_l2(x + ahead + j);
 #pragma GCC unroll 8
-    for (int j = 0; j < kBlock<kGroup>; j += kLanes) vstore(out + j, vtranspose<kGroupsInVector<kGroup>>(vload(x + j)));
+    for (int j = 0; j < kBlock<kGroup>; j += kLanes) vstore(out + j, vtranspose<kGroupsInVector<kGroup>>(load_words(x + j * kChannelsPerWord)));
     x += step;
     out += kBlock<kGroup>;
   }
@@ -133,6 +142,7 @@ void row(const Row& row) {
 
 #define FB_GROUPED_ROWS(group, filters) \
   { row<group, filters, 1>, row<group, filters, 2> }
-#define FB_GROUPED_KERNELS                                                                                                    \
-  kLanes, {FB_GROUPED_ROWS(4, 4), FB_GROUPED_ROWS(8, 8), FB_GROUPED_ROWS(16, 16), FB_GROUPED_ROWS(32, 32)},                   \
-      {FB_GROUPED_ROWS(2, 4), FB_GROUPED_ROWS(4, 8), FB_GROUPED_ROWS(8, 16), FB_GROUPED_ROWS(16, 32)}, {copy<2>, copy<4>, copy<8>, copy<16>, copy<32>}
+#define FB_GROUPED_NO_ROWS \
+  {                        \
+    { nullptr, nullptr }   \
+  }

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "../conv2d/conv2d.h"
 #include "../ops.h"
 
 namespace fb {
@@ -20,21 +21,27 @@ namespace {
 constexpr int64_t kCopyBytes = 28 * 1024;  // copied rows of a channel block: they share L1 with weights and output
 constexpr int64_t kTaskProducts = 3 << 19;
 
-const Kernels& kernels() { return FB_TABLE_OF(isa()); }
+const Kernels& kernels(const OpSpec& spec) {
+#if defined(__x86_64__)
+  if (spec.bf16 != 0) return kAvx512Bf16;
+#endif
+  return FB_TABLE_OF(isa());
+}
+
+int64_t words_of_group(const OpSpec& spec) { return spec.c / spec.groups / kernels(spec).channels_per_word; }
 
 int log2_of(int64_t value) { return value <= 1 ? 0 : 1 + log2_of(value / 2); }
 
 class GroupedConv2d final : public Op {
  public:
-  explicit GroupedConv2d(const OpSpec& spec) : Op(spec) {
-    p_ = spec.p();
-    q_ = spec.q();
-    group_ = spec.c / spec.groups;
-    widening_ = spec.k / spec.c;
-    block_ = std::max<int64_t>(group_, kernels().lanes);
-    channel_blocks_ = spec.c / block_;
-    copy_ = kernels().copy[log2_of(group_) - 1];
-    row_ = (widening_ == 1 ? kernels().row : kernels().widening_row)[log2_of(group_ * widening_) - 2][spec.stride_h - 1];
+  explicit GroupedConv2d(const OpSpec& spec) : Op(spec), kernels_(kernels(spec)), p_(spec.p()), q_(spec.q()) {
+    group_ = words_of_group(spec);
+    filters_ = spec.k / spec.groups;
+    block_ = std::max<int64_t>(group_, kernels_.lanes);
+    channel_blocks_ = spec.groups * group_ / block_;
+    widening_ = filters_ / group_;
+    copy_ = kernels_.copy[log2_of(group_)];
+    row_ = kernels_.row[log2_of(widening_)][log2_of(filters_) - 2][spec.stride_h - 1];
     const int64_t row_bytes = spec.padded_w() * block_ * 4;
     const int64_t fitting = std::max<int64_t>(1, (kCopyBytes / row_bytes - 3) / spec.stride_h + 1);
     const int64_t blocks = ceil_div(p_, std::min(p_, std::max<int64_t>(fitting, 4)));
@@ -60,11 +67,12 @@ class GroupedConv2d final : public Op {
     row.y_stride = spec_.ldy;
     row.pixels = q_;
     row.activation = spec_.activation;
-    const int64_t end = (part + 1) * channel_blocks_ / channel_split_;
+    const int64_t end = (part + 1) * channel_blocks_ / channel_split_, block_channels = block_ * kernels_.channels_per_word;
     for (int64_t b = part * channel_blocks_ / channel_split_; b < end; ++b) {
-      copy_rows(x.x + b * block_, image, first_row * spec_.stride_h - spec_.pad_h, input_rows(rows), b + 1 < end, scratch);
+      copy_rows(x.x + b * block_channels, image, first_row * spec_.stride_h - spec_.pad_h, input_rows(rows), b + 1 < end ? block_channels : 0, scratch);
       const int64_t channel = b * block_ * widening_;
       row.weight = x.weight + channel * group_ * 9;
+      row.scale = x.scale != nullptr ? x.scale + channel : nullptr;
       row.bias = x.bias != nullptr ? x.bias + channel : nullptr;
       for (int64_t p = 0; p < rows; ++p) {
         const int64_t pixel = (image * p_ + first_row + p) * q_;
@@ -98,14 +106,15 @@ class GroupedConv2d final : public Op {
   }
 
   std::string detail() const override {
-    return std::string(isa_name(isa())) + " grouped rows, " + std::to_string(group_) + (widening_ == 1 ? "" : " to " + std::to_string(group_ * widening_)) + " channels a group, " +
-           std::to_string(tasks()) + " tasks";
+    const int64_t channels = spec_.c / spec_.groups;
+    return std::string(isa_name(isa())) + (spec_.bf16 ? " bf16" : "") + " grouped rows, " + std::to_string(channels) +
+           (filters_ == channels ? "" : " to " + std::to_string(filters_)) + " channels a group, " + std::to_string(tasks()) + " tasks";
   }
 
  private:
   int64_t input_rows(int64_t rows) const { return (rows - 1) * spec_.stride_h + 3; }
 
-  void copy_rows(const float* x, int64_t image, int64_t first, int64_t rows, bool more, float* out) const {
+  void copy_rows(const float* x, int64_t image, int64_t first, int64_t rows, int64_t ahead, float* out) const {
     const int64_t width = spec_.padded_w() * block_, before = spec_.pad_w * block_, image_end = before + spec_.w * block_;
     for (int64_t row = first; row < first + rows; ++row, out += width) {
       if (row < 0 || row >= spec_.h) {
@@ -114,13 +123,16 @@ class GroupedConv2d final : public Op {
       }
       std::fill(out, out + before, 0.0f);
       std::fill(out + image_end, out + width, 0.0f);
-      copy_(x + (image * spec_.h + row) * spec_.w * spec_.ldx, spec_.ldx, spec_.w, more ? block_ : 0, out + before);
+      copy_(x + (image * spec_.h + row) * spec_.w * spec_.ldx, spec_.ldx, spec_.w, ahead, out + before);
     }
   }
 
+  const Kernels& kernels_;
+  const int64_t p_, q_;
   void (*row_)(const Row&) = nullptr;
   void (*copy_)(const float*, int64_t, int64_t, int64_t, float*) = nullptr;
-  int64_t p_ = 0, q_ = 0, group_ = 0, widening_ = 1, block_ = 0, channel_blocks_ = 0;  // of input, but for p and q
+  int64_t group_ = 0, block_ = 0, channel_blocks_ = 0;  // words of input
+  int64_t filters_ = 0, widening_ = 0;                  // output channels of a group, of a word
   int64_t rows_per_task_ = 1, blocks_per_image_ = 1, channel_split_ = 1;
 };
 
@@ -137,7 +149,8 @@ std::string grouped_conv2d_refusal(const OpSpec& spec) {
     return std::to_string(spec.c) + " to " + std::to_string(spec.k) + " channels: grouped rows keep their number or double it";
   if (filters != 4 && filters != 8 && filters != 16 && filters != 32)
     return std::to_string(filters) + " output channels per group: grouped rows handle 4, 8, 16 and 32";
-  if (spec.c % 16 != 0) return std::to_string(spec.c) + " channels: grouped rows handle multiples of 16";
+  if (const int64_t multiple = spec.bf16 ? 32 : 16; spec.c % multiple != 0)
+    return std::to_string(spec.c) + " channels: grouped rows" + (spec.bf16 ? " of bfloat16" : "") + " handle multiples of " + std::to_string(multiple);
   if (spec.r != 3 || spec.s != 3) return "kernel " + std::to_string(spec.r) + "x" + std::to_string(spec.s) + ": grouped rows handle 3x3";
   if (spec.stride_h != spec.stride_w || spec.stride_h > 2)
     return "stride " + std::to_string(spec.stride_h) + "x" + std::to_string(spec.stride_w) + ": grouped rows handle 1 and 2";
@@ -148,19 +161,21 @@ std::string grouped_conv2d_refusal(const OpSpec& spec) {
   return "";
 }
 
-int64_t grouped_conv2d_packed_floats(const OpSpec& spec) { return spec.k * (spec.c / spec.groups) * 9; }
+int64_t grouped_conv2d_packed_floats(const OpSpec& spec) { return spec.k * grouped_conv2d::words_of_group(spec) * 9; }
 
-// [vector of output channels][r][c of the group][s][lane], lanes transposed as grouped_conv2d/generic.h says.
+// [vector of output channels][r][word of the group][s][lane], lanes transposed as grouped_conv2d/generic.h says.
 void grouped_conv2d_pack(const OpSpec& spec, const float* weight, float* out) {
-  const int64_t lanes = grouped_conv2d::kernels().lanes, group = spec.c / spec.groups;
+  const int64_t lanes = grouped_conv2d::kernels(spec).lanes, group = spec.c / spec.groups;
+  const int64_t step = grouped_conv2d::kernels(spec).channels_per_word;
   const int64_t unit = std::max<int64_t>(1, lanes / (spec.k / spec.groups));
   for (int64_t k0 = 0; k0 < spec.k; k0 += lanes)
     for (int64_t r = 0; r < 3; ++r)
-      for (int64_t c = 0; c < group; ++c)
+      for (int64_t c = 0; c < group; c += step)
         for (int64_t s = 0; s < 3; ++s)
           for (int64_t lane = 0; lane < lanes; ++lane) {
             const int64_t k = k0 + lane % unit * (lanes / unit) + lane / unit;
-            *out++ = weight[((k * group + c) * 3 + r) * 3 + s];
+            const float* filter = weight + (k * group + c) * 9 + r * 3 + s;
+            *out++ = step == 1 ? filter[0] : conv2d::pair_word(filter[0], filter[9]);
           }
 }
 

@@ -3,5 +3,5 @@
 namespace {
 constexpr int kWidestTile = 8;
 }
-#include "generic.h"
-const fb::grouped_conv2d::Kernels fb::grouped_conv2d::kPortable = {FB_GROUPED_KERNELS};
+#include "floats.h"
+const fb::grouped_conv2d::Kernels fb::grouped_conv2d::kPortable = FB_GROUPED_FLOATS;
