@@ -1,0 +1,135 @@
+"""A kernel launch as plain data, to be run, repeated, or compiled for a GPU that is not there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+MAX_GRID_YZ = 65535  # blocks along the second and third axis of a grid
+
+TYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """kernel[grid](**arguments, **constants): tensors, integers and None; what it is compiled for."""
+
+    name: str
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Tensor | int | float | None]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    num_warps: int = 4
+    num_stages: int = 3
+
+    def __call__(self) -> None:
+        """Put it on the current stream of the tensors' device."""
+        if 0 in self.grid:
+            return
+        self.kernel[self.grid](
+            **self.arguments, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages
+        )
+
+
+def source(launch: Launch) -> Any:
+    """What Triton compiles for these arguments: their types, and which are multiples of 16 or known."""
+    from triton.compiler import ASTSource
+
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    given = {**launch.arguments, **launch.constants}
+    for place, name in enumerate(launch.kernel.arg_names):
+        value = given[name]
+        if isinstance(value, Tensor):
+            signature[name] = f"*{TYPES[value.dtype]}"
+            if value.storage_offset() * value.element_size() % 16 == 0:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+        elif value is None or value == 1 or name in launch.constants:
+            signature[name] = "constexpr"
+            constants[name] = value
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32" if value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+    return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def compile_ahead(launch: Launch, capability: int) -> Any:
+    """Triton's compiled kernel (PTX and SASS in `asm`, resources in `metadata`) for sm_80, sm_90 or
+    sm_100."""
+    from triton.backends.compiler import GPUTarget
+
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": True}
+    return triton.compile(source(launch), target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread, and the bytes of local memory that it keeps on its stack."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = knobs.nvidia.cuobjdump.path
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    fields = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
+    return int(fields["REG"]), int(fields["STACK"]) + int(fields["LOCAL"])
+
+
+def pixel_stride(x: Tensor) -> int:
+    """Elements from pixel to pixel of a map that lies as NHWC, or from row to row of [N, C]."""
+    n, c, *size = x.shape
+    if not size:
+        return x.stride(0) if n > 1 else c
+    h, w = size
+    return x.stride(3) if w > 1 else x.stride(2) if h > 1 else x.stride(0) if n > 1 else c
+
+
+def is_nhwc(x: Tensor) -> bool:
+    """Whether pixels follow each other at one distance, rows and images without gaps, channels side by
+    side."""
+    if x.dim() != 4:
+        return x.dim() == 2 and (x.shape[1] == 1 or x.stride(1) == 1)
+    n, c, h, w = x.shape
+    step = pixel_stride(x)
+    expected = ((c, 1), (w, step), (h, w * step), (n, h * w * step))
+    return all(
+        size == 1 or stride == want
+        for (size, want), stride in zip(expected, (x.stride(1), x.stride(3), x.stride(2), x.stride(0)))
+    )
+
+
+def unit(*values: int) -> int:
+    """The largest of 1, 2, 4, 8, 16 that divides all of them.
+
+    Triton sees of an argument whether it is a multiple of 16, and nothing less: 728 channels would be read
+    one by one. So channel counts and strides are handed over in units, and the kernel multiplies by a
+    constant.
+    """
+    return min(16, *(value & -value if value else 16 for value in values))
+
+
+def blocks(count: int, block: int) -> int:
+    return -(-count // block)
+
+
+def power_of_two(count: int, least: int = 16, most: int = 1 << 30) -> int:
+    """The next power of two, within bounds."""
+    return min(most, max(least, 1 << (count - 1).bit_length()))
