@@ -3,6 +3,7 @@
 forward(model, x, plain)   the plan's result where a plan may be used, else plain(x)
 why_not(model, x)          the sentence why no plan is used; None when one is
 plan_for(model, x)         the plan as plain data
+launches_for(model, x)     on a GPU: the plan as a list of kernel launches
 plan_summary(plan)         a few words about it
 explain(model, x)          each step: kernel, what was fused, time, share of the machine's peak
 tune(model, x)             measure which algorithm each layer should take on this machine
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 
 from .explain import Explanation, plan_summary
 from .explain import explain as _explain
+from .launches import LaunchList
 from .plan import Plan
 from .rules import call_refusal
-from .run_cpu import Runner
-from .state import ATTRIBUTE, EngineState
+from .run_cuda import CudaRunner
+from .state import ATTRIBUTE, AnyRunner, EngineState
 from .strides import shown_strides, usual_strides
 from .tuning import Tuning
 from .tuning import tune as _tune
@@ -34,6 +36,7 @@ __all__ = [
     "Tuning",
     "explain",
     "forward",
+    "launches_for",
     "plan_for",
     "plan_summary",
     "refresh",
@@ -78,6 +81,15 @@ def why_not(model: nn.Module, x: Tensor) -> str | None:
 def plan_for(model: nn.Module, x: Tensor) -> Plan:
     """The plan that `model(x)` uses. RuntimeError with the sentence of `why_not` when there is none."""
     return _require(model, x).plan
+
+
+def launches_for(model: nn.Module, x: Tensor) -> LaunchList:
+    """The kernel launches of `model(x)` on the GPU that both are on, bound to memory of their own and to x.
+    RuntimeError with the sentence of `why_not` when there is no plan."""
+    runner = _require(model, x)
+    if not isinstance(runner, CudaRunner):
+        raise RuntimeError(f"the plan for an input on {x.device} has no launches")
+    return runner.launch_list(usual_strides(x))
 
 
 def explain(model: nn.Module, x: Tensor, repeats: int = 5) -> Explanation:
@@ -129,19 +141,19 @@ def plain_of(model: nn.Module) -> MethodType:
     return found if found is not None else MethodType(type(model).forward, model)
 
 
-def _runner(model: nn.Module, x: Tensor, plain: MethodType | None = None) -> Runner | str:
+def _runner(model: nn.Module, x: Tensor, plain: MethodType | None = None) -> AnyRunner | str:
     """The plan for x, or why there is none."""
     dense = usual_strides(x)
     runner = EngineState.of(model).runner(model, plain or plain_of(model), dense)
-    reason = shown_strides(x, runner.plan) if dense is not x and isinstance(runner, Runner) else None
+    reason = shown_strides(x, runner.plan) if dense is not x and not isinstance(runner, str) else None
     return reason or runner
 
 
-def _reason(runner: Runner | str) -> str | None:
+def _reason(runner: AnyRunner | str) -> str | None:
     return runner if isinstance(runner, str) else None
 
 
-def _require(model: nn.Module, x: Tensor) -> Runner:
+def _require(model: nn.Module, x: Tensor) -> AnyRunner:
     runner = call_refusal(model, x) or _runner(model, x)
     if isinstance(runner, str):
         raise RuntimeError(f"there is no plan: {runner}")

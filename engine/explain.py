@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from ..kernels import _ext
+from . import gpu_peaks
+from .costs import costs
 from .plan import Plan, Step
 from .run_cpu import Runner
+from .run_cuda import CudaRunner
 
 MIB = float(1 << 20)
 
@@ -64,8 +67,8 @@ class Explanation:
         parts = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())
         return [
             plan_summary(plan),
-            f"machine: {self.isa}, {self.threads} threads, measured peak {self.peak_gflops:.0f} GFLOP/s"
-            f"{narrow}, copy {self.copy_gbps:.0f} GB/s",
+            f"machine: {self.isa}{f', {self.threads} threads' if self.threads else ''}, measured peak"
+            f" {self.peak_gflops:.0f} GFLOP/s{narrow}, copy {self.copy_gbps:.0f} GB/s",
             f"first call: {sum(seconds.values()):.2f} s ({parts})",
         ]
 
@@ -103,10 +106,12 @@ def plan_summary(plan: Plan) -> str:
     )
 
 
-def explain(runner: Runner | str, x: Tensor, repeats: int) -> Explanation:
+def explain(runner: Runner | CudaRunner | str, x: Tensor, repeats: int) -> Explanation:
     """Profile a runner on x; a sentence instead of a runner becomes an Explanation without rows."""
     if isinstance(runner, str):
         return Explanation(reason=runner)
+    if isinstance(runner, CudaRunner):
+        return explain_on_gpu(runner, x, repeats)
     native = _ext.require()
     narrow = any(step.params.get("bf16") for step in runner.plan.steps)
     found = Explanation(
@@ -123,6 +128,32 @@ def explain(runner: Runner | str, x: Tensor, repeats: int) -> Explanation:
         chunks.setdefault(id(step), (step, []))[1].append(measured)
     for step, measurements in chunks.values():
         found.rows.append(_row(step, measurements, found))
+    return found
+
+
+def explain_on_gpu(runner: CudaRunner, x: Tensor, repeats: int) -> Explanation:
+    """Every launch timed alone, on the maps that it has in the network; the graph of a forward saves the gaps
+    between."""
+    with torch.cuda.device(x.device), torch.no_grad():
+        device = torch.cuda.current_device()
+        found = Explanation(
+            plan=runner.plan,
+            isa=torch.cuda.get_device_name(),
+            peak_gflops=gpu_peaks.matrix_rate(device, x.dtype) * 1e-9,
+            copy_gbps=gpu_peaks.copy_bandwidth(device) * 1e-9,
+            weight_bytes=sum(t.nbytes for part in runner.weights.packed.values() for t in part.values()),
+        )
+        launches = runner.launch_list(x)
+        launches.run()
+        for bound in launches.bound:
+            flops, moved = costs(runner.plan, bound.step, x.element_size())
+            ms = gpu_peaks.usual(bound.call, calls=20, rounds=repeats)
+            tiles = bound.launch.constants if bound.launch is not None else {}
+            detail = " ".join(
+                f"{key[6:].lower()}={value}" for key, value in tiles.items() if key.startswith("BLOCK")
+            )
+            measured = {"ms": ms, "flops": flops, "bytes": moved, "detail": detail or "PyTorch"}
+            found.rows.append(_row(bound.step, [measured], found))
     return found
 
 

@@ -127,15 +127,20 @@ class Guard:
         self.named = list(named_tensors(model))
         self.every = list({id(tensor): tensor for _, tensor in self.named}.values())
         self.kinds = list(map(_kind, self.every))
+        self.device = self.every[0].device if self.every else None
 
     def take_weights(self) -> None:
-        """Look at the values too. Only for tensors that a plan can use: plain, strided, on the CPU."""
+        """Look at the values too. Only for tensors that a plan can use: plain and strided.
+
+        Values on a GPU are not sampled, that would make every call wait for it: there a change that PyTorch
+        does not count is not seen.
+        """
         self.tensors = [tensor for tensor in self.every if tensor.is_floating_point()]
         self.parameters = frozenset(map(id, self.tensors))
         self.epoch = optimizer_steps.epoch
         aliases = {id(tensor): tensor.detach() for tensor in self.every}
         self.aliases = {name: aliases[id(tensor)] for name, tensor in self.named}
-        memory = [aliases[id(tensor)] for tensor in self.tensors]
+        memory = [aliases[id(tensor)] for tensor in self.tensors if tensor.is_cpu]
         self.weights = self.native.Weights(
             self.every,
             _data_ptr,

@@ -183,6 +183,7 @@ class Plan:
     outputs: list[Output]
     out_spec: Any
     planar_input: bool
+    on_gpu: bool = False  # for the kernels of a GPU, in the model's own type
     narrow: bool = False  # the model's tensors are bfloat16; the plan computes what they hold in float32
     schedule: Loop | None = None
     places: dict[int, Place] = field(default_factory=dict)

@@ -218,7 +218,7 @@ def _map(each: Map, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | Non
 
 def _wide(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
-    return tensor.float() if tensor.dtype is torch.bfloat16 else tensor
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def _only_scales(each: Map) -> bool:
@@ -265,4 +265,4 @@ def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
     """What the model computes in; fold is asked for float64 only by tests."""
     own = tensors.own if isinstance(tensors, Tensors) else tensors
     dtype = next((t.dtype for t in own.values() if t.is_floating_point()), torch.float32)
-    return torch.float32 if dtype is torch.bfloat16 else dtype
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype

@@ -8,8 +8,10 @@ A refusal is not an error: the model's own modules run instead, and why_not() te
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,8 +24,7 @@ from torch.utils._device import DeviceContext
 from ..kernels import _ext, current_backend
 from .capture import capturing
 
-DTYPES = (torch.float32, torch.bfloat16)
-TAKEN = " and ".join(map(str, DTYPES))
+DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.float16, torch.bfloat16)}
 GRAD = "grad is enabled and parameters require it: use torch.no_grad() or torch.inference_mode()"
 
 
@@ -93,10 +94,10 @@ INPUT_METHODS = (Tensor.is_neg, Tensor.stride)  # and the strides, which choose 
 
 
 def _input_refusal(x: Tensor) -> str | None:
-    if not x.is_cpu:
-        return f"the input is on {x.device}"
-    if x.dtype not in DTYPES:
-        return f"the input is {x.dtype}, the kernels take {TAKEN}"
+    if not x.is_cpu and (reason := _device_refusal(x)):
+        return reason
+    if x.dtype not in DTYPES[x.device.type]:
+        return f"the input is {x.dtype}, the kernels take {_taken(x)}"
     if x.layout is not torch.strided or x.is_nested:
         return f"the input's layout is {x.layout}"
     if x.dim() != 4:
@@ -110,16 +111,42 @@ def _input_refusal(x: Tensor) -> str | None:
     return None
 
 
+def _device_refusal(x: Tensor) -> str | None:
+    if not x.is_cuda:
+        return f"the input is on {x.device}"
+    if torch.is_autocast_enabled("cuda"):
+        return "autocast is active"
+    return gpu_refusal()
+
+
+@cache
+def gpu_refusal() -> str | None:
+    """Why there are no kernels for GPUs, as a sentence."""
+    if os.environ.get("FB_GPU_PLANS") != "1":
+        return "plans for GPUs have never run on one yet; FB_GPU_PLANS=1 switches them on"
+    if find_spec("triton") is None:
+        return "Triton is not installed, and the kernels for GPUs are written in it"
+    return None
+
+
+def _taken(tensor: Tensor) -> str:
+    return " and ".join(map(str, DTYPES[tensor.device.type]))
+
+
 def structure_refusal(model: nn.Module) -> str | None:
     """Why this model has no plan at the moment. Costs some 100 us: asked when the structure has changed."""
     for name, module in model.named_modules():
         reason = _root_refusal(module) if module is model else _inner_refusal(module)
         if reason is not None:
             return f"{name or 'the model'} {reason}"
+    places = set()
     for name, tensor in named_tensors(model):
         reason = _tensor_refusal(tensor)
         if reason is not None:
             return f"{name} {reason}"
+        places.add(tensor.device)
+    if len(places) > 1:
+        return f"the model is on {' and '.join(sorted(map(str, places)))}"
     return None
 
 
@@ -153,12 +180,12 @@ def _inner_refusal(module: nn.Module) -> str | None:
 def _tensor_refusal(tensor: Tensor) -> str | None:
     if type(tensor) not in (Tensor, nn.Parameter):
         return f"is a {type(tensor).__name__}, not a plain tensor"
-    if not tensor.is_cpu:
+    if tensor.device.type not in DTYPES:
         return f"is on {tensor.device}"
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
         return f"has layout {tensor.layout}, dtype {tensor.dtype}"
-    if tensor.dtype not in DTYPES and (tensor.is_floating_point() or tensor.is_complex()):
-        return f"is {tensor.dtype}, the kernels take {TAKEN}"
+    if tensor.dtype not in DTYPES[tensor.device.type] and (tensor.is_floating_point() or tensor.is_complex()):
+        return f"is {tensor.dtype}, the kernels take {_taken(tensor)}"
     if tensor.is_inference():
         return "is an inference tensor, whose changes PyTorch does not count"
     return None

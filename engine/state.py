@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import _ext
-from . import rules
-from .candidates import Choices
+from . import launches, rules
+from .candidates import Choices, Refusal
 from .capture import Uncapturable, capture
 from .convert import convert
 from .fuse import fuse
@@ -30,6 +30,7 @@ from .lower import lower
 from .plan import Plan
 from .recipes import Tensors, filter_names
 from .run_cpu import STALE, ArenaPool, Runner
+from .run_cuda import CudaRunner
 from .select import make_plan
 from .shortcut import Shortcut, make_shortcut
 from .strides import follows_input, true_strides
@@ -43,15 +44,19 @@ CALLS_PER_CAPTURE = 16
 _build_lock = ForkSafeLock()  # one plan at a time, in the whole process
 
 Key = tuple[Any, ...]
+AnyRunner = Runner | CudaRunner
 
 
 def key_of(plain: MethodType, x: Tensor) -> Key:
-    """What a plan is made for, besides the model. The precision comes last."""
+    """What a plan is made for, besides the model, which lives on one device. The precision comes last."""
     return tuple(x.shape), x.stride(), x.dtype, plain.__func__, allowed_precision(x)
 
 
 def allowed_precision(x: Tensor) -> str:
-    """As torch.set_float32_matmul_precision understands it; bfloat16 allows what "medium" does."""
+    """As torch.set_float32_matmul_precision understands it; bfloat16 allows what "medium" does. On a GPU:
+    which float32 products may be TF32."""
+    if x.is_cuda:
+        return allowed_tf32()
     if x.dtype is torch.bfloat16:
         return "medium"
     try:
@@ -60,7 +65,13 @@ def allowed_precision(x: Tensor) -> str:
         return "highest"
 
 
-class Runners(OrderedDict[Key, Runner]):
+def allowed_tf32() -> str:
+    """ "convolutions", "linear", both or neither, as PyTorch's switches stand."""
+    convolutions, linear = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    return " ".join(name for name, allowed in (("convolutions", convolutions), ("linear", linear)) if allowed)
+
+
+class Runners(OrderedDict[Key, AnyRunner]):
     """Of one model, the least recently used first; and the shortcut of the last call.
 
     Both in one object: a thread that comes back from an old plan cannot put its shortcut beside new ones.
@@ -109,6 +120,9 @@ class EngineState:
         millisecond, and the other threads can compute meanwhile. A plan has its own copies of the weights and
         its own memory, so a wrong start costs time and nothing else.
         """
+        if x.is_cuda:
+            found = self.runner(model, plain, x)
+            return plain(x) if isinstance(found, str) else found(x)
         key = key_of(plain, x)
         runner, result = self.runners.get(key), STALE
         if runner is not None and self.refusal is None and not runner.guard.wants_grad():
@@ -129,7 +143,7 @@ class EngineState:
             runners.shortcut = runner.shortcut
         return result
 
-    def runner(self, model: nn.Module, plain: MethodType, x: Tensor) -> Runner | str:
+    def runner(self, model: nn.Module, plain: MethodType, x: Tensor) -> AnyRunner | str:
         """The plan for this call, made if need be; or the sentence why there is none."""
         key = key_of(plain, x)
         self.calls += 1
@@ -152,11 +166,13 @@ class EngineState:
         except KeyError:  # another thread has just evicted it
             return
 
-    def _find_or_make(self, model: nn.Module, plain: MethodType, x: Tensor, key: Key) -> Runner | str:
+    def _find_or_make(self, model: nn.Module, plain: MethodType, x: Tensor, key: Key) -> AnyRunner | str:
         self._renew(model)
         if self.refusal is not None:
             return self.refusal
         assert self.guard is not None and self.store is not None
+        if self.guard.device not in (None, x.device):
+            return f"the input is on {x.device}, the model on {self.guard.device}"
         if self.guard.wants_grad():
             return rules.GRAD
         if key in self.runners:
@@ -166,21 +182,27 @@ class EngineState:
             return hesitation
         self.captures += 1
         try:
-            return self._add(key, trace(model, plain, x))
+            return self._add(key, trace(model, plain, x, launches.refusal if x.is_cuda else None))
         except Uncapturable as error:
             return self._failed(model, key, str(error))
 
-    def _add(self, key: Key, traced: Traced) -> Runner:
+    def _add(self, key: Key, traced: Traced) -> AnyRunner:
         """The plan for this key. Raises Uncapturable."""
         assert self.store is not None and self.guard is not None
-        plan = make(traced, key[-1], self.choices)
+        plan = make_for_gpu(traced) if traced.x.is_cuda else make(traced, key[-1], self.choices)
         start = perf_counter()
-        runner = Runner(plan, self.guard, self.store, self.arenas)
+        runner = self._bound(plan, key, self.guard, self.store)
         plan.seconds["pack"] = perf_counter() - start
         self.runners[key] = runner
         while len(self.runners) > MAX_PLANS:
             self.runners.popitem(last=False)
         return runner
+
+    def _bound(self, plan: Plan, key: Key, guard: Guard, store: WeightStore) -> AnyRunner:
+        if plan.on_gpu:
+            _, _, dtype, _, tf32 = key
+            return CudaRunner(plan, guard, store, dtype, tf32)
+        return Runner(plan, guard, store, self.arenas)
 
     def choose(self, choices: Choices, key: Key, traced: Traced) -> None:
         """From now on plans compute each layer by the algorithm that is named here, if any is. The plan for
@@ -229,7 +251,7 @@ class EngineState:
         kept = Runners()
         if same and store is not None:
             for key, runner in runners.items():
-                kept[key] = Runner(runner.plan, guard, store, self.arenas)
+                kept[key] = self._bound(runner.plan, key, guard, store)
         else:
             self.failures = {}
         # Who still finds an old plan asks the guard that it was made under, which says no.
@@ -252,8 +274,9 @@ class Traced:
     seconds: dict[str, float]
 
 
-def trace(model: nn.Module, plain: MethodType, x: Tensor) -> Traced:
-    """Capture and fuse. Raises Uncapturable."""
+def trace(model: nn.Module, plain: MethodType, x: Tensor, refusal: Refusal | None = None) -> Traced:
+    """Capture and fuse. refusal: of the kernels that will run it, the native library's if None. Raises
+    Uncapturable."""
     with _build_lock:
         start = perf_counter()
         exported = capture(model, plain, x)
@@ -263,7 +286,7 @@ def trace(model: nn.Module, plain: MethodType, x: Tensor) -> Traced:
             check_results(graph)
         true_strides(graph, plain, x)
         follows = follows_input(graph)
-        rewrites = fuse(graph, _ext.require().refusal)
+        rewrites = fuse(graph, refusal or _ext.require().refusal)
     seconds = {"capture": captured - start, "fuse": perf_counter() - captured}
     return Traced(graph, rewrites, x, dict(rules.named_tensors(model)), follows, seconds)
 
@@ -282,6 +305,19 @@ def make(traced: Traced, precision: str = "highest", choices: Choices | None = N
         check_kernels(plan)
     plan.shows_input, plan.follows_input = graph.shows_input, traced.follows_input
     lower(plan)
+    plan.rewrites = traced.rewrites
+    plan.seconds = {**traced.seconds, "place": perf_counter() - start}
+    return plan
+
+
+def make_for_gpu(traced: Traced) -> Plan:
+    """The same for kernels of a GPU: maps in the model's own type, the whole batch at once."""
+    start = perf_counter()
+    plan = make_plan(traced.graph, traced.x.is_contiguous(), launches.refusal)
+    check_types(plan, traced.x.dtype, traced.tensors)
+    plan.on_gpu = True
+    plan.shows_input, plan.follows_input = traced.graph.shows_input, traced.follows_input
+    launches.lower_whole(plan)
     plan.rewrites = traced.rewrites
     plan.seconds = {**traced.seconds, "place": perf_counter() - start}
     return plan

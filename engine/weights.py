@@ -66,6 +66,7 @@ class WeightStore:
     packed: dict[tuple[Any, ...], Packed] = field(default_factory=dict)
     block: Tensor | None = None  # what room() cuts from
     used: int = 0
+    on_gpu: dict[torch.dtype, Any] = field(default_factory=dict)  # launches.DeviceWeights
 
     def operands(
         self, recipes: Mapping[str, Recipe | Stack], kernel: str, params: Mapping[str, Any]

@@ -300,6 +300,19 @@ def test_torch_ops_stay_in_kernels():
             assert "torch.ops.fast_backbones" not in path.read_text(), path.relative_to(ROOT)
 
 
+def test_triton_stays_in_its_room():
+    """And nobody imports that room at the top of a file: importing the package loads no Triton."""
+    for path in (path for room in ("fast_backbones", *ROOMS) for path in (ROOT / room).rglob("*.py")):
+        package = ("fast_backbones", *path.relative_to(ROOT).parts[:-1])
+        inside = ROOT / "kernels" / "_triton" in path.parents
+        tree = ast.parse(path.read_text())
+        named = [target for node in ast.walk(tree) for target in imported(node, package)]
+        assert inside or not any(target.split(".")[0] == "triton" for target in named), path
+        early = [target for node in tree.body for target in imported(node, package)]
+        tools = "bench/gpu" in str(path)
+        assert inside or tools or not any("_triton" in target for target in early), path
+
+
 # CUDA: index arithmetic on the CPU
 
 

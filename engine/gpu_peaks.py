@@ -1,0 +1,47 @@
+"""What a GPU can do at best, measured on it: the two limits that explain() holds a kernel against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from statistics import median
+from typing import Any
+
+import torch
+
+COPY_BYTES = 1 << 30  # far more than any L2 holds
+PRODUCT = 8192  # rows and columns of the matrix product
+
+
+def milliseconds(call: Callable[[], Any], calls: int) -> float:
+    """Of one call, by events around `calls` of them on the current stream."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / calls
+
+
+def usual(call: Callable[[], Any], calls: int = 5, rounds: int = 5) -> float:
+    """The median of some rounds, in milliseconds, after a warm-up."""
+    milliseconds(call, calls)
+    return median(milliseconds(call, calls) for _ in range(rounds))
+
+
+@cache
+def copy_bandwidth(device: int) -> float:
+    """Bytes per second, read and written together, of a large copy on the device."""
+    with torch.cuda.device(device):
+        a = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
+        b = torch.empty_like(a)
+        return 2 * COPY_BYTES / (1e-3 * usual(lambda: b.copy_(a)))
+
+
+@cache
+def matrix_rate(device: int, dtype: torch.dtype) -> float:
+    """Flops per second of a large product of random matrices in PyTorch (cuBLAS)."""
+    with torch.cuda.device(device):
+        a, b = (torch.randn(PRODUCT, PRODUCT, device="cuda").to(dtype) for _ in range(2))
+        return 2.0 * PRODUCT**3 / (1e-3 * usual(lambda: a @ b))

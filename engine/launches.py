@@ -1,0 +1,186 @@
+"""A plan as a list of launches: the kernels of a GPU over one arena, in the plan's order.
+
+    Bound        a step with its tensors: views of the arena, of the input and the outputs, and packed weights
+    LaunchList   all of them, for one arena; `run` puts them on the current stream, or computes them
+
+Nothing here needs a GPU: with `backend="reference"` every step is its formula in plain PyTorch on the same
+views, and in Triton's interpreter the kernels themselves run on CPU tensors. run_cuda.py makes a CUDA graph
+of the list.
+
+Maps have the model's own type. Norms are a float32 scale and bias behind the sums of a 16-bit model: folded
+into its weights they would be rounded once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .graph import map_leaves
+from .lower import lower
+from .plan import FLOAT, Loop, Plan, Step
+from .recipes import Recipe, Stack, Tensors, fold, fold_apart
+from .run_reference import evaluate, rebuild, shown, view
+
+# Which operands of a kernel the recipe of a step's part fills, see ops.py in kernels/_triton.
+OPERANDS: dict[str, tuple[str | None, str | None, str | None]] = {
+    "weight": ("weight", "bias", "scale"),
+    "bias": (None, "bias", None),
+    "pre": ("pre_scale", "pre_shift", None),
+    "depth": ("depth_weight", "depth_bias", "depth_scale"),
+}
+COPIES = ("to_nhwc", "to_nchw")
+
+
+def refusal(kind: str, params: Mapping[str, Any]) -> str:
+    """What the library says on the CPU, kernels for GPUs say here; copies are PyTorch's."""
+    from ..kernels._triton import ops
+
+    return "" if kind in COPIES else ops.refusal(kind, params)
+
+
+def lower_whole(plan: Plan) -> None:
+    """Schedule and places for the whole batch at once: a GPU wants all the parallel work there is."""
+    lower(plan, Loop(plan.batch, list(range(len(plan.steps)))))
+
+
+@dataclass
+class DeviceWeights:
+    """Packed weights of one state of the model on a device, shared by its plans."""
+
+    tensors: Tensors  # on the CPU
+    dtype: torch.dtype
+    device: torch.device
+    packed: dict[tuple[Any, ...], dict[str, Tensor]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> DeviceWeights:
+        own = tensors.own if isinstance(tensors, Tensors) else tensors
+        return DeviceWeights(Tensors({name: t.detach().cpu() for name, t in own.items()}), dtype, device)
+
+    def operands(self, step: Step) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for part, recipe in step.recipes.items():
+            found |= self.get(part, recipe, step)
+        return found
+
+    def get(self, part: str, recipe: Recipe | Stack, step: Step) -> dict[str, Tensor]:
+        geometry = tuple(
+            (key, step.params[key]) for key in ("c", "k", "r", "s", "groups") if key in step.params
+        )
+        key = (part, step.kernel, recipe, geometry, step.params.get("nchw_in", 0))
+        if key not in self.packed:
+            self.packed[key] = {name: t.to(self.device) for name, t in self.pack(part, recipe, step).items()}
+        return self.packed[key]
+
+    def pack(self, part: str, recipe: Recipe | Stack, step: Step) -> dict[str, Tensor]:
+        from ..kernels._triton import ops
+
+        filters = part == "depth" or (part == "weight" and step.kernel != "affine")
+        if filters and self.dtype is not torch.float32:
+            weight, scale, bias = fold_apart(recipe, self.tensors)
+        else:
+            (weight, bias), scale = fold(recipe, self.tensors), None
+        if part == "pre" and bias is None:
+            bias = torch.zeros_like(weight)  # the kernels read both
+        if filters:
+            kind = "depthwise_conv2d" if part == "depth" else step.kernel
+            weight = ops.packed(kind, step.params, weight.to(self.dtype))
+        names = OPERANDS[part]
+        return {
+            name: t for name, t in zip(names, (weight, bias, scale)) if name is not None and t is not None
+        }
+
+
+@dataclass
+class Bound:
+    """One step: what to call, and the launch where it is a kernel."""
+
+    step: Step
+    call: Callable[[], None]
+    launch: Any = None
+
+
+class LaunchList:
+    """A plan bound to memory: `run()` computes everything from `x` into the outputs.
+
+    x, arena and outputs stay the same tensors for as long as the list lives, as a CUDA graph wants it.
+    backend: "triton", or "reference" for the formulas. tf32: whose float32 products may be TF32,
+    "convolutions" and "linear" in any combination."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        weights: DeviceWeights,
+        x: Tensor,
+        tensors: Tensors,
+        *,
+        tf32: str = "",
+        backend: str = "triton",
+    ) -> None:
+        self.plan, self.weights, self.x, self.tensors = plan, weights, x, tensors
+        self.tf32, self.backend = tf32, backend
+        tensors.calls.update(plan.computed)
+        weights.tensors.calls.update(plan.computed)
+        self.arena = torch.empty(plan.arena_bytes // FLOAT, dtype=x.dtype, device=x.device)
+        self.results: dict[int, Any] = {plan.input: x}
+        for value in plan.values:
+            if value.is_external:
+                assert value.shape is not None and value.stride is not None
+                out = torch.empty_strided(value.shape, value.stride, dtype=x.dtype, device=x.device)
+                self.results[value.id] = out
+        self.bound = [self.bind(step) for step in plan.steps]
+
+    def run(self) -> None:
+        for bound in self.bound:
+            bound.call()
+
+    def outputs(self) -> Any:
+        """The model's return value, on this list's own memory."""
+        return rebuild(self.plan, self.read)
+
+    def read(self, value: int) -> Any:
+        found, root = self.plan.values[value], self.plan.root(value)
+        if root.home == "arena":
+            return view(self.arena, found, self.plan.places[value], 0, self.plan.batch, 0)
+        return shown(self.plan, value, self.results[root.id])
+
+    def bind(self, step: Step) -> Bound:
+        if not step.native:
+            return Bound(step, lambda: self.run_in_pytorch(step))
+        if step.kernel in COPIES:
+            source, target = self.read(step.inputs[0]), self.read(step.output)
+            return Bound(step, lambda: target.copy_(source))
+        if self.backend == "reference":
+            return Bound(step, lambda: self.run_formula(step))
+        from ..kernels._triton import ops
+
+        operands = {role: self.read(value) for role, value in zip(step.roles, step.inputs)}
+        operands |= {"y": self.read(step.output), **self.weights.operands(step)}
+        kind = "linear" if step.kernel == "linear" else "convolutions"
+        launch = ops.launch(step.kernel, step.params, operands, "tf32" if kind in self.tf32 else "ieee")
+        return Bound(step, launch, launch)
+
+    def run_formula(self, step: Step) -> None:
+        target = self.read(step.output)
+        result = evaluate(self.plan, step, self.read, self.tensors, self.x.dtype)
+        target.copy_(result.reshape(target.shape))
+
+    def run_in_pytorch(self, step: Step) -> None:
+        result = evaluate(self.plan, step, self.read, self.tensors, self.x.dtype)
+        output = self.plan.values[step.output]
+        if output.home == "arena" or output.same_as is not None:
+            target = self.read(step.output)
+            target.copy_(result.reshape(target.shape))
+            return
+        memory = self.arena.untyped_storage().data_ptr()
+
+        def own(leaf: Any) -> Any:
+            shared = isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() == memory
+            return leaf.clone() if shared else leaf
+
+        self.results[step.output] = map_leaves(result, own)

@@ -1,0 +1,94 @@
+"""Runs a plan on a GPU: the launches of launches.py, captured once as a CUDA graph and replayed from then on.
+
+A graph reads and writes memory of its own. So a call copies x in, replays, and copies the outputs out, all on
+the caller's current stream; what it returns stays the caller's. Each stream has a graph with an arena of its
+own, since work on two streams may overlap. Inside the caller's own graph capture the launches become part of
+that capture.
+
+Memory comes from PyTorch's allocator: the arena, the outputs, and what PyTorch's own calls inside the graph
+need.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .guard import Guard
+from .launches import DeviceWeights, LaunchList
+from .plan import Plan
+from .weights import WeightStore
+
+MAX_GRAPHS = 4  # of one plan: streams that call it in turns
+
+
+class Graph:
+    """A launch list and its CUDA graph, for one stream."""
+
+    def __init__(self, launches: LaunchList) -> None:
+        self.launches = launches
+        self.lock = threading.Lock()  # copy in, replay, copy out: one call after the other
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(
+            stream
+        ):  # kernels compile and libraries set themselves up outside of the capture
+            launches.run()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=stream):
+            launches.run()
+            self.outputs = launches.outputs()
+
+    def __call__(self, x: Tensor) -> Any:
+        with self.lock:
+            self.launches.x.copy_(x)
+            self.graph.replay()
+            return pytree.tree_map(_kept, self.outputs)
+
+
+def _kept(leaf: Any) -> Any:
+    return torch.empty_like(leaf).copy_(leaf) if isinstance(leaf, Tensor) else leaf
+
+
+class CudaRunner:
+    """plan(x) on the device of x."""
+
+    shortcut: Any = None  # of CPU plans
+
+    def __init__(self, plan: Plan, guard: Guard, store: WeightStore, dtype: torch.dtype, tf32: str) -> None:
+        self.plan, self.guard, self.tf32 = plan, guard, tf32
+        self.tensors = store.tensors
+        if dtype not in store.on_gpu:
+            assert guard.device is not None
+            store.on_gpu[dtype] = DeviceWeights.of(store.tensors, dtype, guard.device)
+        self.weights: DeviceWeights = store.on_gpu[dtype]
+        self.graphs: OrderedDict[int, Graph] = OrderedDict()  # by stream
+        self.lock = threading.Lock()
+
+    def __call__(self, x: Tensor) -> Any:
+        with torch.cuda.device(x.device), torch.no_grad():
+            if torch.cuda.is_current_stream_capturing():
+                launches = self.launch_list(x)
+                launches.run()
+                return launches.outputs()
+            return self.graph(x)(x)
+
+    def launch_list(self, x: Tensor) -> LaunchList:
+        return LaunchList(self.plan, self.weights, x, self.tensors, tf32=self.tf32)
+
+    def graph(self, x: Tensor) -> Graph:
+        """The graph of the current stream, made if need be."""
+        stream = torch.cuda.current_stream().cuda_stream
+        with self.lock:
+            if stream not in self.graphs:
+                self.graphs[stream] = Graph(self.launch_list(x.clone()))
+                while len(self.graphs) > MAX_GRAPHS:
+                    self.graphs.popitem(last=False)
+            self.graphs.move_to_end(stream)
+            return self.graphs[stream]

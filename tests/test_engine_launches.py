@@ -1,0 +1,107 @@
+"""The launch list of a GPU plan, without a GPU: its formulas on CPU tensors, and its kernels in Triton's
+interpreter."""
+
+import pytest
+import torch
+from fast_backbones.bench.exact import float64
+from fast_backbones.engine.recipes import Tensors
+from helpers import assert_as_accurate, assert_equal, needs_native
+from model_checks import filled, image
+from triton_device import DEVICE, needs_triton
+
+import fast_backbones as fb
+from fast_backbones.engine import launches, plain_of, rules, state
+
+pytestmark = [needs_triton, needs_native]
+
+SIZES = {
+    "resnet18": 64, "resnet50": 32, "resnext50_32x4d": 32, "legacy_seresnet18": 32,
+    "legacy_seresnext50_32x4d": 32,
+    "legacy_senet154": 32, "densenet121": 32, "mobilenetv1_100": 32, "legacy_xception": 75, "lenet5": 32,
+    "alexnet": 96,
+    "vgg11_bn": 32, "googlenet": 64, "bninception": 64, "inception_v3": 96, "inception_v4": 96,
+    "inception_resnet_v1": 96, "inception_resnet_v2": 96,
+}  # fmt: skip
+
+
+def made(name: str, dtype=torch.float32, layout=torch.channels_last, batch=2):
+    model = filled(lambda: fb.create_model(name)).to(dtype)
+    x = image(batch, model.in_chans, SIZES[name], SIZES[name]).to(dtype, memory_format=layout)
+    return model, x
+
+
+def launch_list(model, x, **options) -> launches.LaunchList:
+    with torch.no_grad():
+        traced = state.trace(model, plain_of(model), x, launches.refusal)
+        plan = state.make_for_gpu(traced)
+        tensors = dict(rules.named_tensors(model))
+        weights = launches.DeviceWeights.of(tensors, x.dtype, x.device)
+        return launches.LaunchList(plan, weights, x, Tensors(tensors), **options)
+
+
+PLANES = [  # from an image in planes
+    pytest.param(
+        name,
+        torch.contiguous_format,
+        id=f"{name}-nchw",
+        marks=[] if name in ("lenet5", "resnet18") else pytest.mark.slow,
+    )
+    for name in SIZES
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name, layout", [*PLANES, *(pytest.param(name, torch.channels_last, id=f"{name}-nhwc") for name in SIZES)]
+)
+def test_formulas_of_the_list_are_the_model(name, layout):
+    model, x = made(name, layout=layout)
+    found = launch_list(model, x, backend="reference")
+    found.arena.fill_(float("nan"))
+    found.run()
+    plain = model.forward_modules(x)
+    assert_as_accurate(found.outputs(), plain, float64(model.double(), x))
+    assert found.outputs().stride() == plain.stride()
+
+
+IN_FULL = [
+    pytest.param(name, marks=[] if name in ("lenet5", "resnet18") else pytest.mark.slow)
+    for name in (
+        "lenet5",
+        "resnet18",
+        "legacy_seresnet18",
+        "resnext50_32x4d",
+        "mobilenetv1_100",
+        "densenet121",
+    )
+]
+
+
+@torch.no_grad()
+@pytest.mark.skipif(
+    DEVICE != "cpu", reason="with a GPU the kernels do not run in the interpreter: test_gpu_models.py"
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", IN_FULL)
+def test_kernels_of_the_list_are_the_model(name, dtype):
+    model, x = made(name, dtype, batch=1)
+    found = launch_list(model, x)
+    found.arena.fill_(float("nan"))
+    found.run()
+    plain = model.forward_modules(x)
+    assert found.outputs().dtype is dtype
+    assert_as_accurate(found.outputs(), plain, float64(model.double(), x))
+
+
+@torch.no_grad()
+def test_a_list_runs_again_on_the_same_memory():
+    model, x = made("resnet18")
+    found = launch_list(model, x, backend="reference")
+    found.run()
+    first = found.outputs().clone()
+    x.mul_(-1)
+    found.run()
+    assert not torch.equal(found.outputs(), first)
+    x.mul_(-1)
+    found.run()
+    assert_equal(found.outputs(), first)
