@@ -122,6 +122,9 @@ def test_job_script_dry_run(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     steps = [line for line in done.stdout.splitlines() if line.startswith("+ ")]
-    for part in ("setup.py --quiet build_ext --inplace", "pytest tests/test_cuda.py", "pytest bench/gpu"):
+    for part in (
+        "setup.py --quiet build_ext --inplace", "pytest tests/test_cuda.py tests/test_triton_kernels.py",
+        "pytest tests/test_gpu_models.py", "bench.gpu.layers resnet50", "bench.gpu.models",
+    ):  # fmt: skip
         assert any(part in step for step in steps), done.stdout
     assert list((tmp_path / "out").iterdir()) == []

@@ -1,40 +1,106 @@
 #!/usr/bin/env bash
-# One job on a machine with an NVIDIA GPU: build with CUDA, test on the GPU, time the kernels, leave JSON behind.
+# One job on a machine with an NVIDIA GPU and no network: build with CUDA, prove parity, time kernels and models, leave files.
 #
-#   bench/gpu/run.sh FOLDER [--dry-run]
+#   bench/gpu/run.sh FOLDER [--quick] [--dry-run] [PART ...]
 #
-#   FOLDER     gets machine.json, tests.xml and kernels.json
+#   FOLDER     gets the results; a part that has its mark there, FOLDER/PART.done, is not run again
+#   PART       build parity models sanitize layers bench; without any, all of them in that order, the most valuable first
+#   --quick    the shortest form of each part: one type, one batch, five models
 #   --dry-run  prints the commands instead of running them
-#   PYTHON     an interpreter whose torch has CUDA (default python3); nvcc is taken from CUDA_HOME or PATH
-set -euo pipefail
+#   PYTHON     an interpreter whose torch has CUDA, with triton (default python3); nvcc is taken from CUDA_HOME or PATH
+#
+# Each part takes less than 8 minutes; the long ones stop by themselves and go on when called again.
+# Exit status: 1 when a parity test has failed, whatever else has been measured.
+set -uo pipefail
 
-if [[ $# -lt 1 || $1 == -* ]]; then
-  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+usage() {
+  sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
   exit 2
-fi
-mkdir -p "$1"
-out=$(cd "$1" && pwd)
-dry=${2:-}
-if [[ -n $dry && $dry != --dry-run ]]; then
-  echo "unknown option $dry" >&2
-  exit 2
-fi
-python=${PYTHON:-python3}
-cd "$(dirname "$0")/../.."
-
-step() {
-  printf '+ %s\n' "$*"
-  [[ $dry == --dry-run ]] || "$@"
 }
 
-export FB_CUDA=1 FB_REQUIRE_NATIVE=1
-
-step "$python" -c 'import torch; assert torch.cuda.is_available(), "torch sees no CUDA device"'
-for module in cmake ninja pybind11 pytest pytest_benchmark pytest_timeout hypothesis; do
-  "$python" -c "import $module" 2> /dev/null || step "$python" -m pip install "${module//_/-}"
+[[ $# -ge 1 && $1 != -* ]] || usage
+folder=$1
+shift
+dry='' quick='' parts=()
+for word in "$@"; do
+  case $word in
+    --dry-run) dry=1 ;;
+    --quick) quick=1 ;;
+    build | parity | models | sanitize | layers | bench) parts+=("$word") ;;
+    *) echo "unknown option or part $word" >&2; exit 2 ;;
+  esac
 done
-step "$python" setup.py --quiet build_ext --inplace
-step "$python" -m bench.gpu.machine "$out/machine.json"
-step "$python" -m pytest tests/test_cuda.py --junitxml "$out/tests.xml"
-step "$python" -m pytest bench/gpu --benchmark-only --benchmark-columns=median,iqr,rounds \
-  --benchmark-json "$out/kernels.json"
+[[ ${#parts[@]} -gt 0 ]] || parts=(build parity models sanitize layers bench)
+mkdir -p "$folder"
+out=$(cd "$folder" && pwd)
+python=${PYTHON:-python3}
+cd "$(dirname "$0")/../.."
+export FB_CUDA=1 FB_REQUIRE_NATIVE=1 FB_GPU_PLANS=1 PYTHONPATH=$PWD
+
+status=0
+step() {  # runs a command, its output also into the part's log
+  printf '+ %s\n' "$*"
+  [[ -n $dry ]] && return 0
+  "$@" 2>&1 | tee -a "$out/$part.log"
+  return "${PIPESTATUS[0]}"
+}
+
+few=(mobilenetv1_100 densenet121 legacy_seresnet50 resnext50_32x4d resnet50)
+tests=(-q -p no:cacheprovider --durations 10)
+for part in "${parts[@]}"; do
+  if [[ -e $out/$part.done ]]; then
+    echo "$part: done before"
+    continue
+  fi
+  start=$SECONDS
+  failed=0
+  case $part in
+    build)
+      step "$python" -c 'import torch, triton; assert torch.cuda.is_available(), "torch sees no CUDA device"' || exit 1
+      for module in cmake ninja pybind11 pytest pytest_timeout hypothesis; do
+        "$python" -c "import $module" 2> /dev/null || step "$python" -m pip install "${module//_/-}" || exit 1
+      done
+      step "$python" setup.py --quiet build_ext --inplace || exit 1
+      step "$python" -m bench.gpu.machine "$out/machine.json" || exit 1
+      ;;
+    parity)
+      pick=()
+      [[ -n $quick ]] && pick=(-k 'bfloat16 or not float')
+      step "$python" -m pytest tests/test_cuda.py tests/test_triton_kernels.py "${tests[@]}" "${pick[@]}" --junitxml "$out/parity.xml" || failed=1
+      ;;
+    models)
+      pick=()
+      [[ -n $quick ]] && pick=(-k "$(printf '%s or ' "${few[@]}") stream or graph or weights")
+      step "$python" -m pytest tests/test_gpu_models.py "${tests[@]}" "${pick[@]}" --junitxml "$out/models.xml" || failed=1
+      ;;
+    sanitize)
+      tool=$(command -v compute-sanitizer || true)
+      [[ -n $dry ]] && tool=compute-sanitizer
+      if [[ -z $tool ]]; then
+        echo "sanitize: no compute-sanitizer on PATH" | tee "$out/sanitize.log"
+      else
+        small='test_integers_to_the_bit and bfloat16 and (MobileNet or grouped or gate)'
+        for check in memcheck racecheck; do
+          step timeout 220 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_triton_kernels.py "${tests[@]}" -k "$small" || failed=1
+        done
+      fi
+      ;;
+    layers)
+      names=(resnet50 resnext50_32x4d densenet121 mobilenetv1_100 legacy_xception legacy_senet154)
+      [[ -n $quick ]] && names=(resnet50 mobilenetv1_100)
+      step timeout 460 "$python" -m bench.gpu.layers "${names[@]}" --out "$out/layers.json" || true
+      ;;
+    bench)
+      how=(--seconds 400)
+      [[ -n $quick ]] && how+=("${few[@]}" --batch 256 --rounds 5)
+      step timeout 470 "$python" -m bench.gpu.models "${how[@]}" --out "$out/bench.json" || true
+      ;;
+  esac
+  if [[ $failed == 1 ]]; then
+    status=1
+  elif [[ -z $dry && $part != bench ]]; then
+    touch "$out/$part.done"
+  fi
+  echo "$part: $((SECONDS - start)) s$([[ $failed == 1 ]] && echo ', FAILED')"
+done
+exit $status

@@ -1,0 +1,145 @@
+"""Compiles the Triton kernels of whole models for GPUs that are not there: python -m bench.gpu.ahead resnet50
+--dtype bfloat16
+
+Every launch of each model's plan, at its default size, becomes what Triton would compile for it; equal ones
+once. For each target: registers, spilled bytes, shared memory, and the matrix instruction that the products
+became.
+
+Needs Triton; no GPU. TRITON_INTERPRET must not be 1: kernels in the interpreter have no source to compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from fast_backbones.engine.recipes import Tensors
+from fast_backbones.kernels._triton.launch import Launch, compile_ahead, resources, source
+
+import fast_backbones as fb
+from fast_backbones.engine import launches, plain_of, rules, state
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes of a block
+PRODUCTS = ("wgmma", "tcgen05.mma", "mma.sync")  # in PTX, the best first
+
+
+@dataclass
+class Compiled:
+    """One kernel for one target. `spills`: bytes; `product`: the matrix instruction, "" where there is
+    none."""
+
+    kernel: str
+    tiles: dict[str, Any]
+    dtype: str
+    target: int
+    registers: int
+    spills: int
+    shared: int
+    product: str
+    seconds: float
+
+    def faults(self) -> list[str]:
+        found = []
+        if self.spills:
+            found.append(f"{self.spills} bytes spilled")
+        if self.shared > SHARED_LIMIT[self.target]:
+            found.append(f"{self.shared} bytes of shared memory, the limit is {SHARED_LIMIT[self.target]}")
+        return found
+
+
+def launches_of(name: str, dtype: torch.dtype, batch: int, tf32: str) -> list[Launch]:
+    """Of a model's plan, on tensors without memory."""
+    model = fb.create_model(name).eval().to(dtype)
+    size = model.default_cfg["input_size"]
+    x = torch.empty(batch, *size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        plan = state.make_for_gpu(state.trace(model, plain_of(model), x, launches.refusal))
+    tensors = dict(rules.named_tensors(model))
+    weights = launches.DeviceWeights.of(tensors, dtype, torch.device("meta"))
+    bound = launches.LaunchList(plan, weights, x.to("meta"), Tensors(tensors), tf32=tf32).bound
+    return [b.launch for b in bound if b.launch is not None]
+
+
+def distinct(found: list[Launch], few: bool = False) -> Iterator[Launch]:
+    """What compiles to different code: other types, constants, and what is known of the arguments. few: one
+    for each kernel and its constants, whatever is known of the arguments."""
+    seen = set()
+    for launch in found:
+        made = source(launch)
+        key = (launch.name, str(made.fn), str(launch.constants), launch.num_warps, launch.num_stages)
+        if not few:
+            key += (str(made.signature), str(made.constants), str(made.attrs))
+        if key not in seen:
+            seen.add(key)
+            yield launch
+
+
+def compiled(launch: Launch, target: int, dtype: str) -> Compiled:
+    start = perf_counter()
+    kernel = compile_ahead(launch, target)
+    registers, spills = resources(kernel.asm["cubin"])
+    ptx = kernel.asm["ptx"]
+    product = next((word for word in PRODUCTS if word in ptx), "")
+    tiles = {key: value for key, value in launch.constants.items() if key.startswith("BLOCK")}
+    return Compiled(
+        launch.name,
+        tiles,
+        dtype,
+        target,
+        registers,
+        spills,
+        kernel.metadata.shared,
+        product,
+        perf_counter() - start,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu.ahead",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("models", nargs="+", help="names from fast_backbones.list_models()")
+    parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=DTYPES)
+    parser.add_argument("--target", nargs="+", type=int, default=[80, 90, 100], choices=SHARED_LIMIT)
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 256])
+    parser.add_argument(
+        "--tf32", default="convolutions", help="whose float32 products: convolutions, linear, both or neither"
+    )
+    parser.add_argument("--few", action="store_true", help="one launch for each kernel and its constants")
+    parser.add_argument("--out", type=Path, help="a JSON file for the results")
+    options = parser.parse_args()
+    rows: list[Compiled] = []
+    for dtype in options.dtype:
+        every = [launch for name in options.models for batch in options.batch
+                 for launch in launches_of(name, DTYPES[dtype], batch, options.tf32)]  # fmt: skip
+        for launch in distinct(every, options.few):
+            for target in options.target:
+                row = compiled(launch, target, dtype)
+                rows.append(row)
+                blocks = " ".join(f"{key[6:]}={value}" for key, value in row.tiles.items())
+                used = f"{row.registers:>4} registers {row.shared:>7} B shared {row.product:<12}"
+                faults = "; ".join(row.faults())
+                print(
+                    f"{row.kernel:<18} {dtype:<9} {blocks:<28} sm_{target:<4} {used} {faults}",
+                    flush=True,
+                )
+    faulty = [row for row in rows if row.faults()]
+    kernels = {row.kernel for row in rows}
+    targets = ", ".join(f"sm_{target}" for target in options.target)
+    print(f"{len(kernels)} kernels, {len(rows)} times compiled, for {targets}: {len(faulty)} with faults")
+    if options.out is not None:
+        options.out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    raise SystemExit(1 if faulty else 0)
+
+
+if __name__ == "__main__":
+    main()

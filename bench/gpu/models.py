@@ -1,0 +1,189 @@
+"""Whole models on a GPU against PyTorch's ways to run them: python -m bench.gpu.models resnet50 --batch 1 32
+256 --out FILE
+
+Peers, each in both memory layouts: eager (cudnn.benchmark on), torch.compile in mode "max-autotune", which
+replays CUDA graphs. Every result is checked against float64 first. All that run are timed in turns by CUDA
+events: the ratio of a row is the median over rounds of peer / ours.
+
+The file is written after each row. A second call with the same file goes on where the first one ended, so a
+job may be cut into parts; --seconds stops before the next row when the time is up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from time import monotonic
+from typing import Any
+
+import torch
+from fast_backbones.engine.gpu_peaks import milliseconds
+from torch import Tensor, nn
+
+from ..compare import error
+from ..exact import float64
+from ..files import write_results
+from ..subject import input_size, make_model
+from .machine import facts
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# The most valuable first: what other stacks serve worst.
+DEFAULT = (
+    "mobilenetv1_100", "legacy_xception", "densenet121", "legacy_seresnet50", "legacy_seresnext50_32x4d",
+    "resnext50_32x4d", "legacy_senet154", "resnet50", "resnet18", "inception_v3", "googlenet", "bninception",
+    "inception_v4", "inception_resnet_v2", "vgg16_bn", "alexnet", "lenet5",
+)  # fmt: skip
+PEERS = ("eager nchw", "eager nhwc", "compile nchw", "compile nhwc")
+CALL_MS = 20.0  # of repeated calls in one measurement
+
+
+@dataclass
+class Row:
+    """ms: median of a forward; ratio: peer / ours, the median over rounds; errors: rms against float64;
+    failed: why."""
+
+    model: str
+    batch: int
+    dtype: str
+    ms: dict[str, float] = field(default_factory=dict)
+    ratio: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def best(self) -> float | None:
+        """Of the peers whose results are right."""
+        return min(self.ratio.values(), default=None)
+
+    @property
+    def images_per_second(self) -> float:
+        return 1e3 * self.batch / self.ms["ours"]
+
+
+def peer(name: str, model: nn.Module, x: Tensor) -> tuple[Callable[[Tensor], Any], Tensor]:
+    """What to call, and its input in the peer's layout. `model` is the peer's own copy."""
+    how, _, layout = name.partition(" ")
+    fmt = torch.contiguous_format if layout == "nchw" else torch.channels_last
+    model, x = model.to(memory_format=fmt), x.contiguous(memory_format=fmt)
+    forward = model.forward_modules
+    if how == "compile":
+        torch._dynamo.reset()
+        forward = torch.compile(forward, mode="max-autotune")
+    return forward, x
+
+
+def measure(name: str, batch: int, dtype: str, peers: tuple[str, ...], rounds: int) -> Row:
+    row = Row(name, batch, dtype)
+    model = make_model(name)
+    size = input_size(model)
+    few = torch.randn(min(batch, 4), *size, generator=torch.Generator().manual_seed(1))
+    few = few.to(DTYPES[dtype])
+    exact = [float64(model.double().forward_modules, few)]
+    x = few.repeat(-(-batch // len(few)), 1, 1, 1)[:batch].cuda()
+    calls: dict[str, Callable[[], Any]] = {}
+    for key in (*peers, "ours"):
+        try:
+            own = make_model(name).to("cuda", DTYPES[dtype])
+            call, image = (
+                peer(key, own, x) if key != "ours" else (own, x.contiguous(memory_format=torch.channels_last))
+            )
+            outputs = [call(image)[: len(few)].float().cpu()]
+            row.errors[key] = error(outputs, exact).rms
+            calls[key] = lambda call=call, image=image: call(image)
+        except Exception as trouble:  # a peer that cannot is a cell of the table, not the end of it
+            row.failed[key] = (
+                f"{type(trouble).__name__}: {str(trouble).splitlines()[0] if str(trouble) else ''}"
+            )
+    plain = max((row.errors[key] for key in row.errors if key.startswith("eager")), default=float("inf"))
+    for key, found in row.errors.items():
+        if found > 2 * plain + torch.finfo(DTYPES[dtype]).eps / 2:
+            row.failed[key] = f"rms error {found:.3g}, eager {plain:.3g}"
+            del calls[key]
+    repeats = {}
+    for key, call in calls.items():
+        milliseconds(call, 3)
+        repeats[key] = max(1, round(CALL_MS / max(milliseconds(call, 3), 1e-3)))
+    samples: dict[str, list[float]] = {key: [] for key in calls}
+    for turn in range(rounds):
+        order = list(calls)[turn % len(calls) :] + list(calls)[: turn % len(calls)]
+        for key in order:
+            samples[key].append(milliseconds(calls[key], repeats[key]))
+    row.ms = {key: median(values) for key, values in samples.items()}
+    if "ours" in samples:
+        row.ratio = {
+            key: median(a / b for a, b in zip(samples[key], samples["ours"]))
+            for key in samples
+            if key != "ours"
+        }
+    return row
+
+
+def markdown(results: dict) -> str:
+    rows = [Row(**row) for row in results["rows"]]
+    device = results["machine"]["devices"][0]["name"] if results["machine"]["devices"] else "no GPU"
+    heads = ["model", "batch", "type", *PEERS, "ours", "images/s", "vs the best"]
+    lines = [
+        f"# {device}, torch {results['machine']['build']['torch']}, commit {results['commit']}", "",
+        "Median milliseconds of a forward; `vs the best`: the best peer's time over ours.", "",
+        "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|",
+    ]  # fmt: skip
+    for row in rows:
+        cells = [
+            f"{row.ms[key]:.3f}" if key in row.ms else "failed" if key in row.failed else ""
+            for key in (*PEERS, "ours")
+        ]
+        last = [
+            f"{row.images_per_second:.0f}" if "ours" in row.ms else "",
+            f"{row.best:.2f}x" if row.best else "",
+        ]
+        lines.append("| " + " | ".join([row.model, str(row.batch), row.dtype, *cells, *last]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu.models",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "models", nargs="*", default=list(DEFAULT), help="names from fast_backbones.list_models()"
+    )
+    parser.add_argument("--batch", nargs="+", type=int, default=[256, 1, 32])
+    parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=DTYPES)
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no row after this time")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file; a table lies beside it")
+    options = parser.parse_args()
+    started = monotonic()
+    results = json.loads(options.out.read_text()) if options.out.is_file() else {"rows": []}
+    results |= {"machine": facts(), "commit": commit()}
+    done = {(row["model"], row["batch"], row["dtype"]) for row in results["rows"]}
+    for dtype in options.dtype:
+        for batch in options.batch:
+            for name in options.models:
+                if (name, batch, dtype) in done:
+                    continue
+                if monotonic() - started > options.seconds:
+                    print(f"{options.seconds:.0f} s are over; the same command goes on from here")
+                    return
+                row = measure(name, batch, dtype, tuple(options.peers), options.rounds)
+                results["rows"].append(asdict(row))
+                write_results(results, markdown(results), options.out.parent, options.out.stem)
+                best = f"{row.best:.2f}x the best peer" if row.best else f"failed: {row.failed}"
+                print(f"{name} batch {batch} {dtype}: {best}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
