@@ -62,8 +62,14 @@ MORE = [
     replace(layer("scaled sums of groups", (2, 24, 5, 6), 36, 3, padding=1, groups=3), scaled=True),
     replace(separable("scaled sums", (2, 32, 11, 9), 70, depth_activation=RELU), scaled=True),
     *(
-        grouped(f"{width} to {width * widening}, stride {stride}", (2, 64, *size), 64 * widening, 64 // width,
-                stride=stride, residual=stride == 1)
+        grouped(
+            f"{width} to {width * widening}, stride {stride}",
+            (2, 64, *size),
+            64 * widening,
+            64 // width,
+            stride=stride,
+            residual=stride == 1,
+        )
         for widening, widths in ((1, (4, 8, 16, 32)), (2, (2, 4, 8, 16)))
         for width in widths
         for stride, size in ((1, (6, 15)), (2, (9, 14)))
@@ -80,7 +86,9 @@ EXACT = [one for one in NARROW if one.is_exact()]
 AS_THEY_COME = [  # the products see x and weight themselves, rounded
     one
     for one in NARROW
-    if one.kind in ("conv2d", "linear", "grouped_conv2d") and not one.option("pre") and one.option("pre_activation") != SIGMOID
+    if one.kind in ("conv2d", "linear", "grouped_conv2d")
+    and not one.option("pre")
+    and one.option("pre_activation") != SIGMOID
 ]
 
 
