@@ -141,7 +141,7 @@ def explain_on_gpu(runner: CudaRunner, x: Tensor, repeats: int) -> Explanation:
             isa=torch.cuda.get_device_name(),
             peak_gflops=gpu_peaks.matrix_rate(device, x.dtype) * 1e-9,
             copy_gbps=gpu_peaks.copy_bandwidth(device) * 1e-9,
-            weight_bytes=sum(t.nbytes for part in runner.weights.packed.values() for t in part.values()),
+            weight_bytes=sum(tensor.nbytes for tensor in runner.weights.all()),
         )
         launches = runner.launch_list(x)
         launches.run()

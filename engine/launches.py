@@ -25,6 +25,7 @@ from .lower import lower
 from .plan import FLOAT, Loop, Plan, Step
 from .recipes import Recipe, Stack, Tensors, fold, fold_apart
 from .run_reference import evaluate, rebuild, shown, view
+from .strides import in_strides, same_strides
 
 # Which operands of a kernel the recipe of a step's part fills, see ops.py in kernels/_triton.
 OPERANDS: dict[str, tuple[str | None, str | None, str | None]] = {
@@ -61,6 +62,9 @@ class DeviceWeights:
     def of(tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> DeviceWeights:
         own = tensors.own if isinstance(tensors, Tensors) else tensors
         return DeviceWeights(Tensors({name: t.detach().cpu() for name, t in own.items()}), dtype, device)
+
+    def all(self) -> list[Tensor]:
+        return [tensor for part in self.packed.values() for tensor in part.values()]
 
     def operands(self, step: Step) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -140,8 +144,14 @@ class LaunchList:
             bound.call()
 
     def outputs(self) -> Any:
-        """The model's return value, on this list's own memory."""
-        return rebuild(self.plan, self.read)
+        """The model's return value with eager PyTorch's strides, on this list's own memory."""
+        return rebuild(self.plan, self.returned)
+
+    def returned(self, value: int) -> Any:
+        found, result = self.plan.values[value], self.read(value)
+        if not isinstance(result, Tensor) or found.home == "input" or found.stride is None:
+            return result
+        return result if same_strides(result, found.stride) else in_strides(result, found.stride)
 
     def read(self, value: int) -> Any:
         found, root = self.plan.values[value], self.plan.root(value)

@@ -21,7 +21,7 @@ from .guard import Guard
 from .lower import Part
 from .plan import OPERANDS, Instance, Plan, Step, Value
 from .run_reference import evaluate, shown, view
-from .strides import in_strides
+from .strides import in_strides, same_strides
 from .weights import Packed, WeightStore, native_floats
 
 STALE = object()  # what a call gives when its weights turned out to have changed
@@ -210,8 +210,3 @@ def timed_step(runner: Runner, step: Step, call: _Call) -> dict[str, Any]:
     runner.run_step(step, call)
     seconds = perf_counter() - start
     return {"ms": seconds * 1e3, "flops": 0.0, "bytes": 0.0, "tasks": 1, "detail": "PyTorch"}
-
-
-def same_strides(tensor: Tensor, stride: tuple[int, ...]) -> bool:
-    """Equal where a dimension has more than one element."""
-    return all(n == 1 or a == b for n, a, b in zip(tensor.shape, tensor.stride(), stride))

@@ -3,7 +3,7 @@
 A graph reads and writes memory of its own. So a call copies x in, replays, and copies the outputs out, all on
 the caller's current stream; what it returns stays the caller's. Each stream has a graph with an arena of its
 own, since work on two streams may overlap. Inside the caller's own graph capture the launches become part of
-that capture.
+that capture; as with all of PyTorch, the first call must come before it.
 
 Memory comes from PyTorch's allocator: the arena, the outputs, and what PyTorch's own calls inside the graph
 need.
@@ -28,20 +28,24 @@ MAX_GRAPHS = 4  # of one plan: streams that call it in turns
 
 
 class Graph:
-    """A launch list and its CUDA graph, for one stream."""
+    """A launch list and its CUDA graph, for the stream that is current when it is made."""
 
     def __init__(self, launches: LaunchList) -> None:
         self.launches = launches
         self.lock = threading.Lock()  # copy in, replay, copy out: one call after the other
+        calling = torch.cuda.current_stream()
+        for tensor in launches.weights.all():  # shared by graphs: not reused while this stream may read them
+            tensor.record_stream(calling)
         stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        stream.wait_stream(calling)
         with torch.cuda.stream(
             stream
         ):  # kernels compile and libraries set themselves up outside of the capture
             launches.run()
-        torch.cuda.current_stream().wait_stream(stream)
+        calling.wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=stream):
+        # Other threads may go on allocating meanwhile.
+        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
             launches.run()
             self.outputs = launches.outputs()
 
@@ -87,7 +91,12 @@ class CudaRunner:
         stream = torch.cuda.current_stream().cuda_stream
         with self.lock:
             if stream not in self.graphs:
-                self.graphs[stream] = Graph(self.launch_list(x.clone()))
+                with (
+                    torch.inference_mode(False),
+                    torch.no_grad(),
+                ):  # later calls write to its memory in either mode
+                    image = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
+                    self.graphs[stream] = Graph(self.launch_list(image))
                 while len(self.graphs) > MAX_GRAPHS:
                     self.graphs.popitem(last=False)
             self.graphs.move_to_end(stream)

@@ -123,3 +123,8 @@ def in_strides(result: Tensor, stride: tuple[int, ...]) -> Tensor:
     once = result[tuple(slice(None) if step else slice(1) for step in stride)]
     copy = torch.empty_strided(once.shape, stride, dtype=result.dtype, device="cpu").copy_(once)
     return copy.expand(result.shape)
+
+
+def same_strides(tensor: Tensor, stride: tuple[int, ...]) -> bool:
+    """Equal where a dimension has more than one element."""
+    return all(n == 1 or a == b for n, a, b in zip(tensor.shape, tensor.stride(), stride))

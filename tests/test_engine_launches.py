@@ -94,6 +94,19 @@ def test_kernels_of_the_list_are_the_model(name, dtype):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
+def test_every_level_has_eager_pytorchs_strides(name, layout):
+    model = filled(lambda: fb.create_model(name, features_only=True))
+    x = image(2, 3, 64, 64).contiguous(memory_format=layout)
+    found = launch_list(model, x, backend="reference")
+    found.run()
+    for ours, theirs in zip(found.outputs(), model.forward_modules(x), strict=True):
+        assert ours.stride() == theirs.stride()
+        assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
+@torch.no_grad()
 def test_a_list_runs_again_on_the_same_memory():
     model, x = made("resnet18")
     found = launch_list(model, x, backend="reference")
