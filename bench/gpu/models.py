@@ -12,10 +12,12 @@ job may be cut into parts; --seconds stops before the next row when the time is 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -24,6 +26,8 @@ from typing import Any
 import torch
 from fast_backbones.engine.gpu_peaks import milliseconds
 from torch import Tensor, nn
+
+from fast_backbones import engine
 
 from ..compare import error
 from ..exact import float64
@@ -77,21 +81,39 @@ def peer(name: str, model: nn.Module, x: Tensor) -> tuple[Callable[[Tensor], Any
     return forward, x
 
 
+@cache
+def prepared(name: str, dtype: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """The model, float32 on the CPU; a few images in the type; what the model makes of them in float64."""
+    model = make_model(name)
+    images = torch.randn(4, *input_size(model), generator=torch.Generator().manual_seed(1)).to(DTYPES[dtype])
+    exact = float64(copy.deepcopy(model).to(DTYPES[dtype]).double().forward_modules, images)
+    return model, images, exact
+
+
 def measure(name: str, batch: int, dtype: str, peers: tuple[str, ...], rounds: int) -> Row:
     row = Row(name, batch, dtype)
-    model = make_model(name)
-    size = input_size(model)
-    few = torch.randn(min(batch, 4), *size, generator=torch.Generator().manual_seed(1))
-    few = few.to(DTYPES[dtype])
-    exact = [float64(model.double().forward_modules, few)]
+    with torch.no_grad():
+        model, images, truth = prepared(name, dtype)
+    copies = {key: copy.deepcopy(model).to("cuda", DTYPES[dtype]) for key in (*peers, "ours")}
+    with torch.inference_mode():
+        return compare(row, copies, images, truth, rounds)
+
+
+def ours(model: nn.Module, x: Tensor) -> tuple[Callable[[Tensor], Any], Tensor]:
+    x = x.contiguous(memory_format=torch.channels_last)
+    if (reason := engine.why_not(model, x)) is not None:
+        raise RuntimeError(f"no plan: {reason}")
+    return model, x
+
+
+def compare(row: Row, copies: dict[str, nn.Module], images: Tensor, truth: Tensor, rounds: int) -> Row:
+    batch, dtype = row.batch, row.dtype
+    few, exact = images[:batch], [truth[:batch]]
     x = few.repeat(-(-batch // len(few)), 1, 1, 1)[:batch].cuda()
     calls: dict[str, Callable[[], Any]] = {}
-    for key in (*peers, "ours"):
+    for key, model in copies.items():
         try:
-            own = make_model(name).to("cuda", DTYPES[dtype])
-            call, image = (
-                peer(key, own, x) if key != "ours" else (own, x.contiguous(memory_format=torch.channels_last))
-            )
+            call, image = ours(model, x) if key == "ours" else peer(key, model, x)
             outputs = [call(image)[: len(few)].float().cpu()]
             row.errors[key] = error(outputs, exact).rms
             calls[key] = lambda call=call, image=image: call(image)
@@ -166,6 +188,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no row after this time")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file; a table lies beside it")
     options = parser.parse_args()
+    torch.backends.cudnn.benchmark = True
     started = monotonic()
     results = json.loads(options.out.read_text()) if options.out.is_file() else {"rows": []}
     results |= {"machine": facts(), "commit": commit()}

@@ -4,7 +4,8 @@
 #   bench/gpu/run.sh FOLDER [--quick] [--dry-run] [PART ...]
 #
 #   FOLDER     gets the results; a part that has its mark there, FOLDER/PART.done, is not run again
-#   PART       build parity models sanitize layers bench; without any, all of them in that order, the most valuable first
+#   PART       build parity models sanitize layers bench compile; without any, all of them in that order, the most
+#              valuable first. bench: against eager; compile: against torch.compile too, which tunes for minutes a model
 #   --quick    the shortest form of each part: one type, one batch, five models
 #   --dry-run  prints the commands instead of running them
 #   PYTHON     an interpreter whose torch has CUDA, with triton (default python3); nvcc is taken from CUDA_HOME or PATH
@@ -14,7 +15,7 @@
 set -uo pipefail
 
 usage() {
-  sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -26,11 +27,11 @@ for word in "$@"; do
   case $word in
     --dry-run) dry=1 ;;
     --quick) quick=1 ;;
-    build | parity | models | sanitize | layers | bench) parts+=("$word") ;;
+    build | parity | models | sanitize | layers | bench | compile) parts+=("$word") ;;
     *) echo "unknown option or part $word" >&2; exit 2 ;;
   esac
 done
-[[ ${#parts[@]} -gt 0 ]] || parts=(build parity models sanitize layers bench)
+[[ ${#parts[@]} -gt 0 ]] || parts=(build parity models sanitize layers bench compile)
 mkdir -p "$folder"
 out=$(cd "$folder" && pwd)
 python=${PYTHON:-python3}
@@ -90,15 +91,17 @@ for part in "${parts[@]}"; do
       [[ -n $quick ]] && names=(resnet50 mobilenetv1_100)
       step timeout 460 "$python" -m bench.gpu.layers "${names[@]}" --out "$out/layers.json" || true
       ;;
-    bench)
-      how=(--seconds 400)
-      [[ -n $quick ]] && how+=("${few[@]}" --batch 256 --rounds 5)
-      step timeout 470 "$python" -m bench.gpu.models "${how[@]}" --out "$out/bench.json" || true
+    bench | compile)
+      how=(--seconds 400 --out "$out/$part.json")
+      [[ -n $quick ]] && how+=(--batch 256 --rounds 5)
+      [[ -n $quick || $part == compile ]] && how=("${few[@]}" "${how[@]}")
+      [[ $part == bench ]] && how+=(--peers 'eager nchw' 'eager nhwc')
+      step timeout 470 "$python" -m bench.gpu.models "${how[@]}" || true
       ;;
   esac
   if [[ $failed == 1 ]]; then
     status=1
-  elif [[ -z $dry && $part != bench ]]; then
+  elif [[ -z $dry && $part != bench && $part != compile ]]; then
     touch "$out/$part.done"
   fi
   echo "$part: $((SECONDS - start)) s$([[ $failed == 1 ]] && echo ', FAILED')"
