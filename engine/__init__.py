@@ -49,7 +49,7 @@ def forward(model: nn.Module, x: Tensor, plain: MethodType) -> Any:
     """Run the model on x, by its plan if that is allowed and by `plain` if not.
 
     Args:
-        model: in eval mode, float32 or bfloat16 and on the CPU to get a plan; `why_not` has the whole list.
+        model: in eval mode, float32 or bfloat16 on the CPU to get a plan; `why_not` has the whole list.
         x: [N, C, H, W]; contiguous or channels_last is read as it is, other strides are copied first,
             and run the modules where they show in the result.
         plain: the model's ordinary forward, a bound method of the model.
@@ -123,6 +123,10 @@ def tune(
     Returns: every layer with a choice, what each algorithm took, and what was chosen; `print` it.
     Raises RuntimeError with the sentence of `why_not` where there is no plan, ValueError for rounds < 1.
     """
+    if not x.is_cpu:
+        raise RuntimeError(
+            f"tune: the input is on {x.device}; there are algorithms to choose on the CPU alone"
+        )
     if rounds < 1:
         raise ValueError(f"tune: rounds is {rounds}, expected at least 1")
     with torch.no_grad():

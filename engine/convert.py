@@ -36,6 +36,9 @@ def convert(exported: Any) -> Graph:
     return _Converter(exported).run()
 
 
+NARROW = (torch.bfloat16, torch.float16)
+
+
 class _Converter:
     def __init__(self, exported: Any) -> None:
         self.exported = exported
@@ -46,7 +49,7 @@ class _Converter:
         self.memory = _Memory(self.fx_nodes)
         self.weight_shapes: dict[Live, tuple[int, ...]] = {}
         self.computed: dict[str, Call] = {}
-        self.narrow = False  # the model computes in bfloat16
+        self.narrow: torch.dtype | None = None  # the 16-bit type that the model computes in
 
     def run(self) -> Graph:
         source = self.placeholders()
@@ -96,9 +99,9 @@ class _Converter:
         if isinstance(result, torch.Tensor):
             node.shape, node.stride, node.dtype = tuple(result.shape), tuple(result.stride()), result.dtype
             if op == "input":
-                self.narrow = result.dtype is torch.bfloat16
-            if self.narrow and result.dtype is torch.bfloat16:
-                node.dtype, node.narrow = torch.float32, True
+                self.narrow = result.dtype if result.dtype in NARROW else None
+            if result.dtype is self.narrow:  # recognised and fused as if it were float32
+                node.dtype, node.narrow = torch.float32, self.narrow
         self.nodes.append(node)
         self.value[fx_node] = node
         return node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -147,7 +148,7 @@ def explain_on_gpu(runner: CudaRunner, x: Tensor, repeats: int) -> Explanation:
         launches.run()
         for bound in launches.bound:
             flops, moved = costs(runner.plan, bound.step, x.element_size())
-            ms = gpu_peaks.usual(bound.call, calls=20, rounds=repeats)
+            ms = gpu_peaks.usual(partial(launches.run_step, bound), calls=20, rounds=repeats)
             tiles = bound.launch.constants if bound.launch is not None else {}
             detail = " ".join(
                 f"{key[6:].lower()}={value}" for key, value in tiles.items() if key.startswith("BLOCK")

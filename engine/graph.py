@@ -49,7 +49,7 @@ class Node:
     shape: tuple[int, ...] | None = None  # None: the result is no tensor (a list from chunk, say)
     stride: tuple[int, ...] | None = None  # what eager PyTorch gives
     dtype: torch.dtype | None = None  # in which a plan holds it
-    narrow: bool = False  # eager holds it in bfloat16
+    narrow: torch.dtype | None = None  # the 16-bit type of the model, in which eager holds it
     fused: list[str] = field(default_factory=list)  # names of what was absorbed, in order
     roles: tuple[str, ...] = ("x",)
     inside: tuple[Node, int] | None = None

@@ -175,7 +175,7 @@ class Guard:
 
     def geometry(self) -> list[Any]:
         """What a plan takes for granted about the tensors besides their values."""
-        return [(name, tuple(t.shape), t.stride(), t.dtype) for name, t in self.aliases.items()]
+        return [(name, tuple(t.shape), t.stride(), t.dtype, t.device) for name, t in self.aliases.items()]
 
 
 def _methods(

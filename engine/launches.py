@@ -13,7 +13,7 @@ into its weights they would be rounded once more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,7 +78,9 @@ class DeviceWeights:
         )
         key = (part, step.kernel, recipe, geometry, step.params.get("nchw_in", 0))
         if key not in self.packed:
-            self.packed[key] = {name: t.to(self.device) for name, t in self.pack(part, recipe, step).items()}
+            self.packed[key] = {
+                name: moved(t, self.device) for name, t in self.pack(part, recipe, step).items()
+            }
         return self.packed[key]
 
     def pack(self, part: str, recipe: Recipe | Stack, step: Step) -> dict[str, Tensor]:
@@ -102,11 +104,19 @@ class DeviceWeights:
 
 @dataclass
 class Bound:
-    """One step: what to call, and the launch where it is a kernel."""
+    """One step: a kernel's launch, a copy between tensors, or neither: then PyTorch computes it."""
 
     step: Step
-    call: Callable[[], None]
     launch: Any = None
+    copy: tuple[Tensor, Tensor] | None = None
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On another device, the distance between rows kept."""
+    if tensor.dim() != 2 or tensor.stride(0) <= tensor.shape[1]:
+        return tensor.to(device)
+    rows = torch.zeros(tensor.shape[0], tensor.stride(0), dtype=tensor.dtype, device=device)
+    return rows[:, : tensor.shape[1]].copy_(tensor)
 
 
 class LaunchList:
@@ -129,7 +139,8 @@ class LaunchList:
         self.plan, self.weights, self.x, self.tensors = plan, weights, x, tensors
         self.tf32, self.backend = tf32, backend
         tensors.calls.update(plan.computed)
-        weights.tensors.calls.update(plan.computed)
+        for name in plan.computed:  # their constants say which device they are on
+            weights.tensors.made.setdefault(name, tensors[name].detach().cpu())
         self.arena = torch.empty(plan.arena_bytes // FLOAT, dtype=x.dtype, device=x.device)
         self.results: dict[int, Any] = {plan.input: x}
         for value in plan.values:
@@ -141,7 +152,18 @@ class LaunchList:
 
     def run(self) -> None:
         for bound in self.bound:
-            bound.call()
+            self.run_step(bound)
+
+    def run_step(self, bound: Bound) -> None:
+        if bound.launch is not None:
+            bound.launch()
+        elif bound.copy is not None:
+            source, target = bound.copy
+            target.copy_(source)
+        elif bound.step.native:
+            self.run_formula(bound.step)
+        else:
+            self.run_in_pytorch(bound.step)
 
     def outputs(self) -> Any:
         """The model's return value with eager PyTorch's strides, on this list's own memory."""
@@ -161,19 +183,18 @@ class LaunchList:
 
     def bind(self, step: Step) -> Bound:
         if not step.native:
-            return Bound(step, lambda: self.run_in_pytorch(step))
+            return Bound(step)
         if step.kernel in COPIES:
-            source, target = self.read(step.inputs[0]), self.read(step.output)
-            return Bound(step, lambda: target.copy_(source))
+            return Bound(step, copy=(self.read(step.inputs[0]), self.read(step.output)))
         if self.backend == "reference":
-            return Bound(step, lambda: self.run_formula(step))
+            return Bound(step)
         from ..kernels._triton import ops
 
         operands = {role: self.read(value) for role, value in zip(step.roles, step.inputs)}
         operands |= {"y": self.read(step.output), **self.weights.operands(step)}
         kind = "linear" if step.kernel == "linear" else "convolutions"
-        launch = ops.launch(step.kernel, step.params, operands, "tf32" if kind in self.tf32 else "ieee")
-        return Bound(step, launch, launch)
+        precision = "tf32" if kind in self.tf32 else "ieee"
+        return Bound(step, ops.launch(step.kernel, step.params, operands, precision))
 
     def run_formula(self, step: Step) -> None:
         target = self.read(step.output)

@@ -359,6 +359,6 @@ def same_value(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 def to(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     if not isinstance(a["self"], Node):
         return None
-    held = torch.bfloat16 if a["self"].narrow else a["self"].dtype
+    held = a["self"].narrow or a["self"].dtype
     same = held is result.dtype and result.device.type == "cpu"
     return ("identity", [a["self"]], {}) if same and result.layout is torch.strided else None

@@ -25,6 +25,7 @@ from ..kernels import _ext, current_backend
 from .capture import capturing
 
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.float16, torch.bfloat16)}
+OLDEST_GPU = (8, 0)  # compute capability: shared memory for the tiles, bfloat16
 GRAD = "grad is enabled and parameters require it: use torch.no_grad() or torch.inference_mode()"
 
 
@@ -116,16 +117,21 @@ def _device_refusal(x: Tensor) -> str | None:
         return f"the input is on {x.device}"
     if torch.is_autocast_enabled("cuda"):
         return "autocast is active"
-    return gpu_refusal()
+    return gpu_refusal(x.device.index)
 
 
 @cache
-def gpu_refusal() -> str | None:
-    """Why there are no kernels for GPUs, as a sentence."""
+def gpu_refusal(device: int) -> str | None:
+    """Why there are no kernels for this GPU, as a sentence."""
     if os.environ.get("FB_GPU_PLANS") != "1":
         return "plans for GPUs have never run on one yet; FB_GPU_PLANS=1 switches them on"
     if find_spec("triton") is None:
         return "Triton is not installed, and the kernels for GPUs are written in it"
+    if torch.version.hip is not None:
+        return "the kernels for GPUs are for NVIDIA's"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_GPU:
+        return f"compute capability {capability}, the kernels for GPUs need {OLDEST_GPU} or more"
     return None
 
 

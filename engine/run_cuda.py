@@ -2,8 +2,8 @@
 
 A graph reads and writes memory of its own. So a call copies x in, replays, and copies the outputs out, all on
 the caller's current stream; what it returns stays the caller's. Each stream has a graph with an arena of its
-own, since work on two streams may overlap. Inside the caller's own graph capture the launches become part of
-that capture; as with all of PyTorch, the first call must come before it.
+own, since work on two streams may overlap. Inside the caller's own graph capture the model runs its modules:
+that graph may outlive this plan and its packed weights.
 
 Memory comes from PyTorch's allocator: the arena, the outputs, and what PyTorch's own calls inside the graph
 need.
@@ -22,9 +22,11 @@ from torch.utils import _pytree as pytree
 from .guard import Guard
 from .launches import DeviceWeights, LaunchList
 from .plan import Plan
+from .strides import in_strides
 from .weights import WeightStore
 
 MAX_GRAPHS = 4  # of one plan: streams that call it in turns
+_capturing = threading.Lock()  # starting a capture waits for the device, which another capture forbids
 
 
 class Graph:
@@ -57,7 +59,7 @@ class Graph:
 
 
 def _kept(leaf: Any) -> Any:
-    return torch.empty_like(leaf).copy_(leaf) if isinstance(leaf, Tensor) else leaf
+    return in_strides(leaf, leaf.stride()) if isinstance(leaf, Tensor) else leaf
 
 
 class CudaRunner:
@@ -65,22 +67,25 @@ class CudaRunner:
 
     shortcut: Any = None  # of CPU plans
 
-    def __init__(self, plan: Plan, guard: Guard, store: WeightStore, dtype: torch.dtype, tf32: str) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        guard: Guard,
+        store: WeightStore,
+        dtype: torch.dtype,
+        device: torch.device,
+        tf32: str,
+    ) -> None:
         self.plan, self.guard, self.tf32 = plan, guard, tf32
         self.tensors = store.tensors
         if dtype not in store.on_gpu:
-            assert guard.device is not None
-            store.on_gpu[dtype] = DeviceWeights.of(store.tensors, dtype, guard.device)
+            store.on_gpu[dtype] = DeviceWeights.of(store.tensors, dtype, device)
         self.weights: DeviceWeights = store.on_gpu[dtype]
         self.graphs: OrderedDict[int, Graph] = OrderedDict()  # by stream
         self.lock = threading.Lock()
 
     def __call__(self, x: Tensor) -> Any:
         with torch.cuda.device(x.device), torch.no_grad():
-            if torch.cuda.is_current_stream_capturing():
-                launches = self.launch_list(x)
-                launches.run()
-                return launches.outputs()
             return self.graph(x)(x)
 
     def launch_list(self, x: Tensor) -> LaunchList:
@@ -91,10 +96,8 @@ class CudaRunner:
         stream = torch.cuda.current_stream().cuda_stream
         with self.lock:
             if stream not in self.graphs:
-                with (
-                    torch.inference_mode(False),
-                    torch.no_grad(),
-                ):  # later calls write to its memory in either mode
+                # Outside of inference mode: later calls write to its memory in either mode.
+                with _capturing, torch.inference_mode(False), torch.no_grad():
                     image = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
                     self.graphs[stream] = Graph(self.launch_list(image))
                 while len(self.graphs) > MAX_GRAPHS:

@@ -48,8 +48,9 @@ AnyRunner = Runner | CudaRunner
 
 
 def key_of(plain: MethodType, x: Tensor) -> Key:
-    """What a plan is made for, besides the model, which lives on one device. The precision comes last."""
-    return tuple(x.shape), x.stride(), x.dtype, plain.__func__, allowed_precision(x)
+    """What a plan is made for, besides the model. The precision comes last."""
+    kind = x.dtype if x.is_cpu else (x.dtype, x.device)
+    return tuple(x.shape), x.stride(), kind, plain.__func__, allowed_precision(x)
 
 
 def allowed_precision(x: Tensor) -> str:
@@ -67,8 +68,8 @@ def allowed_precision(x: Tensor) -> str:
 
 def allowed_tf32() -> str:
     """ "convolutions", "linear", both or neither, as PyTorch's switches stand."""
-    convolutions, linear = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    return " ".join(name for name, allowed in (("convolutions", convolutions), ("linear", linear)) if allowed)
+    switches = {"convolutions": torch.backends.cudnn.conv, "linear": torch.backends.cuda.matmul}
+    return " ".join(name for name, switch in switches.items() if switch.fp32_precision == "tf32")
 
 
 class Runners(OrderedDict[Key, AnyRunner]):
@@ -121,6 +122,8 @@ class EngineState:
         its own memory, so a wrong start costs time and nothing else.
         """
         if x.is_cuda:
+            if torch.cuda.is_current_stream_capturing():  # its replays outlive the plan's weights
+                return plain(x)
             found = self.runner(model, plain, x)
             return plain(x) if isinstance(found, str) else found(x)
         key = key_of(plain, x)
@@ -200,8 +203,8 @@ class EngineState:
 
     def _bound(self, plan: Plan, key: Key, guard: Guard, store: WeightStore) -> AnyRunner:
         if plan.on_gpu:
-            _, _, dtype, _, tf32 = key
-            return CudaRunner(plan, guard, store, dtype, tf32)
+            _, _, (dtype, device), _, tf32 = key
+            return CudaRunner(plan, guard, store, dtype, device, tf32)
         return Runner(plan, guard, store, self.arenas)
 
     def choose(self, choices: Choices, key: Key, traced: Traced) -> None:
@@ -282,8 +285,10 @@ def trace(model: nn.Module, plain: MethodType, x: Tensor, refusal: Refusal | Non
         exported = capture(model, plain, x)
         captured = perf_counter()
         graph = convert(exported)
-        if x.dtype is torch.bfloat16:
+        if x.dtype is not torch.float32:
             check_results(graph)
+        if x.is_cuda:
+            check_inside(graph, x.dtype)
         true_strides(graph, plain, x)
         follows = follows_input(graph)
         rewrites = fuse(graph, refusal or _ext.require().refusal)
@@ -336,12 +341,24 @@ def check_types(plan: Plan, dtype: torch.dtype, tensors: Mapping[str, Tensor]) -
 
 
 def check_results(graph: Graph) -> None:
-    """What a plan for a model in bfloat16 returns is rounded to that type."""
+    """What a plan for a model in 16 bits returns is rounded to its type."""
+    name = str(graph.input.narrow).removeprefix("torch.")
     if graph.shows_input:
-        raise Uncapturable("the result shows the memory of the input, and the model is in bfloat16")
+        raise Uncapturable(f"the result shows the memory of the input, and the model is in {name}")
     for output in graph.outputs:
-        if isinstance(output, Node) and not output.narrow:
-            raise Uncapturable(f"{output.label} is not bfloat16, and the model is")
+        if isinstance(output, Node) and output.narrow is None:
+            raise Uncapturable(f"{output.label} is not {name}, and the model is")
+
+
+def check_inside(graph: Graph, dtype: torch.dtype) -> None:
+    """On a GPU all maps have the model's own type."""
+    for node in graph.nodes:
+        if (
+            node.dtype is not None
+            and node.dtype.is_floating_point
+            and (node.narrow or node.dtype) is not dtype
+        ):
+            raise Uncapturable(f"{node.label} is {node.dtype}, and the model {dtype}")
 
 
 def check_kernels(plan: Plan) -> None:

@@ -121,7 +121,7 @@ def _descend(shape: tuple[int, ...], stride: tuple[int, ...], order: tuple[int, 
 def in_strides(result: Tensor, stride: tuple[int, ...]) -> Tensor:
     """A copy with these strides; where they are 0, one element stands for all, as in the result of expand."""
     once = result[tuple(slice(None) if step else slice(1) for step in stride)]
-    copy = torch.empty_strided(once.shape, stride, dtype=result.dtype, device="cpu").copy_(once)
+    copy = torch.empty_strided(once.shape, stride, dtype=result.dtype, device=result.device).copy_(once)
     return copy.expand(result.shape)
 
 

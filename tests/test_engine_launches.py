@@ -81,14 +81,15 @@ IN_FULL = [
 @pytest.mark.skipif(
     DEVICE != "cpu", reason="with a GPU the kernels do not run in the interpreter: test_gpu_models.py"
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", IN_FULL)
 def test_kernels_of_the_list_are_the_model(name, dtype):
-    model, x = made(name, dtype, batch=1)
+    model, x = made(name, dtype, batch=2 if name == "lenet5" else 1)
     found = launch_list(model, x)
     found.arena.fill_(float("nan"))
     found.run()
     plain = model.forward_modules(x)
+    assert all(bound.launch is not None or bound.copy is not None for bound in found.bound)
     assert found.outputs().dtype is dtype
     assert_as_accurate(found.outputs(), plain, float64(model.double(), x))
 

@@ -51,6 +51,8 @@ def test_at_most_twice_pytorchs_error(name, dtype):
     with torch.inference_mode(False):
         model, x = on_gpu(name, dtype)
     assert engine.why_not(model, x) is None
+    steps = engine.plan_for(model, x).steps
+    assert sum(step.native for step in steps) > 0.9 * len(steps), [s.op for s in steps if not s.native]
     plain, fast = model.forward_modules(x), model(x)
     assert (fast.dtype, fast.stride(), fast.device) == (plain.dtype, plain.stride(), plain.device)
     exact = float64(copy.deepcopy(model).cpu().double(), x.cpu())

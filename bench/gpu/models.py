@@ -43,6 +43,7 @@ DEFAULT = (
     "inception_v4", "inception_resnet_v2", "vgg16_bn", "alexnet", "lenet5",
 )  # fmt: skip
 PEERS = ("eager nchw", "eager nhwc", "compile nchw", "compile nhwc")
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 CALL_MS = 20.0  # of repeated calls in one measurement
 
 
@@ -70,13 +71,11 @@ class Row:
 
 
 def peer(name: str, model: nn.Module, x: Tensor) -> tuple[Callable[[Tensor], Any], Tensor]:
-    """What to call, and its input in the peer's layout. `model` is the peer's own copy."""
+    """What to call, and its input in the peer's layout. `model` is the peer's own copy, in that layout."""
     how, _, layout = name.partition(" ")
-    fmt = torch.contiguous_format if layout == "nchw" else torch.channels_last
-    model, x = model.to(memory_format=fmt), x.contiguous(memory_format=fmt)
+    x = x.contiguous(memory_format=LAYOUTS[layout])
     forward = model.forward_modules
     if how == "compile":
-        torch._dynamo.reset()
         forward = torch.compile(forward, mode="max-autotune")
     return forward, x
 
@@ -94,7 +93,10 @@ def measure(name: str, batch: int, dtype: str, peers: tuple[str, ...], rounds: i
     row = Row(name, batch, dtype)
     with torch.no_grad():
         model, images, truth = prepared(name, dtype)
+    torch._dynamo.reset()
     copies = {key: copy.deepcopy(model).to("cuda", DTYPES[dtype]) for key in (*peers, "ours")}
+    for key in peers:
+        copies[key].to(memory_format=LAYOUTS[key.partition(" ")[2]])
     with torch.inference_mode():
         return compare(row, copies, images, truth, rounds)
 

@@ -54,7 +54,7 @@ for part in "${parts[@]}"; do
     continue
   fi
   start=$SECONDS
-  failed=0
+  failed=0 again=0
   case $part in
     build)
       step "$python" -c 'import torch, triton; assert torch.cuda.is_available(), "torch sees no CUDA device"' || exit 1
@@ -67,12 +67,12 @@ for part in "${parts[@]}"; do
     parity)
       pick=()
       [[ -n $quick ]] && pick=(-k 'bfloat16 or not float')
-      step "$python" -m pytest tests/test_cuda.py tests/test_triton_kernels.py "${tests[@]}" "${pick[@]}" --junitxml "$out/parity.xml" || failed=1
+      step timeout 480 "$python" -m pytest tests/test_cuda.py tests/test_triton_kernels.py "${tests[@]}" "${pick[@]}" --junitxml "$out/parity.xml" || failed=1
       ;;
     models)
       pick=()
       [[ -n $quick ]] && pick=(-k "$(printf '%s or ' "${few[@]}") stream or graph or weights")
-      step "$python" -m pytest tests/test_gpu_models.py "${tests[@]}" "${pick[@]}" --junitxml "$out/models.xml" || failed=1
+      step timeout 480 "$python" -m pytest tests/test_gpu_models.py "${tests[@]}" "${pick[@]}" --junitxml "$out/models.xml" || failed=1
       ;;
     sanitize)
       tool=$(command -v compute-sanitizer || true)
@@ -89,7 +89,7 @@ for part in "${parts[@]}"; do
     layers)
       names=(resnet50 resnext50_32x4d densenet121 mobilenetv1_100 legacy_xception legacy_senet154)
       [[ -n $quick ]] && names=(resnet50 mobilenetv1_100)
-      step timeout 460 "$python" -m bench.gpu.layers "${names[@]}" --out "$out/layers.json" || true
+      step timeout 460 "$python" -m bench.gpu.layers "${names[@]}" --out "$out/layers.json" || again=1
       ;;
     bench | compile)
       how=(--seconds 400 --out "$out/$part.json")
@@ -101,7 +101,7 @@ for part in "${parts[@]}"; do
   esac
   if [[ $failed == 1 ]]; then
     status=1
-  elif [[ -z $dry && $part != bench && $part != compile ]]; then
+  elif [[ -z $dry && $again == 0 && $part != bench && $part != compile ]]; then
     touch "$out/$part.done"
   fi
   echo "$part: $((SECONDS - start)) s$([[ $failed == 1 ]] && echo ', FAILED')"

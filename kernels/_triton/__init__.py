@@ -2,7 +2,8 @@
 
     launch.py     what a launch is: kernel, grid, arguments; to run one, and to compile one ahead of time
     blocks.py     what kernels share: activations, epilogue, indices
-    <op>.py       formula and loop nest, the kernel, its tile sizes, `refusal`, `pack`, `launch`
+    <op>.py       formula and loop nest, the kernel, its tile sizes, `pack`, `launch`
+    ops.py        all of them by the names that a plan knows, and what they refuse
 
 A kernel reads and writes feature maps as [N, C, H, W] tensors that lie as NHWC in memory, pixel after pixel,
 `pixel stride` elements apart; a map may be some channels of wider pixels. Maps are float32, float16 or

@@ -13,8 +13,6 @@ import torch
 import triton
 from torch import Tensor
 
-MAX_GRID_YZ = 65535  # blocks along the second and third axis of a grid
-
 TYPES = {
     torch.float32: "fp32",
     torch.float16: "fp16",

@@ -40,6 +40,8 @@ def refusal(kind: str, params: Params) -> str:
             return f"window {params['r']}x{params['s']}: unrolled windows have up to {MOST_TAPS} taps"
         if params.get("pre") or params.get("gated"):
             return "neither scales and shifts its input nor takes a gate"
+    if kind == "avg_pool2d" and params.get("out_h") and params.get("activation", 0):
+        return "pools to a given size apply no activation"
     if kind == "separable_conv2d" and params.get("pre_activation", 0) >= SIGMOID:
         return "zero must stay zero before the depthwise part"
     if params.get("nchw_in") and (

@@ -3,7 +3,7 @@
     y[m, n] = act((sum_k pre(x[m, k]) * w[n, k] * scale[n] + bias[n]) * gate[image(m), n] + residual[m, n])
 
     program (tile of pixels, tile of filters)   all filters of some pixels, then the next: x stays in L2
-      for k in K step BLOCK_K                   ascending: the sum's order depends on the layer alone
+      for k in K step BLOCK_K                   ascending
         a [BLOCK_M, BLOCK_K]                    pre on the way; a strided convolution gathers its pixels
         b [BLOCK_K, BLOCK_N]                    filters lie as in PyTorch
         acc += a b                              tensor cores, float32 sums
@@ -74,9 +74,11 @@ def _pointwise(
 
 
 def tile(m: int, n: int, k: int, dtype: torch.dtype) -> dict[str, int]:
-    """Block sizes and warps."""
+    """Block sizes and warps. BLOCK_K depends on the layer alone, but for few rows: their sums may have other
+    bits than in a larger batch, unless torch.use_deterministic_algorithms asks for the same."""
     block_n = power_of_two(n, 16, 128)
-    if m <= 32:  # rows of a classifier or a gate: memory and latency of the weights, so many narrow tiles
+    # Rows of a classifier or a gate: memory and latency of the weights, so many narrow tiles.
+    if m <= 32 and not torch.are_deterministic_algorithms_enabled():
         wide = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128 if k >= 128 else 64}
         return {**wide, "num_warps": 4, "num_stages": 4}
     if dtype is torch.float32:
