@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton_device as triton_device  # before anything imports Triton
 
 import fast_backbones as fb
 

@@ -39,6 +39,7 @@ def launch_list(model, x, **options) -> launches.LaunchList:
         return launches.LaunchList(plan, weights, x, Tensors(tensors), **options)
 
 
+LONG = ("inception_v4", "inception_resnet_v1", "inception_resnet_v2", "legacy_senet154", "legacy_xception")
 PLANES = [  # from an image in planes
     pytest.param(
         name,
@@ -48,12 +49,14 @@ PLANES = [  # from an image in planes
     )
     for name in SIZES
 ]
+PIXELS = [
+    pytest.param(name, torch.channels_last, id=f"{name}-nhwc", marks=pytest.mark.slow if name in LONG else [])
+    for name in SIZES
+]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "name, layout", [*PLANES, *(pytest.param(name, torch.channels_last, id=f"{name}-nhwc") for name in SIZES)]
-)
+@pytest.mark.parametrize("name, layout", [*PLANES, *PIXELS])
 def test_formulas_of_the_list_are_the_model(name, layout):
     model, x = made(name, layout=layout)
     found = launch_list(model, x, backend="reference")

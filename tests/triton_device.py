@@ -7,6 +7,7 @@ with a GPU's.
 """
 
 import os
+import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -14,7 +15,8 @@ import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
+if DEVICE == "cpu":  # Triton's own functions are made for the interpreter or not when it is imported first
+    assert "triton" not in sys.modules or os.environ.get("TRITON_INTERPRET") == "1", "conftest.py comes first"
     os.environ["TRITON_INTERPRET"] = "1"
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
