@@ -20,20 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .graph import map_leaves
 from .lower import lower
 from .plan import FLOAT, Loop, Plan, Step
 from .recipes import Recipe, Stack, Tensors, fold, fold_apart
-from .run_reference import evaluate, rebuild, shown, view
+from .run_reference import evaluate, owned, rebuild, shown, view
 from .strides import in_strides, same_strides
+from .weights import OPERANDS
 
-# Which operands of a kernel the recipe of a step's part fills, see ops.py in kernels/_triton.
-OPERANDS: dict[str, tuple[str | None, str | None, str | None]] = {
-    "weight": ("weight", "bias", "scale"),
-    "bias": (None, "bias", None),
-    "pre": ("pre_scale", "pre_shift", None),
-    "depth": ("depth_weight", "depth_bias", "depth_scale"),
-}
 COPIES = ("to_nhwc", "to_nchw")
 
 
@@ -160,10 +153,8 @@ class LaunchList:
         elif bound.copy is not None:
             source, target = bound.copy
             target.copy_(source)
-        elif bound.step.native:
-            self.run_formula(bound.step)
         else:
-            self.run_in_pytorch(bound.step)
+            self.compute(bound.step)
 
     def outputs(self) -> Any:
         """The model's return value with eager PyTorch's strides, on this list's own memory."""
@@ -196,22 +187,12 @@ class LaunchList:
         precision = "tf32" if kind in self.tf32 else "ieee"
         return Bound(step, ops.launch(step.kernel, step.params, operands, precision))
 
-    def run_formula(self, step: Step) -> None:
-        target = self.read(step.output)
-        result = evaluate(self.plan, step, self.read, self.tensors, self.x.dtype)
-        target.copy_(result.reshape(target.shape))
-
-    def run_in_pytorch(self, step: Step) -> None:
+    def compute(self, step: Step) -> None:
+        """In PyTorch: a call of the model's own, or the formula of a kernel's step."""
         result = evaluate(self.plan, step, self.read, self.tensors, self.x.dtype)
         output = self.plan.values[step.output]
-        if output.home == "arena" or output.same_as is not None:
+        if output.home == "object" and output.same_as is None:
+            self.results[step.output] = owned(result, self.arena)
+        else:
             target = self.read(step.output)
             target.copy_(result.reshape(target.shape))
-            return
-        memory = self.arena.untyped_storage().data_ptr()
-
-        def own(leaf: Any) -> Any:
-            shared = isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() == memory
-            return leaf.clone() if shared else leaf
-
-        self.results[step.output] = map_leaves(result, own)

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .graph import leaves, map_leaves
 from .guard import Guard
 from .lower import Part
 from .plan import OPERANDS, Instance, Plan, Step, Value
-from .run_reference import evaluate, shown, view
+from .run_reference import evaluate, owned, shown, view
 from .strides import in_strides, same_strides
 from .weights import Packed, WeightStore, native_floats
 
@@ -164,19 +163,13 @@ class Runner:
         return shown(self.plan, value, call.results[root.id])
 
     def run_step(self, step: Step, call: _Call) -> None:
-        """A PyTorch call. Its result may not stay a view of arena memory, which later steps overwrite."""
+        """A PyTorch call."""
         result = evaluate(self.plan, step, lambda value: self.read(value, call), self.tensors)
         output = self.plan.values[step.output]
         if output.home == "arena" or output.same_as is not None:
             self.read(step.output, call).copy_(result)
             return
-        memory = call.arena.untyped_storage().data_ptr()
-
-        def own(leaf: Any) -> Any:
-            shared = isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() == memory
-            return leaf.clone() if shared else leaf
-
-        call.results[step.output] = map_leaves(result, own) if any(True for _ in leaves(result)) else result
+        call.results[step.output] = owned(result, call.arena)
 
     def profile(self, x: Tensor, repeats: int) -> list[tuple[Step, dict[str, Any]]]:
         """Every native instance run alone, `repeats` times, after one whole run that fills the arena."""

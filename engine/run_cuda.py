@@ -42,7 +42,7 @@ class Graph:
         stream.wait_stream(calling)
         with torch.cuda.stream(
             stream
-        ):  # kernels compile and libraries set themselves up outside of the capture
+        ):  # outside of the capture: kernels compile, libraries set themselves up
             launches.run()
         calling.wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()

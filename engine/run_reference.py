@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .borders import Padding, as_border, is_even
-from .graph import Live, map_leaves
+from .graph import Live, leaves, map_leaves
 from .plan import Instance, Place, Plan, Ref, Step, Value
 from .recipes import Tensors, fold
 
@@ -214,6 +214,17 @@ def rebuild(plan: Plan, read: Callable[[int], Any]) -> Any:
     """The model's return value from the plan's outputs."""
     flat = [output.constant if output.value is None else read(output.value) for output in plan.outputs]
     return pytree.tree_unflatten(flat, plan.out_spec)
+
+
+def owned(result: Any, memory: Tensor) -> Any:
+    """What a PyTorch call returned, no part of it a view of `memory`, which later steps overwrite."""
+    address = memory.untyped_storage().data_ptr()
+
+    def own(leaf: Any) -> Any:
+        shared = isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() == address
+        return leaf.clone() if shared else leaf
+
+    return map_leaves(result, own) if any(True for _ in leaves(result)) else result
 
 
 def view(memory: Tensor, value: Value, place: Place, first: int, last: int, start: int) -> Tensor:

@@ -19,7 +19,7 @@ OPERANDS: dict[str, tuple[str | None, str | None, str | None]] = {
     "weight": ("weight", "bias", "scale"),
     "bias": (None, "bias", None),
     "pre": ("pre_scale", "pre_shift", None),
-    "depth": ("depth_weight", "depth_bias", None),
+    "depth": ("depth_weight", "depth_bias", "depth_scale"),
 }
 WINDOW = (
     "h", "w", "c", "r", "s", "stride_h", "stride_w", "pad_h", "pad_w", "pad_bottom", "pad_right",

@@ -25,7 +25,8 @@ from fast_backbones.kernels._triton.launch import Launch, compile_ahead, resourc
 import fast_backbones as fb
 from fast_backbones.engine import launches, plain_of, rules, state
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from .machine import DTYPES
+
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes of a block
 PRODUCTS = ("wgmma", "tcgen05.mma", "mma.sync")  # in PTX, the best first
 

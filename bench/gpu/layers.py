@@ -17,8 +17,8 @@ from fast_backbones import engine
 
 from ..files import write_results
 from ..subject import input_size, make_model
-from .machine import facts
-from .models import DTYPES, commit
+from .machine import DTYPES, facts
+from .models import commit
 
 
 def layers(name: str, batch: int, dtype: str) -> dict:

@@ -9,6 +9,8 @@ import torch
 import fast_backbones as fb
 from fast_backbones.kernels import _ext
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 
 def facts() -> dict:
     """Devices, library versions, and whether the CUDA operators loaded."""

@@ -33,9 +33,8 @@ from ..compare import error
 from ..exact import float64
 from ..files import write_results
 from ..subject import input_size, make_model
-from .machine import facts
+from .machine import DTYPES, facts
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # The most valuable first: what other stacks serve worst.
 DEFAULT = (
     "mobilenetv1_100", "legacy_xception", "densenet121", "legacy_seresnet50", "legacy_seresnext50_32x4d",

@@ -62,8 +62,8 @@ def launch(
     num_warps = found.pop("num_warps")
     strides = {
         "stride_xm": pixel_stride(x), "stride_ym": pixel_stride(y),
-        "stride_gn": gate.stride(0) if gate is not None else 0,
-        "stride_rm": pixel_stride(residual) if residual is not None else 0,
+        "stride_gn": pixel_stride(gate),
+        "stride_rm": pixel_stride(residual),
     }  # fmt: skip
     together = unit(c, *strides.values())
     arguments = {

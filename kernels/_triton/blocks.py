@@ -30,15 +30,18 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def prepared(x, scale_ptr, shift_ptr, channels, mask, ACTIVATION: tl.constexpr):
-    """What a convolution multiplies: act(x * scale + shift) in float32, then x's type again. channels: [1,
-    BLOCK]."""
-    if scale_ptr is not None:
-        scale = tl.load(scale_ptr + channels, mask=mask, other=0.0)
-        shift = tl.load(shift_ptr + channels, mask=mask, other=0.0)
-        return activate(x.to(tl.float32) * scale + shift, ACTIVATION).to(x.dtype)
-    if ACTIVATION != 0:
-        return activate(x.to(tl.float32), ACTIVATION).to(x.dtype)
+def prepared(x, inside, scale_ptr, shift_ptr, channels, mask, ACTIVATION: tl.constexpr):
+    """What a convolution multiplies: act(x * scale + shift) in float32, then x's type again.
+
+    channels, their mask: [1, BLOCK]. inside: what of x is no padding, which stays zero; None without padding.
+    """
+    if scale_ptr is not None or ACTIVATION != 0:
+        made = x.to(tl.float32)
+        if scale_ptr is not None:
+            scale = tl.load(scale_ptr + channels, mask=mask, other=0.0)
+            made = made * scale + tl.load(shift_ptr + channels, mask=mask, other=0.0)
+        made = activate(made, ACTIVATION).to(x.dtype)
+        x = tl.where(inside, made, 0.0) if inside is not None else made
     return x
 
 

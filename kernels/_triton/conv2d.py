@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .blocks import finished, prepared, swizzled
-from .launch import Launch, blocks, pixel_stride, power_of_two, unit
+from .launch import Launch, blocks, geometry, pixel_stride, power_of_two, unit
 
 FLAT_CHANNELS = 16  # fewer go through taps and channels in one run
 
@@ -76,16 +76,8 @@ def _conv(
                 + (group * C + c).to(tl.int64)[None, :] * stride_xc
             )
             a = tl.load(image_at[:, None] + at, mask=inside, other=0.0)
-            if pre_scale_ptr is not None or PRE_ACTIVATION != 0:
-                a = prepared(
-                    a,
-                    pre_scale_ptr,
-                    pre_shift_ptr,
-                    (group * C + c)[None, :],
-                    inside_k[None, :],
-                    PRE_ACTIVATION,
-                )
-                a = tl.where(inside, a, 0.0)
+            channels = (group * C + c)[None, :]
+            a = prepared(a, inside, pre_scale_ptr, pre_shift_ptr, channels, inside_k[None, :], PRE_ACTIVATION)
             b = tl.load(w_at + k[:, None], mask=inside_k[:, None] & column_mask[None, :], other=0.0)
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
     else:
@@ -98,17 +90,9 @@ def _conv(
             inside = row_mask & (h >= 0) & (h < H) & (w >= 0) & (w < W)
             at = h.to(tl.int64) * stride_xh + w.to(tl.int64) * stride_xw  # [BLOCK_M]
             mask = inside[:, None] & inside_c[None, :]
-            a = tl.load((image_at + at)[:, None] + (group * C + c)[None, :], mask=mask, other=0.0)
-            if pre_scale_ptr is not None or PRE_ACTIVATION != 0:
-                a = prepared(
-                    a,
-                    pre_scale_ptr,
-                    pre_shift_ptr,
-                    (group * C + c)[None, :],
-                    inside_c[None, :],
-                    PRE_ACTIVATION,
-                )
-                a = tl.where(mask, a, 0.0)
+            channels = (group * C + c)[None, :]
+            a = tl.load((image_at + at)[:, None] + channels, mask=mask, other=0.0)
+            a = prepared(a, mask, pre_scale_ptr, pre_shift_ptr, channels, inside_c[None, :], PRE_ACTIVATION)
             b = tl.load(
                 w_at + (tap * C + c)[:, None], mask=inside_c[:, None] & column_mask[None, :], other=0.0
             )
@@ -198,8 +182,7 @@ def launch(
         "stride_wn": weight.stride(0),
     }
     behind = {
-        "stride_ym": pixel_stride(y), "stride_gn": gate.stride(0) if gate is not None else 0,
-        "stride_rm": pixel_stride(residual) if residual is not None else 0,
+        "stride_ym": pixel_stride(y), "stride_gn": pixel_stride(gate), "stride_rm": pixel_stride(residual),
     }  # fmt: skip
     unit_c, unit_n = unit(channels, *strides.values()), unit(filters, *behind.values())
     arguments = {
@@ -207,8 +190,7 @@ def launch(
         "residual_ptr": residual, "pre_scale_ptr": pre_scale, "pre_shift_ptr": pre_shift,
         "M": m, "N": filters // unit_n, "C": channels // unit_c, "H": x.shape[2], "W": x.shape[3],
         "pixels": p * q, "width": q,
-        "stride_h": stride[0], "stride_w": stride[1], "pad_h": padding[0], "pad_w": padding[1],
-        "dilation_h": dilation[0], "dilation_w": dilation[1],
+        **geometry(stride, padding, dilation),
         "stride_xc": x.stride(1), **{name: stride // unit_c for name, stride in strides.items()},
         **{name: stride // unit_n for name, stride in behind.items()}, "act_from": act_from or None,
     }  # fmt: skip

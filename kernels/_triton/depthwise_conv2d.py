@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .blocks import activate
-from .launch import Launch, blocks, pixel_stride, power_of_two, unit
+from .launch import Launch, blocks, geometry, pixel_stride, power_of_two, unit
 
 
 @triton.jit
@@ -93,8 +93,7 @@ def launch(
     arguments = {
         "x_ptr": x, "w_ptr": weight, "y_ptr": y, "scale_ptr": scale, "bias_ptr": bias,
         "C": c // together, "H": x.shape[2], "W": x.shape[3], "P": p, "Q": q,
-        "stride_h": stride[0], "stride_w": stride[1], "pad_h": padding[0], "pad_w": padding[1],
-        "dilation_h": dilation[0], "dilation_w": dilation[1],
+        **geometry(stride, padding, dilation),
         "stride_xm": pixel_stride(x) // together, "stride_ym": pixel_stride(y) // together,
     }  # fmt: skip
     constants = {

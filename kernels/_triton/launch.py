@@ -19,6 +19,8 @@ TYPES = {
     torch.bfloat16: "bf16",
 }
 
+Pair = tuple[int, int]
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -27,7 +29,7 @@ class Launch:
     name: str
     kernel: Any
     grid: tuple[int, ...]
-    arguments: Mapping[str, Tensor | int | float | None]
+    arguments: Mapping[str, Tensor | int | None]
     constants: Mapping[str, Any] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 3
@@ -58,8 +60,6 @@ def source(launch: Launch) -> Any:
         elif value is None or value == 1 or name in launch.constants:
             signature[name] = "constexpr"
             constants[name] = value
-        elif isinstance(value, float):
-            signature[name] = "fp32"
         else:
             signature[name] = "i32" if value < 2**31 else "i64"
             if value % 16 == 0:
@@ -91,8 +91,16 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(fields["REG"]), int(fields["STACK"]) + int(fields["LOCAL"])
 
 
-def pixel_stride(x: Tensor) -> int:
-    """Elements from pixel to pixel of a map that lies as NHWC, or from row to row of [N, C]."""
+def geometry(stride: Pair, padding: Pair, dilation: Pair) -> dict[str, int]:
+    """The arguments of a kernel that moves a window."""
+    pairs = {"stride": stride, "pad": padding, "dilation": dilation}
+    return {f"{name}_{axis}": value for name, pair in pairs.items() for axis, value in zip("hw", pair)}
+
+
+def pixel_stride(x: Tensor | None) -> int:
+    """Elements from pixel to pixel of a map that lies as NHWC, or from row to row of [N, C]; 0 of None."""
+    if x is None:
+        return 0
     n, c, *size = x.shape
     if not size:
         return x.stride(0) if n > 1 else c

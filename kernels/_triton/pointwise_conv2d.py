@@ -61,7 +61,8 @@ def _pointwise(
         inside = k + depth < K
         a = tl.load(x_at, mask=row_mask[:, None] & inside[None, :], other=0.0)
         b = tl.load(w_at, mask=inside[:, None] & column_mask[None, :], other=0.0)
-        a = prepared(a, pre_scale_ptr, pre_shift_ptr, k + depth[None, :], inside[None, :], PRE_ACTIVATION)
+        channels = k + depth[None, :]
+        a = prepared(a, None, pre_scale_ptr, pre_shift_ptr, channels, inside[None, :], PRE_ACTIVATION)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
         x_at += BLOCK_K
         w_at += BLOCK_K
@@ -122,8 +123,7 @@ def launch(
     found = dict(tiles or tile(m, n, k, x.dtype))
     num_warps, num_stages = found.pop("num_warps"), found.pop("num_stages")
     stride_xm, stride_wn, stride_ym = pixel_stride(x), weight.stride(0), pixel_stride(y)
-    stride_gn = gate.stride(0) if gate is not None else 0
-    stride_rm = pixel_stride(residual) if residual is not None else 0
+    stride_gn, stride_rm = pixel_stride(gate), pixel_stride(residual)
     unit_k, unit_n = unit(k, stride_xm, stride_wn), unit(n, stride_ym, stride_gn, stride_rm)
     arguments = {
         "x_ptr": x, "w_ptr": weight, "y_ptr": y, "scale_ptr": scale, "bias_ptr": bias, "gate_ptr": gate,

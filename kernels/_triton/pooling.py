@@ -72,7 +72,7 @@ def _windows(
 @triton.jit
 def _adaptive(
     x_ptr, y_ptr,
-    M, C, H, W, P, Q,
+    C, H, W, P, Q,
     stride_xm, stride_ym,
     UNIT: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -162,7 +162,7 @@ def adaptive(x: Tensor, y: Tensor) -> Launch:
     block_c = power_of_two(c, 1, 512)
     together = unit(c, pixel_stride(x), pixel_stride(y))
     arguments = {
-        "x_ptr": x, "y_ptr": y, "M": n * p * q, "C": c // together, "H": x.shape[2], "W": x.shape[3], "P": p,
+        "x_ptr": x, "y_ptr": y, "C": c // together, "H": x.shape[2], "W": x.shape[3], "P": p,
         "Q": q, "stride_xm": pixel_stride(x) // together, "stride_ym": pixel_stride(y) // together,
     }  # fmt: skip
     return Launch(
@@ -183,7 +183,8 @@ def mean(x: Tensor, y: Tensor) -> Launch:
     stride_yn = y.stride(0) if n > 1 else c
     together = unit(c, pixel_stride(x), stride_yn)
     constants = {"UNIT": together, "BLOCK_M": power_of_two(h * w, 1, 32), "BLOCK_C": block_c}
-    arguments = {"x_ptr": x, "y_ptr": y, "C": c // together, "pixels": h * w,
-    "stride_xm": pixel_stride(x) // together,
-                 "stride_yn": stride_yn // together}  # fmt: skip
+    arguments = {
+        "x_ptr": x, "y_ptr": y, "C": c // together, "pixels": h * w,
+        "stride_xm": pixel_stride(x) // together, "stride_yn": stride_yn // together,
+    }  # fmt: skip
     return Launch("global_avg_pool", _mean, (n, blocks(c, block_c)), arguments, constants, 4, 2)

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .blocks import activate, finished, swizzled
-from .launch import Launch, blocks, pixel_stride, power_of_two, unit
+from .launch import Launch, blocks, geometry, pixel_stride, power_of_two, unit
 
 
 @triton.jit
@@ -63,12 +63,8 @@ def _separable(
                 at = (line + w)[:, None] * stride_xm + c[None, :]
                 x = tl.load(x_ptr + at, mask=inside[:, None] & inside_c[None, :], other=0.0).to(tl.float32)
                 x = activate(x, PRE_ACTIVATION)  # of zero it is zero
-                d += (
-                    x
-                    * tl.load(depth_ptr + (r * S + s) * C + c, mask=inside_c, other=0.0).to(tl.float32)[
-                        None, :
-                    ]
-                )
+                tap = tl.load(depth_ptr + (r * S + s) * C + c, mask=inside_c, other=0.0).to(tl.float32)
+                d += x * tap[None, :]
         if depth_scale_ptr is not None:
             d = d * tl.load(depth_scale_ptr + c, mask=inside_c, other=0.0)[None, :]
         if depth_bias_ptr is not None:
@@ -134,7 +130,7 @@ def launch(
     n, k, p, q = y.shape
     found = dict(tiles or tile(k, x.dtype))
     num_warps, num_stages = found.pop("num_warps"), found.pop("num_stages")
-    stride_rm = pixel_stride(residual) if residual is not None else 0
+    stride_rm = pixel_stride(residual)
     unit_c = unit(x.shape[1], pixel_stride(x), weight.stride(0))
     unit_n = unit(k, pixel_stride(y), stride_rm)
     arguments = {
@@ -142,8 +138,7 @@ def launch(
         "depth_bias_ptr": depth_bias, "scale_ptr": scale, "bias_ptr": bias, "residual_ptr": residual,
         "M": n * p * q, "N": k // unit_n, "C": x.shape[1] // unit_c, "H": x.shape[2], "W": x.shape[3],
         "pixels": p * q, "width": q,
-        "stride_h": stride[0], "stride_w": stride[1], "pad_h": padding[0], "pad_w": padding[1],
-        "dilation_h": dilation[0], "dilation_w": dilation[1],
+        **geometry(stride, padding, dilation),
         "stride_xm": pixel_stride(x) // unit_c, "stride_wn": weight.stride(0) // unit_c,
         "stride_ym": pixel_stride(y) // unit_n, "stride_rm": stride_rm // unit_n,
     }  # fmt: skip
