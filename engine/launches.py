@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .lower import lower
 from .plan import FLOAT, Loop, Plan, Step
-from .recipes import Recipe, Stack, Tensors, fold, fold_apart
+from .recipes import Filters, Tensors, fold, fold_apart
 from .run_reference import evaluate, owned, rebuild, shown, view
 from .strides import in_strides, same_strides
 from .weights import OPERANDS
@@ -65,7 +65,7 @@ class DeviceWeights:
             found |= self.get(part, recipe, step)
         return found
 
-    def get(self, part: str, recipe: Recipe | Stack, step: Step) -> dict[str, Tensor]:
+    def get(self, part: str, recipe: Filters, step: Step) -> dict[str, Tensor]:
         geometry = tuple(
             (key, step.params[key]) for key in ("c", "k", "r", "s", "groups") if key in step.params
         )
@@ -76,7 +76,7 @@ class DeviceWeights:
             }
         return self.packed[key]
 
-    def pack(self, part: str, recipe: Recipe | Stack, step: Step) -> dict[str, Tensor]:
+    def pack(self, part: str, recipe: Filters, step: Step) -> dict[str, Tensor]:
         from ..kernels._triton import ops
 
         filters = part == "depth" or (part == "weight" and step.kernel != "affine")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .deps import Columns, Extent
-from .recipes import Recipe, Stack
+from .recipes import Filters
 
 ARENA, INPUT = 0, 1  # slots of a native plan; outputs follow
 FLOAT = 4  # bytes
@@ -84,7 +84,7 @@ class Step:
     inputs: list[int]
     output: int
     params: dict[str, Any] = field(default_factory=dict)
-    recipes: dict[str, Recipe | Stack] = field(default_factory=dict)
+    recipes: dict[str, Filters] = field(default_factory=dict)
     fused: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)  # kernels that declined, and why
     call: tuple[Any, Any, Any] | None = None  # target, args, kwargs of an ATen call; values are Refs

@@ -2,6 +2,7 @@
 
     Recipe    filters of a convolution or linear layer, or a factor per channel, followed by maps y = a x + b
     Stack     the filters of several recipes, one after the other: convolutions that became one
+    Product   the filters of two linear steps in a row as one matrix
 
     Norm      a batch norm in eval mode           the maps; each acts on the output channels
     Vector    parameters that scale and shift
@@ -97,6 +98,23 @@ class Stack:
         return [name for part in self.parts for name in part.names()]
 
 
+@dataclass(frozen=True)
+class Product:
+    """Two 1x1 convolutions or linear layers with nothing between them: W = W2 W1, b = W2 b1 + b2."""
+
+    first: Recipe
+    second: Recipe
+
+    def then(self, other: Recipe) -> Product:
+        return replace(self, second=self.second.then(other))
+
+    def names(self) -> list[str]:
+        return self.first.names() + self.second.names()
+
+
+Filters = Recipe | Stack | Product
+
+
 def scaling(channels: int, *maps: Map) -> Recipe:
     """The recipe of maps alone."""
     return Recipe(None, norms=maps, channels=channels)
@@ -129,7 +147,7 @@ class Tensors(Mapping[str, Tensor]):
         return len({**self.own, **self.calls})
 
 
-def fold(recipe: Recipe | Stack, tensors: Mapping[str, Tensor]) -> Folded:
+def fold(recipe: Filters, tensors: Mapping[str, Tensor]) -> Folded:
     """Weight and bias of the recipe, contiguous; what is folded is computed in float64 and rounded once.
 
     Numbers in bfloat16 become float32, which holds the same values.
@@ -140,6 +158,8 @@ def fold(recipe: Recipe | Stack, tensors: Mapping[str, Tensor]) -> Folded:
     """
     if isinstance(recipe, Stack):
         return _stacked([fold(part, tensors) for part in recipe.parts])
+    if isinstance(recipe, Product):
+        return _product(recipe, tensors)
     bias = _wide(tensors[recipe.bias]) if recipe.bias is not None else None
     if recipe.weight is None:
         scale, shift = _folded_maps(recipe, tensors, recipe.channels, bias)
@@ -153,13 +173,16 @@ def fold(recipe: Recipe | Stack, tensors: Mapping[str, Tensor]) -> Folded:
     return weight, None if recipe.without_bias or recipe.only_scales else shift.to(weight.dtype)
 
 
-def fold_apart(recipe: Recipe | Stack, tensors: Mapping[str, Tensor]) -> Apart:
+def fold_apart(recipe: Filters, tensors: Mapping[str, Tensor]) -> Apart:
     """(weight, scale, shift) of y = conv(x, weight) * scale + shift, with the model's own weight.
 
     For kernels that round their weights: what was exact in bfloat16 stays so, and the maps stay float32.
     """
     if isinstance(recipe, Stack):
         return _stacked_apart([fold_apart(part, tensors) for part in recipe.parts])
+    if isinstance(recipe, Product):
+        weight, bias = _product(recipe, tensors)
+        return weight, None, bias
     assert recipe.weight is not None
     weight = _in_memory_order(_wide(tensors[recipe.weight]), recipe.spatial)
     bias = _wide(tensors[recipe.bias]) if recipe.bias is not None else None
@@ -170,10 +193,12 @@ def fold_apart(recipe: Recipe | Stack, tensors: Mapping[str, Tensor]) -> Apart:
     return weight, scale.to(weight.dtype), None if adds_nothing else shift.to(weight.dtype)
 
 
-def filter_names(recipe: Recipe | Stack, computed: Mapping[str, Any]) -> set[str]:
+def filter_names(recipe: Filters, computed: Mapping[str, Any]) -> set[str]:
     """The model's tensors in filters and biases; of what is computed, its arguments."""
     if isinstance(recipe, Stack):
         return set().union(*(filter_names(part, computed) for part in recipe.parts))
+    if isinstance(recipe, Product):
+        return filter_names(recipe.first, computed) | filter_names(recipe.second, computed)
 
     def own(names: set[str]) -> set[str]:
         found = {name for name in names if name not in computed}
@@ -182,6 +207,18 @@ def filter_names(recipe: Recipe | Stack, computed: Mapping[str, Any]) -> set[str
         return found
 
     return own({name for name in (recipe.weight, recipe.bias) if name is not None})
+
+
+def _product(recipe: Product, tensors: Mapping[str, Tensor]) -> Folded:
+    def matrix(part: Recipe) -> tuple[Tensor, Tensor]:
+        weight = _in_memory_order(tensors[part.weight or ""].detach().double(), part.spatial).flatten(1)
+        bias = None if part.bias is None else tensors[part.bias].detach()
+        scale, shift = _folded_maps(part, tensors, weight.shape[0], bias)
+        return weight * scale[:, None], shift
+
+    (w1, b1), (w2, b2) = matrix(recipe.first), matrix(recipe.second)
+    dtype, ones = _dtype(tensors), (1,) * (tensors[recipe.second.weight or ""].dim() - 2)
+    return (w2 @ w1).to(dtype).view(len(w2), -1, *ones), (w2 @ b1 + b2).to(dtype)
 
 
 def _folded_maps(

@@ -10,7 +10,7 @@ from typing import Any
 from .candidates import Choice, Choices, Params, Refusal, choose
 from .graph import Graph, Node, map_leaves
 from .plan import Output, Plan, Ref, Step, Value
-from .recipes import Recipe, Stack
+from .recipes import Filters
 
 PARTS = {"recipe": "weight", "pre": "pre", "depth": "depth"}  # attribute of a node: part in weights.OPERANDS
 
@@ -165,7 +165,7 @@ def sizes_of(node: Node) -> Params:
     return {"h": h, "w": w, "c": c, "k": c}
 
 
-def recipes_of(node: Node) -> dict[str, Recipe | Stack]:
+def recipes_of(node: Node) -> dict[str, Filters]:
     found = {part: node.attrs[attr] for attr, part in PARTS.items() if node.attrs.get(attr) is not None}
     if node.op == "avg_pool2d" and "weight" in found:
         found["bias"] = found.pop("weight")

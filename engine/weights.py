@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .recipes import Recipe, Stack, Tensors, fold, fold_apart
+from .recipes import Filters, Tensors, fold, fold_apart
 
 SIZES = ("c", "k", "r", "s", "groups")  # what the layout of packed weights depends on, besides the kernel
 BLOCK_FLOATS = 2 << 20  # small weights share blocks of 8 MiB
@@ -69,7 +69,7 @@ class WeightStore:
     on_gpu: dict[torch.dtype, Any] = field(default_factory=dict)  # launches.DeviceWeights
 
     def operands(
-        self, recipes: Mapping[str, Recipe | Stack], kernel: str, params: Mapping[str, Any]
+        self, recipes: Mapping[str, Filters], kernel: str, params: Mapping[str, Any]
     ) -> tuple[dict[str, Tensor], list[Packed]]:
         """Every constant operand of a step, by its name in the native plan; and what to keep alive."""
         found: dict[str, Tensor] = {}
@@ -80,7 +80,7 @@ class WeightStore:
                     found[name] = tensor
         return found, kept
 
-    def get(self, part: str, recipe: Recipe | Stack, kernel: str, params: Mapping[str, Any]) -> Packed:
+    def get(self, part: str, recipe: Filters, kernel: str, params: Mapping[str, Any]) -> Packed:
         kernel, spec = packing(part, kernel, params)
         key = (
             part if kernel is None else kernel,
@@ -94,7 +94,7 @@ class WeightStore:
             self.packed[key] = self._pack(part, recipe, kernel, spec)
         return self.packed[key]
 
-    def _pack(self, part: str, recipe: Recipe | Stack, kernel: str | None, spec: dict[str, Any]) -> Packed:
+    def _pack(self, part: str, recipe: Filters, kernel: str | None, spec: dict[str, Any]) -> Packed:
         scale = None
         if spec.get("bf16"):
             weight, scale, bias = fold_apart(recipe, self.tensors)

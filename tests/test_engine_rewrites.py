@@ -41,6 +41,13 @@ class Squeeze(nn.Module):
         return x * self.gate(self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu()))
 
 
+class Excite(nn.Sequential):
+    """Layers of rows between the mean and the gate."""
+
+    def forward(self, x):
+        return x * super().forward(x.mean((2, 3))).view(*x.shape[:2], 1, 1)
+
+
 def dense_block(m, x):
     maps = [m.stem(x)]
     for layer in m.layers:
@@ -246,10 +253,20 @@ NETS = {  # why: (network, steps without layout copies)
     "the gate is known before a 1x1": (
         Net(lambda m, x: torch.relu(m.se(m.bn(m.conv(x))) + x), conv=pointwise(8, 8), bn=norm(),
             se=Squeeze(8)),
-        "global_avg_pool linear linear linear conv2d",
+        "global_avg_pool linear linear conv2d",
     ),
     "a residual scale behind the gate": (
         Net(lambda m, x: x + 0.2 * m.se(m.conv(x)), conv=pointwise(8, 8, bias=True), se=Squeeze(8)),
+        "global_avg_pool linear linear conv2d",
+    ),
+    "a norm behind the first layer of the excitation": (
+        Net(lambda m, x: m.excite(m.bn(m.conv(x))), conv=pointwise(8, 24, bias=True), bn=nn.BatchNorm2d(24),
+            excite=Excite(nn.Linear(24, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 24), nn.Sigmoid())),
+        "global_avg_pool linear linear conv2d",
+    ),
+    "a first layer of the excitation that is wider than the map": (
+        Net(lambda m, x: m.excite(m.conv(x)), conv=pointwise(8, 16),
+            excite=Excite(nn.Linear(16, 40), nn.ReLU(), nn.Linear(40, 16), nn.Sigmoid())),
         "global_avg_pool linear linear linear conv2d",
     ),
     "an activation between convolution and gate": (

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..graph import Graph, Node
-from ..recipes import Recipe, scaling
+from ..recipes import Product, Recipe, scaling
 from .trial import Kernels, changed
 
 HOSTS = {"conv2d", "separable_conv2d", "linear", "affine", "avg_pool2d"}
@@ -68,7 +68,7 @@ def absorbed(host: Node, node: Node, others: dict[str, Node]) -> Node | None:
     return changed(host, inputs, roles, **attrs)
 
 
-def followed(host: Node, recipe: Recipe) -> Recipe:
+def followed(host: Node, recipe: Recipe) -> Recipe | Product:
     own = host.attrs["recipe"]
     return (scaling(host.channels) if own is None else own).then(recipe)
 

@@ -5,6 +5,12 @@
 The mean over the image is linear and W is a 1x1 convolution (with its norm folded in), so both orders give
 the same m. Without this the map is written, read for the mean, read again for the product and written again.
 Where an activation stands between W and the mean the two do not commute, and the gate stays an affine step.
+
+The first layer of the excitation reads that mean and nothing stands between, so the two matrices are one:
+
+    V (W m + b) + c  =  (V W) m + (V b + c)       V W [hidden, channels of h] is made with the plan
+
+W is read once then, by the convolution, and not for the mean, too.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ from dataclasses import replace
 
 from ..candidates import is_pointwise
 from ..graph import Graph, Node
+from ..recipes import Product, Recipe
 from .trial import Kernels, changed
 
 
@@ -27,7 +34,7 @@ def squeeze_before_conv(graph: Graph, kernels: Kernels) -> int:
         inputs = [*conv.inputs, gate.input("gate") or mean]
         if not kernels.keeps(conv, changed(conv, inputs, (*conv.roles, "gate"))):
             continue
-        _swap(graph, mean, conv)
+        _merge(graph, _swap(graph, mean, conv), kernels)
         count += 1
     return count
 
@@ -45,7 +52,7 @@ def _only_gated(graph: Graph, conv: Node, mean: Node) -> bool:
     return len(readers) == 2 and mean in readers and len(gates) == 1 and gates[0].inputs[0] is conv
 
 
-def _swap(graph: Graph, mean: Node, conv: Node) -> None:
+def _swap(graph: Graph, mean: Node, conv: Node) -> Node:
     h, shape = conv.inputs[0], mean.shape or ()
     squeezed = Node(
         "global_avg_pool", mean.name, [h], {}, (shape[0], h.channels, *shape[2:]), None, mean.dtype
@@ -57,3 +64,27 @@ def _swap(graph: Graph, mean: Node, conv: Node) -> None:
     )  # fmt: skip
     graph.insert(pooled, before=mean)
     graph.replace(mean, pooled)
+    return pooled
+
+
+def _merge(graph: Graph, pooled: Node, kernels: Kernels) -> None:
+    """W of the mean into the layer that alone reads it, where their product is no larger than W."""
+    layer = graph.only_reader(pooled)
+    if layer is None or not _is_matrix(layer) or not _is_matrix(pooled):
+        return
+    if layer.channels > pooled.channels:
+        return
+    product = Product(pooled.attrs["recipe"], layer.attrs["recipe"])
+    merged = changed(layer, pooled.inputs, recipe=product)
+    if kernels.keeps(layer, merged):
+        layer.attrs, layer.fused = merged.attrs, [pooled.name, *layer.fused]
+        graph.rewire(layer, pooled.inputs)
+        graph.drop(pooled)
+
+
+def _is_matrix(node: Node) -> bool:
+    """A product with rows or single pixels and what follows it; nothing before."""
+    plain = node.op == "linear" or (node.op == "conv2d" and is_pointwise(node) and node.pixels == 1)
+    a = node.attrs
+    bare = a.get("pre") is None and a.get("pre_activation", "none") == "none" and node.roles == ("x",)
+    return plain and bare and isinstance(a["recipe"], Recipe)
