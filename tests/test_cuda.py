@@ -1,5 +1,6 @@
 """The CUDA operators: on a GPU against PyTorch, and without one as far as a library can be examined."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,11 +37,47 @@ import ctypes, os, torch
 import fast_backbones.kernels._ext as ext
 ext.require()
 ctypes.CDLL({str(LIBRARY)!r}, mode=os.RTLD_LAZY)
-for name in ("max_pool2d", "global_avg_pool"):
+for name in ("max_pool2d", "global_avg_pool", "depthwise_conv2d_into", "grouped_conv2d_into"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key("fast_backbones::" + name, "CUDA"), name
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def resources_of(library):
+    """(architecture, function, registers, bytes of local memory, bytes of shared memory), by cuobjdump."""
+    from triton import knobs
+
+    text = subprocess.run(
+        [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", library],
+        text=True, capture_output=True, check=True, timeout=120,
+    ).stdout  # fmt: skip
+    arch = name = ""
+    for line in text.splitlines():
+        if line.startswith("arch ="):
+            arch = line.split("=")[1].strip()
+        elif "Function" in line:
+            name = line.split("Function ")[1].rstrip(":")
+        elif "REG:" in line:
+            used = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", line)}
+            yield arch, name, used["REG"], used["STACK"] + used["LOCAL"], used["SHARED"]
+
+
+@built
+def test_kernels_stay_within_their_budgets():
+    """On every target: no spills, registers for as many blocks as the kernel asks for, static shared memory."""
+    registers = {"depthwise_strips": 168, "grouped_kernel": 168, "max_pool2d": 64}
+    kernels = {}
+    for arch, name, used, local, shared in resources_of(LIBRARY):
+        assert local == 0, (arch, name, local)
+        assert shared <= 48 << 10, (arch, name, shared)
+        most = next((most for part, most in registers.items() if part in name), 64)
+        assert used <= most, (arch, name, used)
+        kernels.setdefault(name, set()).add(arch)
+    print(f"{len(kernels)} CUDA C++ kernels for {', '.join(sorted(set().union(*kernels.values())))}")
+    assert set(map(frozenset, kernels.values())) == {frozenset({"sm_80", "sm_90a", "sm_100"})}
+    for name in ("max_pool2d", "global_avg_pool", "depthwise_strips", "depthwise_any", "grouped_kernel"):
+        assert any(name in kernel for kernel in kernels), name
 
 
 POOLS = [  # N C H W, window, stride, padding, ceil mode, why

@@ -55,6 +55,30 @@ inline const char* last_error() {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+// Puts a kernel on the stream. On the CPU (tests/native/simt) it runs here and now.
+template <typename... Parameters, typename... Args>
+const char* start(void (*kernel)(Parameters...), dim3 grid, dim3 threads, Stream stream, Args... args) {
+#if defined(FB_SIMT)
+  simt::launch(kernel, grid, threads, args...);
+#else
+  kernel<<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(args...);
+#endif
+  return last_error();
+}
+
+// Sigmoid and tanh: rare and long, so once for all elements of a thread.
+inline __device__ __noinline__ float activate_by_exponential(float v, int activation) {
+  return activation == 3 ? __fdiv_rn(1.0f, 1.0f + expf(-v)) : tanhf(v);
+}
+
+// The activation of this number: none, relu, relu6, sigmoid, tanh. NaN stays NaN.
+__device__ __forceinline__ float activate(float v, int activation) {
+  if (activation == 0) return v;
+  if (activation > 2) return activate_by_exponential(v, activation);
+  v = v < 0.0f ? 0.0f : v;
+  return activation == 2 && v > 6.0f ? 6.0f : v;
+}
+
 // Calls body with a null pointer of the element type: the shortest way to pass a type to a lambda in C++17.
 template <typename Body>
 const char* with_type(Dtype dtype, Body body) {

@@ -66,14 +66,14 @@ __global__ void __launch_bounds__(kLanes * kRows)
 constexpr int64_t kMostImages = 65535;  // gridDim.y
 
 template <int vec, typename T>
-const char* launch_nhwc(const T* x, T* y, int64_t n, int64_t pixels, int64_t c, cudaStream_t stream) {
+const char* launch_nhwc(const T* x, T* y, int64_t n, int64_t pixels, int64_t c, Stream stream) {
   const int64_t tiles = (c + kLanes * vec - 1) / (kLanes * vec);
-  for (int64_t start = 0; start < n; start += kMostImages) {
-    const int64_t images = n - start < kMostImages ? n - start : kMostImages;
+  for (int64_t first = 0; first < n; first += kMostImages) {
+    const int64_t images = n - first < kMostImages ? n - first : kMostImages;
     const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(images));
-    global_avg_pool_nhwc<vec, T>
-        <<<grid, dim3(kLanes, kRows), 0, stream>>>(x + start * pixels * c, y + start * c, pixels, c);
-    if (const char* error = last_error()) return error;
+    const char* error = start(global_avg_pool_nhwc<vec, T>, grid, dim3(kLanes, kRows), stream, x + first * pixels * c,
+                              y + first * c, pixels, c);
+    if (error != nullptr) return error;
   }
   return nullptr;
 }
@@ -83,7 +83,6 @@ const char* launch_nhwc(const T* x, T* y, int64_t n, int64_t pixels, int64_t c, 
 const char* global_avg_pool(Dtype dtype, Layout layout, const void* x, void* y, int64_t n, int64_t h, int64_t w,
                             int64_t c, Stream stream) {
   if (n == 0 || c == 0) return nullptr;
-  const auto on = static_cast<cudaStream_t>(stream);
   const int64_t pixels = h * w;
   return with_type(dtype, [&](auto* type) -> const char* {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -92,13 +91,12 @@ const char* global_avg_pool(Dtype dtype, Layout layout, const void* x, void* y, 
     if (layout == Layout::nchw) {
       const int64_t blocks = (n * c + kRows - 1) / kRows;
       const int64_t most = 1 << 20;
-      global_avg_pool_nchw<T><<<static_cast<unsigned>(blocks < most ? blocks : most), dim3(kLanes, kRows), 0, on>>>(
-          from, to, pixels, n * c);
-      return last_error();
+      return start(global_avg_pool_nchw<T>, static_cast<unsigned>(blocks < most ? blocks : most), dim3(kLanes, kRows),
+                   stream, from, to, pixels, n * c);
     }
     constexpr int wide = kWide<T>;
-    if (c % wide == 0 && aligned16(x) && aligned16(y)) return launch_nhwc<wide>(from, to, n, pixels, c, on);
-    return launch_nhwc<1>(from, to, n, pixels, c, on);
+    if (c % wide == 0 && aligned16(x) && aligned16(y)) return launch_nhwc<wide>(from, to, n, pixels, c, stream);
+    return launch_nhwc<1>(from, to, n, pixels, c, stream);
   });
 }
 

@@ -86,4 +86,55 @@ FB_HD Int offset(Int n, Int row, Int column, Int c, Int rows, Int columns, Int c
                                 : ((n * channels + c) * rows + row) * columns + column;
 }
 
+// x [N, H, W, C]  ->  y [N, P, Q, K], pixels `pixel_x` and `pixel_y` elements apart, rows and images without gaps.
+struct ConvShape {
+  int64_t n;
+  int h, w, c, p, q, k;
+  int r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t pixel_x, pixel_y;
+};
+
+FB_HD int64_t parts(int64_t size, int64_t part) { return (size + part - 1) / part; }
+
+// What a thread of a depthwise convolution computes: `across` output pixels side by side, in `down` rows, of `vec`
+// neighbouring channels.
+struct Strips {
+  int groups, columns, rows;  // of an image: vectors of channels, strips of a row, stacks of rows
+};
+
+FB_HD Strips strips_of(const ConvShape& shape, int vec, int across, int down) {
+  return {static_cast<int>(parts(shape.c, vec)), static_cast<int>(parts(shape.q, across)),
+          static_cast<int>(parts(shape.p, down))};
+}
+
+FB_HD int64_t strip_count(int64_t images, const Strips& strips) {
+  return images * strips.groups * strips.columns * strips.rows;
+}
+
+// Neighbouring items are neighbouring channels, then neighbouring strips of a row. `vec`, `across`, `down` as above.
+FB_HD Place<int> strip(unsigned item, const Strips& strips, int vec, int across, int down) {
+  const unsigned column = item / strips.groups, row = column / strips.columns, image = row / strips.rows;
+  return {static_cast<int>(image), static_cast<int>(row - image * strips.rows) * down,
+          static_cast<int>(column - row * strips.columns) * across,
+          static_cast<int>(item - column * strips.groups) * vec};
+}
+
+// A tile of output pixels in a block's shared memory: `rows` x `columns` of them, and the input under their windows.
+template <int kRows, int kColumns, int kStride, int kWindow>
+struct Tile {
+  static constexpr int rows = kRows, columns = kColumns, pixels = kRows * kColumns;
+  static constexpr int in_rows = (kRows - 1) * kStride + kWindow, in_columns = (kColumns - 1) * kStride + kWindow;
+  static constexpr int in_pixels = in_rows * in_columns;
+
+  // The input pixel of the tile that lies under an output pixel's first tap.
+  FB_HD static int under(int pixel) {
+    return pixel / kColumns * kStride * in_columns + pixel % kColumns * kStride;
+  }
+
+  // Where chunk `chunk` of the 8 chunks of a pixel lies, in chunks of 16 bytes. Eight pixels that are neighbours in an
+  // output row lie in eight different columns of banks.
+  FB_HD static int at(int in_pixel, int chunk) { return in_pixel * 8 + (chunk ^ (in_pixel / kStride & 7)); }
+  FB_HD static int at_output(int pixel, int chunk) { return pixel * 8 + (chunk ^ (pixel & 7)); }
+};
+
 }  // namespace fb::cuda

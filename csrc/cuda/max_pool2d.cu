@@ -45,23 +45,21 @@ __global__ void __launch_bounds__(kThreads, 4)
 }
 
 template <Layout layout, int vec, typename T, typename Int>
-const char* launch(const T* x, T* y, const PoolShape<int64_t>& wide, cudaStream_t stream) {
+const char* launch(const T* x, T* y, const PoolShape<int64_t>& wide, Stream stream) {
   const int64_t items = pool_items(layout, wide.n, wide.p, wide.q, wide.c, vec);
   if (items == 0) return nullptr;
   const PoolShape<Int> shape{Int(wide.n), Int(wide.h),   Int(wide.w),   Int(wide.c), Int(wide.p), Int(wide.q),
                              wide.r,      wide.s,        wide.stride_h, wide.stride_w, wide.pad_h, wide.pad_w};
   const int64_t blocks = (items + kThreads - 1) / kThreads;
   const int64_t most = 1 << 16;  // 16.7 million items in flight; the loop does the rest
-  max_pool2d_kernel<layout, vec, T, Int>
-      <<<static_cast<unsigned>(blocks < most ? blocks : most), kThreads, 0, stream>>>(x, y, shape, Int(items));
-  return last_error();
+  return start(max_pool2d_kernel<layout, vec, T, Int>, static_cast<unsigned>(blocks < most ? blocks : most), kThreads,
+               stream, x, y, shape, Int(items));
 }
 
 }  // namespace
 
 const char* max_pool2d(Dtype dtype, Layout layout, const void* x, void* y, const PoolShape<int64_t>& shape,
                        Stream stream) {
-  const auto on = static_cast<cudaStream_t>(stream);
   const int64_t inputs = shape.n * shape.h * shape.w * shape.c;
   const int64_t outputs = shape.n * shape.p * shape.q * shape.c;
   // Room for one grid step past the end of either tensor, so that 32-bit indices never wrap.
@@ -73,15 +71,15 @@ const char* max_pool2d(Dtype dtype, Layout layout, const void* x, void* y, const
     constexpr int wide = kWide<T>;
     const bool vectors = shape.c % wide == 0 && aligned16(x) && aligned16(y);
     if (layout == Layout::nchw) {
-      return small ? launch<Layout::nchw, 1, T, uint32_t>(from, to, shape, on)
-                   : launch<Layout::nchw, 1, T, int64_t>(from, to, shape, on);
+      return small ? launch<Layout::nchw, 1, T, uint32_t>(from, to, shape, stream)
+                   : launch<Layout::nchw, 1, T, int64_t>(from, to, shape, stream);
     }
     if (vectors) {
-      return small ? launch<Layout::nhwc, wide, T, uint32_t>(from, to, shape, on)
-                   : launch<Layout::nhwc, wide, T, int64_t>(from, to, shape, on);
+      return small ? launch<Layout::nhwc, wide, T, uint32_t>(from, to, shape, stream)
+                   : launch<Layout::nhwc, wide, T, int64_t>(from, to, shape, stream);
     }
-    return small ? launch<Layout::nhwc, 1, T, uint32_t>(from, to, shape, on)
-                 : launch<Layout::nhwc, 1, T, int64_t>(from, to, shape, on);
+    return small ? launch<Layout::nhwc, 1, T, uint32_t>(from, to, shape, stream)
+                 : launch<Layout::nhwc, 1, T, int64_t>(from, to, shape, stream);
   });
 }
 

@@ -1,41 +1,18 @@
 // The CUDA doors of max_pool2d and global_avg_pool: the schemas are those of csrc/torch/library.cpp. A channels_last
 // tensor is read and written where it lies, any other as contiguous [N, C, H, W]. Half precision sums in float32.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <cstdint>
 #include <vector>
 
-#include "cuda/kernels.h"
-
-// Declared by torch only where USE_CUDA is defined, and then with CUDA's headers; this line is all that is needed.
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+#include "cuda/torch_tensors.h"
 
 namespace {
 
+using fb::cuda::current_stream;
 using fb::cuda::Dtype;
+using fb::cuda::dtype_of;
+using fb::cuda::Ints;
 using fb::cuda::Layout;
 using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
-
-Dtype dtype_of(const char* op, const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::float32;
-    case ScalarType::Half:
-      return Dtype::float16;
-    case ScalarType::BFloat16:
-      return Dtype::bfloat16;
-    default:
-      STD_TORCH_CHECK(false, op, ": x must be float32, float16 or bfloat16 on CUDA");
-  }
-}
 
 // torch's Tensor::suggest_memory_format() for four dimensions.
 Layout layout_of(const Tensor& x) {
@@ -52,12 +29,6 @@ Layout layout_of(const Tensor& x) {
 
 MemoryFormat format_of(Layout layout) {
   return layout == Layout::nhwc ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-}
-
-void* current_stream(const Tensor& x) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-  return stream;
 }
 
 void check_map(const char* op, const Tensor& x) {
