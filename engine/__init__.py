@@ -19,15 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .choices import Tuning
 from .explain import Explanation, plan_summary
 from .explain import explain as _explain
+from .gpu_choices import tune as _tune_on_gpu
 from .launches import LaunchList
 from .plan import Plan
 from .rules import call_refusal
 from .run_cuda import CudaRunner
 from .state import ATTRIBUTE, AnyRunner, EngineState
 from .strides import shown_strides, usual_strides
-from .tuning import Tuning
 from .tuning import tune as _tune
 
 __all__ = [
@@ -116,6 +117,9 @@ def tune(
     FB_CACHE_DIR or ~/.cache/fast_backbones, and are not measured again; copies of the model, and other
     models, use them once tuned themselves.
 
+    On a GPU the choice is among Triton's tiles, CUDA C++ and PyTorch's libraries, for every step. The file is
+    for this GPU, driver, PyTorch and Triton, and all models use it from the next graph on.
+
     Args:
         model: in eval mode, as for a plan. x: [N, C, H, W], an input of the size that will be used.
         rounds: how often everything is measured; the median counts. again: measure even what is known.
@@ -123,14 +127,12 @@ def tune(
     Returns: every layer with a choice, what each algorithm took, and what was chosen; `print` it.
     Raises RuntimeError with the sentence of `why_not` where there is no plan, ValueError for rounds < 1.
     """
-    if not x.is_cpu:
-        raise RuntimeError(
-            f"tune: the input is on {x.device}; there are algorithms to choose on the CPU alone"
-        )
     if rounds < 1:
         raise ValueError(f"tune: rounds is {rounds}, expected at least 1")
     with torch.no_grad():
-        _require(model, x)
+        runner = _require(model, x)
+        if isinstance(runner, CudaRunner):
+            return _tune_on_gpu(EngineState.of(model), runner, usual_strides(x), rounds, again, progress)
         return _tune(model, usual_strides(x), plain_of(model), rounds, again, progress)
 
 

@@ -147,13 +147,14 @@ def explain_on_gpu(runner: CudaRunner, x: Tensor, repeats: int) -> Explanation:
         launches = runner.launch_list(x)
         launches.run()
         for bound in launches.bound:
-            flops, moved = costs(runner.plan, bound.step, x.element_size())
+            steps = [step for step in (bound.first, bound.step) if step is not None]
+            every = [costs(runner.plan, step, x.element_size()) for step in steps]
+            flops, moved = (sum(numbers) for numbers in zip(*every))
             ms = gpu_peaks.usual(partial(launches.run_step, bound), calls=20, rounds=repeats)
-            tiles = bound.launch.constants if bound.launch is not None else {}
-            detail = " ".join(
-                f"{key[6:].lower()}={value}" for key, value in tiles.items() if key.startswith("BLOCK")
-            )
-            measured = {"ms": ms, "flops": flops, "bytes": moved, "detail": detail or "PyTorch"}
+            tiles = getattr(bound.launch, "constants", {})
+            sizes = "x".join(str(value) for key, value in tiles.items() if key.startswith("BLOCK"))
+            detail = bound.how if not sizes or sizes in bound.how else f"{bound.how} {sizes}"
+            measured = {"ms": ms, "flops": flops, "bytes": moved, "detail": detail}
             found.rows.append(_row(bound.step, [measured], found))
     return found
 

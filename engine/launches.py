@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels import _gpu
+from . import gpu_choices
 from .lower import lower
 from .plan import FLOAT, Loop, Plan, Step
 from .recipes import Filters, Tensors, fold, fold_apart
@@ -59,26 +61,24 @@ class DeviceWeights:
     def all(self) -> list[Tensor]:
         return [tensor for part in self.packed.values() for tensor in part.values()]
 
-    def operands(self, step: Step) -> dict[str, Tensor]:
+    def operands(self, step: Step, way: str) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for part, recipe in step.recipes.items():
-            found |= self.get(part, recipe, step)
+            found |= self.get(part, recipe, step, way)
         return found
 
-    def get(self, part: str, recipe: Filters, step: Step) -> dict[str, Tensor]:
+    def get(self, part: str, recipe: Filters, step: Step, way: str) -> dict[str, Tensor]:
         geometry = tuple(
             (key, step.params[key]) for key in ("c", "k", "r", "s", "groups") if key in step.params
         )
-        key = (part, step.kernel, recipe, geometry, step.params.get("nchw_in", 0))
+        key = (part, step.kernel, way, recipe, geometry, step.params.get("nchw_in", 0))
         if key not in self.packed:
             self.packed[key] = {
-                name: moved(t, self.device) for name, t in self.pack(part, recipe, step).items()
+                name: moved(t, self.device) for name, t in self.pack(part, recipe, step, way).items()
             }
         return self.packed[key]
 
-    def pack(self, part: str, recipe: Filters, step: Step) -> dict[str, Tensor]:
-        from ..kernels._triton import ops
-
+    def pack(self, part: str, recipe: Filters, step: Step, way: str) -> dict[str, Tensor]:
         filters = part == "depth" or (part == "weight" and step.kernel != "affine")
         if filters and self.dtype is not torch.float32:
             weight, scale, bias = fold_apart(recipe, self.tensors)
@@ -88,7 +88,7 @@ class DeviceWeights:
             bias = torch.zeros_like(weight)  # the kernels read both
         if filters:
             kind = "depthwise_conv2d" if part == "depth" else step.kernel
-            weight = ops.packed(kind, step.params, weight.to(self.dtype))
+            weight = _gpu.packed(way, kind, step.params, weight.to(self.dtype))
         names = OPERANDS[part]
         return {
             name: t for name, t in zip(names, (weight, bias, scale)) if name is not None and t is not None
@@ -102,6 +102,8 @@ class Bound:
     step: Step
     launch: Any = None
     copy: tuple[Tensor, Tensor] | None = None
+    how: str = "PyTorch"  # way and tile
+    first: Step | None = None  # computed by the same launch, before the step
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
@@ -128,9 +130,11 @@ class LaunchList:
         *,
         tf32: str = "",
         backend: str = "triton",
+        choices: gpu_choices.Choices | None = None,
     ) -> None:
         self.plan, self.weights, self.x, self.tensors = plan, weights, x, tensors
         self.tf32, self.backend = tf32, backend
+        self.choices = choices or {}
         tensors.calls.update(plan.computed)
         for name in plan.computed:  # their constants say which device they are on
             weights.tensors.made.setdefault(name, tensors[name].detach().cpu())
@@ -142,6 +146,8 @@ class LaunchList:
                 out = torch.empty_strided(value.shape, value.stride, dtype=x.dtype, device=x.device)
                 self.results[value.id] = out
         self.bound = [self.bind(step) for step in plan.steps]
+        if backend == "triton":
+            self.bound = joined(self)
 
     def run(self) -> None:
         for bound in self.bound:
@@ -172,20 +178,47 @@ class LaunchList:
             return view(self.arena, found, self.plan.places[value], 0, self.plan.batch, 0)
         return shown(self.plan, value, self.results[root.id])
 
-    def bind(self, step: Step) -> Bound:
+    def bind(self, step: Step, way: str = "", tile: str = "") -> Bound:
+        """way, tile: "" for what the choices or the rules say."""
         if not step.native:
             return Bound(step)
         if step.kernel in COPIES:
             return Bound(step, copy=(self.read(step.inputs[0]), self.read(step.output)))
         if self.backend == "reference":
             return Bound(step)
-        from ..kernels._triton import ops
-
+        if not way:
+            way, tile = self.option(step, self.choices)
         operands = {role: self.read(value) for role, value in zip(step.roles, step.inputs)}
-        operands |= {"y": self.read(step.output), **self.weights.operands(step)}
+        operands |= {"y": self.read(step.output), **self.weights.operands(step, way)}
+        launch = _gpu.launch(way, step.kernel, step.params, operands, self.precision(step), tile)
+        return Bound(step, launch, how=gpu_choices.described(way, tile))
+
+    def precision(self, step: Step) -> str:
+        """Of float32 products."""
         kind = "linear" if step.kernel == "linear" else "convolutions"
-        precision = "tf32" if kind in self.tf32 else "ieee"
-        return Bound(step, ops.launch(step.kernel, step.params, operands, precision))
+        return "tf32" if kind in self.tf32 else "ieee"
+
+    def key(self, step: Step) -> str:
+        return gpu_choices.key(step, self.x.dtype, self.precision(step))
+
+    def option(self, step: Step, choices: gpu_choices.Choices) -> tuple[str, str]:
+        """Way and tile by the choices, else by the rules."""
+        ways, key = _gpu.ways(step.kernel, step.params, self.x.dtype), self.key(step)
+        way = choices.get(key, ways[0])
+        if way not in ways:
+            return ways[0], ""
+        return way, choices.get(gpu_choices.with_batch(key, self.plan.batch), "")
+
+    def options(self, step: Step) -> list[tuple[str, str]]:
+        """Every way and tile, the rules' own first; none for what is no kernel."""
+        if not step.native or step.kernel in COPIES:
+            return []
+        found = _gpu.ways(step.kernel, step.params, self.x.dtype)
+        return [
+            (way, tile)
+            for way in found
+            for tile in ("", *_gpu.tiles(way, step.kernel, step.params, self.x.dtype))
+        ]
 
     def compute(self, step: Step) -> None:
         """In PyTorch: a call of the model's own, or the formula of a kernel's step."""
@@ -196,3 +229,57 @@ class LaunchList:
         else:
             target = self.read(step.output)
             target.copy_(result.reshape(target.shape))
+
+
+def joined(launches: LaunchList) -> list[Bound]:
+    """The list with the two layers of each excitation as one launch, at the place of the second."""
+    from ..kernels._triton import excitation
+
+    found: list[Bound] = []
+    for bound in launches.bound:
+        first = found[-1] if found else None
+        if first is not None and is_excitation(launches, first.step, bound.step):
+            one, two = (launches.weights.operands(step, _gpu.TRITON) for step in (first.step, bound.step))
+            x, y = launches.read(first.step.inputs[0]), launches.read(bound.step.output)
+            launch = excitation.launch(
+                x.flatten(1), one["weight"], two["weight"], y.flatten(1), scale1=one.get("scale"),
+                bias1=one.get("bias"), scale2=two.get("scale"), bias2=two.get("bias"),
+                activation1=first.step.params.get("activation", 0),
+                activation2=bound.step.params.get("activation", 0), precision=launches.precision(bound.step),
+            )  # fmt: skip
+            found[-1] = Bound(bound.step, launch, how="triton", first=first.step)
+        else:
+            found.append(bound)
+    return found
+
+
+def is_excitation(launches: LaunchList, first: Step, second: Step) -> bool:
+    """Two small layers of rows in a row, whose first result nobody else reads. LeNet's head has them, too."""
+    from ..kernels._triton import excitation
+
+    plan, steps = launches.plan, (first, second)
+    if any(step.kernel != "linear" or step.roles != ("x",) or not bare(step.params) for step in steps):
+        return False
+    if second.inputs != [first.output] or first.params["k"] > excitation.MOST_HIDDEN:
+        return False
+    between = plan.root(first.output)
+    readers = [step for step in plan.steps for value in step.inputs if plan.root(value) is between]
+    shown = any(output.value is not None and plan.root(output.value) is between for output in plan.outputs)
+    alone = len(readers) == 1 and not shown
+    return alone and apart(launches.read(first.inputs[0]), launches.read(second.output))
+
+
+def bare(params: Mapping[str, Any]) -> bool:
+    """Nothing before the product, and one activation for all channels behind it."""
+    return not any(params.get(name) for name in ("pre", "pre_activation", "act_from"))
+
+
+def apart(a: Tensor, b: Tensor) -> bool:
+    """Whether no byte lies in the ranges of both."""
+    if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return True
+    (a0, a1), (b0, b1) = (
+        (t.storage_offset(), t.storage_offset() + sum((n - 1) * s for n, s in zip(t.shape, t.stride())))
+        for t in (a, b)
+    )
+    return a1 < b0 or b1 < a0

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from . import gpu_choices
 from .guard import Guard
 from .launches import DeviceWeights, LaunchList
 from .plan import Plan
@@ -89,7 +90,13 @@ class CudaRunner:
             return self.graph(x)(x)
 
     def launch_list(self, x: Tensor) -> LaunchList:
-        return LaunchList(self.plan, self.weights, x, self.tensors, tf32=self.tf32)
+        choices = gpu_choices.of_device(x.device)
+        return LaunchList(self.plan, self.weights, x, self.tensors, tf32=self.tf32, choices=choices)
+
+    def forget_graphs(self) -> None:
+        """The next call makes them anew, by the choices of then."""
+        with self.lock:
+            self.graphs.clear()
 
     def graph(self, x: Tensor) -> Graph:
         """The graph of the current stream, made if need be."""

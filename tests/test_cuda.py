@@ -65,7 +65,7 @@ def resources_of(library):
 
 @built
 def test_kernels_stay_within_their_budgets():
-    """On every target: no spills, registers for as many blocks as the kernel asks for, static shared memory."""
+    """On every target: no spills, registers for as many blocks as a kernel asks for, static shared memory."""
     registers = {"depthwise_strips": 168, "grouped_kernel": 168, "max_pool2d": 64}
     kernels = {}
     for arch, name, used, local, shared in resources_of(LIBRARY):

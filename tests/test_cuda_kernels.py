@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels, run on the CPU by an emulator of thread blocks (tests/native/simt), and on a GPU if any.
+"""The CUDA C++ kernels, on the CPU in an emulator of thread blocks (tests/native/simt), and on a GPU if any.
 
 Maps are slices of wider ones full of NaN, so that a wrong address shows; around y nothing may change.
 """
@@ -9,8 +9,9 @@ import pytest
 import simt
 import torch
 import torch.nn.functional as F
-from fast_backbones.kernels import _ext
 from fast_backbones.kernels._cuda import depthwise_conv2d, grouped_conv2d
+
+from fast_backbones.kernels import _ext
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")

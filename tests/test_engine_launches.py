@@ -122,3 +122,15 @@ def test_a_list_runs_again_on_the_same_memory():
     x.mul_(-1)
     found.run()
     assert_equal(found.outputs(), first)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name, pairs", [("legacy_seresnet18", 8), ("legacy_seresnext50_32x4d", 16), ("lenet5", 1)]
+)
+def test_the_two_layers_of_an_excitation_are_one_launch(name, pairs):
+    model, x = made(name)
+    found = launch_list(model, x)
+    names = [bound.launch.name for bound in found.bound if bound.launch is not None]
+    assert names.count("excitation") == pairs
+    assert len(found.bound) == len(found.plan.steps) - pairs

@@ -14,8 +14,10 @@ from triton_device import DEVICE
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from fast_backbones.kernels._triton import ops
+from fast_backbones.kernels._triton import excitation, ops
 from fast_backbones.kernels._triton.launch import is_nhwc, pixel_stride
+
+from fast_backbones.kernels import _gpu
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 IN_MODELS_TYPE = ("x", "weight", "depth_weight", "gate", "residual")  # the rest stays float32
@@ -47,7 +49,7 @@ MORE = [
 CASES = [one for one in LAYERS + MORE if one.kind != "winograd_conv2d"]
 
 
-def run(one: Layer, tensors: dict, wide: bool = False) -> torch.Tensor:
+def run(one: Layer, tensors: dict, wide: bool = False, way: str = "triton", tile: str = "") -> torch.Tensor:
     """The kernel's result; `wide` puts x, residual, gate and y into slices of wider memory."""
     n, dtype = tensors["x"].shape[0], tensors["x"].dtype
     params = one.params(n)
@@ -62,10 +64,10 @@ def run(one: Layer, tensors: dict, wide: bool = False) -> torch.Tensor:
             operands[name] = source
     if "gate" in tensors:
         operands["gate"] = Place(tensors["gate"][:, :, None, None], wide, float("nan")).values[:, :, 0, 0]
-    operands["weight"] = ops.packed(one.kind, params, tensors["weight"])
+    operands["weight"] = _gpu.packed(way, one.kind, params, tensors["weight"])
     if "depth_weight" in tensors:
         operands["depth_weight"] = ops.packed("depthwise_conv2d", params, tensors["depth_weight"])
-    ops.launch(one.kind, params, {**operands, "y": y.values})()
+    _gpu.launch(way, one.kind, params, {**operands, "y": y.values}, tile=tile)()
     assert (y.rest() == MARK).all(), "wrote beside its output"
     return y.values.contiguous()
 
@@ -113,6 +115,21 @@ def test_integers_to_the_bit(one, dtype):
     assert_equal(run(one, tensors), expected)
     if dtype is torch.bfloat16:
         assert_equal(run(one, tensors, wide=True), expected, "slices of wider maps")
+
+
+def choosable() -> list[Layer]:
+    """Where there is more than one way or tile; without a GPU the small ones."""
+    found = [one for one in CASES if accepted(one) and one.kind in _gpu.PRODUCTS and one.is_exact()]
+    return found if DEVICE == "cuda" else [one for one in found if products(one) < 1 << 19][::3]
+
+
+@pytest.mark.parametrize("one, dtype", cases(choosable()))
+def test_every_way_and_tile_on_integers_to_the_bit(one, dtype):
+    tensors, params = typed(one.inputs(), dtype), one.params(one.x[0])
+    expected = one.exact(tensors).to(dtype)
+    for way in _gpu.ways(one.kind, params, dtype):
+        for tile in _gpu.tiles(way, one.kind, params, dtype) or [""]:
+            assert_equal(run(one, tensors, True, way, tile), expected, f"{way} {tile}")
 
 
 @pytest.mark.parametrize("one, dtype", cases([one for one in CASES if accepted(one)][::3]))
@@ -261,3 +278,20 @@ REFUSED = [
 @pytest.mark.parametrize("kind, params, words", REFUSED, ids=[kind for kind, _, _ in REFUSED])
 def test_refusals_say_why(kind, params, words):
     assert words in ops.refusal(kind, params)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n, c, hidden, k", [(3, 70, 9, 33), (17, 64, 16, 128), (2, 30, 130, 20)])
+def test_excitation(n, c, hidden, k, dtype):
+    x, weight1, weight2 = integers((n, c), 0), integers((hidden, c), 1), integers((k, hidden), 2)
+    x, weight1, weight2 = x.sign().to(dtype), weight1.sign().to(dtype), weight2.sign().to(dtype)
+    vectors = {f"{name}{i}": integers((size,), 3 + i).float()
+               for i, size in ((1, hidden), (2, k)) for name in ("scale", "bias")}  # fmt: skip
+    wide = torch.full((n, k + 16), MARK, dtype=dtype, device=DEVICE)
+    excitation.launch(x, weight1, weight2, wide[:, 8 : 8 + k], **vectors, activation1=RELU)()
+    h = (x.double() @ weight1.double().t() * vectors["scale1"] + vectors["bias1"]).relu()
+    assert_equal(h.to(dtype).double(), h, "the test's own numbers are exact")
+    exact = h @ weight2.double().t() * vectors["scale2"] + vectors["bias2"]
+    assert_equal(wide[:, 8 : 8 + k], exact.to(dtype))
+    assert (wide[:, :8] == MARK).all()
+    assert (wide[:, 8 + k :] == MARK).all()

@@ -24,6 +24,7 @@ from fast_backbones.kernels._triton.launch import Launch, compile_ahead, resourc
 
 import fast_backbones as fb
 from fast_backbones.engine import launches, plain_of, rules, state
+from fast_backbones.kernels import _gpu
 
 from .machine import DTYPES
 
@@ -55,8 +56,8 @@ class Compiled:
         return found
 
 
-def launches_of(name: str, dtype: torch.dtype, batch: int, tf32: str) -> list[Launch]:
-    """Of a model's plan, on tensors without memory."""
+def launches_of(name: str, batch: int, dtype: torch.dtype, tf32: str, tiles: bool) -> list[Launch]:
+    """Triton's of a model's plan, on tensors without memory. tiles: all that fb.tune may choose, too."""
     model = fb.create_model(name).eval().to(dtype)
     size = model.default_cfg["input_size"]
     x = torch.empty(batch, *size, dtype=dtype).contiguous(memory_format=torch.channels_last)
@@ -64,8 +65,16 @@ def launches_of(name: str, dtype: torch.dtype, batch: int, tf32: str) -> list[La
         plan = state.make_for_gpu(state.trace(model, plain_of(model), x, launches.refusal))
     tensors = dict(rules.named_tensors(model))
     weights = launches.DeviceWeights.of(tensors, dtype, torch.device("meta"))
-    bound = launches.LaunchList(plan, weights, x.to("meta"), Tensors(tensors), tf32=tf32).bound
-    return [b.launch for b in bound if b.launch is not None]
+    made = launches.LaunchList(plan, weights, x.to("meta"), Tensors(tensors), tf32=tf32)
+    found = [bound.launch for bound in made.bound]
+    if tiles:
+        found += [
+            made.bind(step, way, tile).launch
+            for step in plan.steps
+            for way, tile in made.options(step)
+            if way == _gpu.TRITON
+        ]
+    return [launch for launch in found if isinstance(launch, Launch)]
 
 
 def distinct(found: list[Launch], few: bool = False) -> Iterator[Launch]:
@@ -115,13 +124,19 @@ def main() -> None:
     parser.add_argument(
         "--tf32", default="convolutions", help="whose float32 products: convolutions, linear, both or neither"
     )
+    parser.add_argument("--tiles", action="store_true", help="every tile that fb.tune may choose, too")
     parser.add_argument("--few", action="store_true", help="one launch for each kernel and its constants")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     options = parser.parse_args()
     rows: list[Compiled] = []
     for dtype in options.dtype:
-        every = [launch for name in options.models for batch in options.batch
-                 for launch in launches_of(name, DTYPES[dtype], batch, options.tf32)]  # fmt: skip
+        how = DTYPES[dtype], options.tf32, options.tiles
+        every = [
+            launch
+            for name in options.models
+            for batch in options.batch
+            for launch in launches_of(name, batch, *how)
+        ]
         for launch in distinct(every, options.few):
             for target in options.target:
                 row = compiled(launch, target, dtype)

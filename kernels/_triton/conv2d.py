@@ -23,7 +23,16 @@ import triton.language as tl
 from torch import Tensor
 
 from .blocks import finished, prepared, swizzled
-from .launch import Launch, blocks, geometry, pixel_stride, power_of_two, unit
+from .launch import (
+    PRODUCT_TILES,
+    Launch,
+    blocks,
+    geometry,
+    pixel_stride,
+    power_of_two,
+    product_tiles,
+    unit,
+)  # fmt: skip
 
 FLAT_CHANNELS = 16  # fewer go through taps and channels in one run
 
@@ -142,6 +151,14 @@ def tile(m: int, n: int, c: int, dtype: torch.dtype) -> dict[str, int]:
         "num_warps": 8 if block_m * block_n >= 128 * 128 else 4,
         "num_stages": 3,
     }
+
+
+def tiles(n: int, c: int, dtype: torch.dtype) -> list[dict[str, int]]:
+    """Others to try, with the order of sums that `tile` has."""
+    block_k = tile(1, n, c, dtype)["BLOCK_K"]
+    if dtype is torch.float32 or c < FLAT_CHANNELS:
+        return product_tiles(n, block_k, ((64, 32), (64, 64)), 3)
+    return product_tiles(n, block_k, PRODUCT_TILES, 3)
 
 
 def launch(

@@ -53,6 +53,12 @@ def tile(m: int, filters: int, channels: int, dtype: torch.dtype) -> dict[str, i
     return {**found, "BLOCK_M": 64 if dtype is torch.float32 else 128, "num_warps": 4}
 
 
+def tiles(c: int, k: int, groups: int, dtype: torch.dtype) -> list[dict[str, int]]:
+    """Others to try: conv2d's, of one block."""
+    wide = groups // blocked(c, k, groups)
+    return conv2d.tiles(k // wide, c // wide, dtype)
+
+
 def launch(
     x: Tensor, weight: Tensor, y: Tensor, *, kernel: tuple[int, int], groups: int, **options: Any
 ) -> Launch:

@@ -139,3 +139,33 @@ def blocks(count: int, block: int) -> int:
 def power_of_two(count: int, least: int = 16, most: int = 1 << 30) -> int:
     """The next power of two, within bounds."""
     return min(most, max(least, 1 << (count - 1).bit_length()))
+
+
+# Pixels, filters: what a product may be cut into. wgmma and tcgen05 take 64 rows or more; 128x256 spills.
+PRODUCT_TILES = (
+    (64, 32),
+    (64, 64),
+    (64, 128),
+    (128, 32),
+    (128, 64),
+    (128, 128),
+    (128, 256),
+    (256, 64),
+    (256, 128),
+)
+
+
+def product_tiles(
+    n: int, block_k: int, sizes: tuple[tuple[int, int], ...], stages: int
+) -> list[dict[str, int]]:
+    """Tiles of these sizes that have no more than half of their filters to spare; large ones on 8 warps."""
+    widest = power_of_two(n)
+    return [
+        {
+            "BLOCK_M": m, "BLOCK_N": width, "BLOCK_K": block_k,
+            "num_warps": 8 if m * width >= 128 * 128 else 4,
+            "num_stages": stages + 1 if m * width <= 64 * 64 else stages,
+        }
+        for m, width in sizes
+        if width <= widest
+    ]  # fmt: skip

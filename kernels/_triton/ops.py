@@ -2,6 +2,7 @@
 
 refusal(kind, params)             "" when there is a kernel, else the reason
 packed(kind, params, weight)      filters [K, C/G, R, S] as that kernel reads them
+tiles(kind, params, dtype)        other tiles than the rule's own, by name
 launch(kind, params, operands)    what to put on the stream
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import affine, conv2d, depthwise_conv2d, grouped_conv2d, pointwise_conv2d, pooling, separable_conv2d
@@ -17,6 +19,7 @@ from .launch import Launch
 
 Params = Mapping[str, Any]
 Operands = Mapping[str, Tensor | None]
+Tile = dict[str, int] | None
 
 SIGMOID = 3  # the first activation that does not leave zero where it is
 MOST_TAPS = 49  # of an unrolled window
@@ -82,6 +85,24 @@ def packed(kind: str, params: Params, weight: Tensor) -> Tensor:
     return conv2d.pack(weight)
 
 
+def tiles(kind: str, params: Params, dtype: torch.dtype) -> dict[str, dict[str, int]]:
+    """Other tiles than the rule's own, by name: for products, whose rule knows too little of the card."""
+    filters = params.get("k", 0) // params.get("groups", 1)
+    if kind in ("conv2d", "linear"):
+        module = pointwise_conv2d if kind == "linear" or is_pointwise(params) else conv2d
+        found = module.tiles(filters, params["c"] // params.get("groups", 1), dtype)
+    elif kind == "grouped_conv2d":
+        found = grouped_conv2d.tiles(params["c"], params["k"], params["groups"], dtype)
+    else:
+        return {}
+    return {named(tile): tile for tile in found}
+
+
+def named(tile: Mapping[str, int]) -> str:
+    sizes = "x".join(str(tile[f"BLOCK_{axis}"]) for axis in "MNK")
+    return f"{sizes}, {tile['num_warps']} warps, {tile['num_stages']} stages"
+
+
 EPILOGUE = ("scale", "bias", "gate", "residual")
 PROLOGUE = ("pre_scale", "pre_shift")
 
@@ -90,11 +111,11 @@ def some(operands: Operands, names: tuple[str, ...]) -> dict[str, Tensor | None]
     return {name: operands.get(name) for name in names}
 
 
-def convolution(kind: str, params: Params, o: Operands, precision: str) -> Launch:
+def convolution(kind: str, params: Params, o: Operands, precision: str, tile: Tile = None) -> Launch:
     options: dict[str, Any] = {
         **some(o, EPILOGUE), **some(o, PROLOGUE), "activation": params.get("activation", 0),
         "pre_activation": params.get("pre_activation", 0), "act_from": params.get("act_from", 0),
-        "precision": precision,
+        "precision": precision, "tiles": tile,
     }  # fmt: skip
     if kind == "linear" or (kind == "conv2d" and is_pointwise(params)):
         return pointwise_conv2d.launch(
@@ -105,7 +126,7 @@ def convolution(kind: str, params: Params, o: Operands, precision: str) -> Launc
     return made(o["x"], o["weight"], o["y"], **options)
 
 
-def depthwise(kind: str, params: Params, o: Operands, precision: str) -> Launch:
+def depthwise(kind: str, params: Params, o: Operands, precision: str, tile: Tile = None) -> Launch:
     return depthwise_conv2d.launch(
         o["x"], o["weight"], o["y"], **window(params), dilation=pair(params, "dilation", 1),
         scale=o.get("scale"),
@@ -114,7 +135,7 @@ def depthwise(kind: str, params: Params, o: Operands, precision: str) -> Launch:
     )  # fmt: skip
 
 
-def separable(kind: str, params: Params, o: Operands, precision: str) -> Launch:
+def separable(kind: str, params: Params, o: Operands, precision: str, tile: Tile = None) -> Launch:
     return separable_conv2d.launch(
         o["x"], o["weight"], o["y"], **window(params), dilation=pair(params, "dilation", 1),
         precision=precision,
@@ -124,7 +145,7 @@ def separable(kind: str, params: Params, o: Operands, precision: str) -> Launch:
     )  # fmt: skip
 
 
-def elementwise(kind: str, params: Params, o: Operands, precision: str) -> Launch:
+def elementwise(kind: str, params: Params, o: Operands, precision: str, tile: Tile = None) -> Launch:
     """affine, whose factors are its "weight", and copies between maps."""
     scale = o.get("weight") if o.get("weight") is not None else o.get("scale")
     return affine.launch(
@@ -133,7 +154,7 @@ def elementwise(kind: str, params: Params, o: Operands, precision: str) -> Launc
     )  # fmt: skip
 
 
-def pool(kind: str, params: Params, o: Operands, precision: str) -> Launch:
+def pool(kind: str, params: Params, o: Operands, precision: str, tile: Tile = None) -> Launch:
     if kind == "global_avg_pool":
         return pooling.mean(o["x"], o["y"])
     if params.get("out_h"):
@@ -159,6 +180,10 @@ LAUNCHES = {
 }
 
 
-def launch(kind: str, params: Params, operands: Operands, precision: str = "ieee") -> Launch:
-    """precision: of float32 products in convolutions and linear layers, "ieee" or "tf32"."""
-    return LAUNCHES[kind](kind, params, operands, precision)
+def launch(kind: str, params: Params, operands: Operands, precision: str = "ieee", tile: str = "") -> Launch:
+    """precision: of float32 products in convolutions and linear layers, "ieee" or "tf32". tile: one of
+    `tiles`, by name; one that is not among them (any more) is the rule's own."""
+    x = operands["x"]
+    assert x is not None
+    chosen = tiles(kind, params, x.dtype).get(tile) if tile else None
+    return LAUNCHES[kind](kind, params, operands, precision, chosen)

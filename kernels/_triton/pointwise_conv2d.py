@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .blocks import finished, prepared, swizzled
-from .launch import Launch, blocks, pixel_stride, power_of_two, unit
+from .launch import PRODUCT_TILES, Launch, blocks, pixel_stride, power_of_two, product_tiles, unit
 
 
 @triton.jit
@@ -93,6 +93,13 @@ def tile(m: int, n: int, k: int, dtype: torch.dtype) -> dict[str, int]:
         "num_warps": 8 if large else 4,
         "num_stages": 3,
     }
+
+
+def tiles(n: int, k: int, dtype: torch.dtype) -> list[dict[str, int]]:
+    """Others to try, with the order of sums that `tile` has for many rows."""
+    if dtype is torch.float32:
+        return product_tiles(n, 32, ((64, 32), (64, 64), (128, 64)), 3)
+    return product_tiles(n, 64 if k > 32 else 32, PRODUCT_TILES, 3)
 
 
 def launch(

@@ -1,0 +1,169 @@
+"""Which way and which tile each step takes on a GPU (kernels/_gpu.py has them): by rule, or as measured.
+
+    key         what makes a step fast or slow, besides the batch: "conv2d bfloat16 ieee c=64 h=56 ..."
+    of_device   what was measured: shipped with the package for this GPU (engine/gpu_tables/NAME.json), and
+                over it what fb.tune has kept on this machine, by GPU, driver and versions
+    measure     every way and tile of every step of a launch list, in its place in the network
+
+A way belongs to a key, a tile to a key and a batch. So a sample has the same bits in any batch: ways may
+differ in them, tiles do not. Nothing is measured unless fb.tune asks for it.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import choices as kept
+from . import gpu_peaks
+from .plan import Step
+
+if TYPE_CHECKING:
+    from .launches import LaunchList
+    from .run_cuda import CudaRunner
+    from .state import EngineState
+
+SHIPPED = Path(__file__).resolve().parent / "gpu_tables"
+Choices = Mapping[str, str]  # key: way; key and batch: tile
+Clock = Callable[[Callable[[], object]], float]  # seconds of a call
+
+
+def key(step: Step, dtype: torch.dtype, precision: str) -> str:
+    """Numbers in alphabetical order, then what is read besides x."""
+    numbers = sorted((name, value) for name, value in step.params.items() if isinstance(value, int) and value)
+    others = [role for role in step.roles if role != "x"]
+    name = str(dtype).removeprefix("torch.")
+    return " ".join([step.kernel, name, precision, *(f"{n}={int(v)}" for n, v in numbers), *others])
+
+
+def with_batch(found: str, batch: int) -> str:
+    return f"{found} n={batch}"
+
+
+@cache
+def of_device(device: torch.device) -> Choices:
+    """Read once a process; `remember` adds to it."""
+    if device.type != "cuda":
+        return {}
+    shipped = SHIPPED / f"{words(torch.cuda.get_device_name(device))}.json"
+    return {**(kept.load(shipped) if shipped.is_file() else {}), **kept.load(path_of(device))}
+
+
+def remember(device: torch.device, choices: Choices) -> Path | None:
+    """Keep them for the next process, and use them in this one from now on."""
+    path = kept.save(path_of(device), {**kept.load(path_of(device)), **choices})
+    of_device.cache_clear()
+    return path
+
+
+def path_of(device: torch.device) -> Path:
+    import triton
+
+    driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)()
+    name = torch.cuda.get_device_name(device)
+    return kept.cache_file(
+        f"gpu-{words(name)}-driver-{driver}-torch-{torch.__version__}-triton-{triton.__version__}"
+    )
+
+
+def words(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def tune(
+    state: EngineState, runner: CudaRunner, x: Tensor, rounds: int, again: bool, tell: kept.Tell | None
+) -> kept.Tuning:
+    """See engine.tune."""
+    with torch.cuda.device(x.device), torch.inference_mode(False), torch.no_grad():
+        launches = runner.launch_list(x.clone())
+        launches.run()
+
+        def clock(call: Callable[[], object]) -> float:
+            return 1e-3 * gpu_peaks.usual(call, calls=20, rounds=rounds)
+
+        known = {} if again else of_device(x.device)
+        layers, chosen = measure(launches, clock, known, tell or (lambda share, what: None))
+        path = remember(x.device, chosen) if chosen else path_of(x.device)
+    for each in state.runners.values():
+        if isinstance(each, type(runner)):
+            each.forget_graphs()
+    return kept.Tuning(layers, path)
+
+
+def measure(
+    launches: LaunchList, clock: Clock, known: Choices, tell: kept.Tell = lambda share, what: None
+) -> tuple[list[kept.Layer], dict[str, str]]:
+    """(every step with a choice, what to remember). known: what is not measured again.
+
+    The maps have the values that they have in the network: the list has been run. A way whose result is
+    farther from the usual one than its type's rounding is not taken, and a warning says so.
+    """
+    layers: dict[str, kept.Layer] = {}
+    bound = {}
+    for each in launches.bound:
+        options = launches.options(each.step)
+        if len(options) < 2 or each.first is not None:
+            continue
+        name = launches.key(each.step)
+        names = [described(*option) for option in options]
+        layer = kept.Layer(each.step.name, name, names, described(*launches.option(each.step, {})), [])
+        layers.setdefault(name, layer).steps.append(each.step.name)
+        bound.setdefault(name, each)
+    chosen: dict[str, str] = {}
+    for count, (name, layer) in enumerate(layers.items()):
+        tell(count / len(layers), layer.name)
+        batched = with_batch(name, launches.plan.batch)
+        if name in known and batched in known:
+            layer.chosen = described(known[name], known[batched])
+            continue
+        way, tile = measure_step(launches, bound[name].step, layer, clock, known.get(name))
+        layer.chosen = described(way, tile)
+        chosen |= {name: way, batched: tile}
+    return list(layers.values()), chosen
+
+
+def measure_step(
+    launches: LaunchList, step: Step, layer: kept.Layer, clock: Clock, only: str | None
+) -> tuple[str, str]:
+    """The fastest option; `only`: of this way, which another batch has settled."""
+    usual = launches.option(step, {} if only is None else {layer.key: only})
+    target = launches.read(step.output)
+    launches.bind(step, *usual).launch()
+    expected = target.clone()
+    seconds = {usual: clock(launches.bind(step, *usual).launch)}
+    for option in launches.options(step):
+        if option in seconds or (only is not None and option[0] != only):
+            continue
+        call = launches.bind(step, *option).launch
+        target.fill_(torch.nan)
+        call()
+        if not alike(target, expected, launches.precision(step)):
+            warnings.warn(
+                f"{layer.name}: {described(*option)} computes something else; left out", stacklevel=2
+            )
+            continue
+        seconds[option] = clock(call)
+    launches.bind(step, *usual).launch()
+    layer.seconds = {described(*option): spent for option, spent in seconds.items()}
+    best = min(seconds, key=seconds.__getitem__)
+    return best if seconds[best] < kept.MARGIN * seconds[usual] else usual
+
+
+def alike(found: Tensor, expected: Tensor, precision: str) -> bool:
+    """Within the rounding of their type, and of TF32's ten bits where products have them."""
+    eps = max(torch.finfo(found.dtype).eps, 2.0**-10 if precision == "tf32" else 0.0)
+    distance = (found.float() - expected.float()).square().mean().sqrt()
+    return bool(
+        distance <= 16 * eps * expected.float().square().mean().sqrt() + torch.finfo(torch.float32).tiny
+    )
+
+
+def described(way: str, tile: str) -> str:
+    return f"{way} {tile}" if tile else way
