@@ -1,5 +1,6 @@
 """The CUDA operators: on a GPU against PyTorch, and without one as far as a library can be examined."""
 
+import os
 import re
 import subprocess
 import sys
@@ -152,16 +153,21 @@ def test_runs_on_the_current_stream():
     assert torch.equal(y, torch.full_like(y, 50))
 
 
-def test_job_script_dry_run(tmp_path):
+def test_job_script_is_rehearsed_to_its_end(tmp_path):
     script = ROOT / "bench" / "gpu" / "run.sh"
     done = subprocess.run(
-        [script, tmp_path / "out", "--dry-run"], text=True, capture_output=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+        [script, tmp_path / "out", "--dry-run"],
+        text=True, capture_output=True, timeout=500, env={**os.environ, "PYTHON": sys.executable},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    tools = re.findall(r"launches ready, \d+ ways", done.stdout)
+    assert len(tools) == 4, done.stdout
+    assert len(re.findall(r"tests? collected", done.stdout)) == 2, done.stdout
     steps = [line for line in done.stdout.splitlines() if line.startswith("+ ")]
     for part in (
-        "setup.py --quiet build_ext --inplace", "pytest tests/test_cuda.py tests/test_triton_kernels.py",
+        "setup.py --quiet build_ext --inplace", "pytest tests/test_cuda.py tests/test_cuda_kernels.py",
+        "bench.gpu.tune",
         "pytest tests/test_gpu_models.py", "bench.gpu.layers resnet50", "bench.gpu.models",
     ):  # fmt: skip
         assert any(part in step for step in steps), done.stdout
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["machine.json"]

@@ -56,8 +56,8 @@ class Compiled:
         return found
 
 
-def launches_of(name: str, batch: int, dtype: torch.dtype, tf32: str, tiles: bool) -> list[Launch]:
-    """Triton's of a model's plan, on tensors without memory. tiles: all that fb.tune may choose, too."""
+def launch_list(name: str, batch: int, dtype: torch.dtype, tf32: str = "") -> launches.LaunchList:
+    """Of a model's plan, on tensors without memory."""
     model = fb.create_model(name).eval().to(dtype)
     size = model.default_cfg["input_size"]
     x = torch.empty(batch, *size, dtype=dtype).contiguous(memory_format=torch.channels_last)
@@ -65,12 +65,17 @@ def launches_of(name: str, batch: int, dtype: torch.dtype, tf32: str, tiles: boo
         plan = state.make_for_gpu(state.trace(model, plain_of(model), x, launches.refusal))
     tensors = dict(rules.named_tensors(model))
     weights = launches.DeviceWeights.of(tensors, dtype, torch.device("meta"))
-    made = launches.LaunchList(plan, weights, x.to("meta"), Tensors(tensors), tf32=tf32)
+    return launches.LaunchList(plan, weights, x.to("meta"), Tensors(tensors), tf32=tf32)
+
+
+def launches_of(name: str, batch: int, dtype: torch.dtype, tf32: str, tiles: bool) -> list[Launch]:
+    """Triton's of a model's plan. tiles: all that fb.tune may choose, too."""
+    made = launch_list(name, batch, dtype, tf32)
     found = [bound.launch for bound in made.bound]
     if tiles:
         found += [
             made.bind(step, way, tile).launch
-            for step in plan.steps
+            for step in made.plan.steps
             for way, tile in made.options(step)
             if way == _gpu.TRITON
         ]

@@ -1,7 +1,9 @@
 """Facts about the GPU machine, as JSON: `python -m bench.gpu.machine FILE`."""
 
 import json
+import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -25,7 +27,23 @@ def facts() -> dict:
                 "multiprocessors": device.multi_processor_count,
             }
         )
-    return {"build": fb.build_info(), "devices": devices, "operators": _ext.cuda_why_not() or "registered"}
+    return {
+        "build": fb.build_info(),
+        "devices": devices,
+        "driver": driver(),
+        "triton": version("triton"),
+        "cudnn": torch.backends.cudnn.version(),
+        "operators": _ext.cuda_why_not() or "registered",
+    }
+
+
+def driver() -> str | None:
+    """NVIDIA's, as nvidia-smi calls it."""
+    try:
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
 
 
 if __name__ == "__main__":

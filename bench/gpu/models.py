@@ -4,23 +4,15 @@
 Peers, each in both memory layouts: eager (cudnn.benchmark on), torch.compile in mode "max-autotune", which
 replays CUDA graphs. Every result is checked against float64 first. All that run are timed in turns by CUDA
 events: the ratio of a row is the median over rounds of peer / ours.
-
-The file is written after each row. A second call with the same file goes on where the first one ended, so a
-job may be cut into parts; --seconds stops before the next row when the time is up.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from pathlib import Path
 from statistics import median
-from time import monotonic
 from typing import Any
 
 import torch
@@ -31,9 +23,9 @@ from fast_backbones import engine
 
 from ..compare import error
 from ..exact import float64
-from ..files import write_results
 from ..subject import input_size, make_model
-from .machine import DTYPES, facts
+from . import job
+from .machine import DTYPES
 
 # The most valuable first: what other stacks serve worst.
 DEFAULT = (
@@ -148,13 +140,8 @@ def compare(row: Row, copies: dict[str, nn.Module], images: Tensor, truth: Tenso
 
 def markdown(results: dict) -> str:
     rows = [Row(**row) for row in results["rows"]]
-    device = results["machine"]["devices"][0]["name"] if results["machine"]["devices"] else "no GPU"
-    heads = ["model", "batch", "type", *PEERS, "ours", "images/s", "vs the best"]
-    lines = [
-        f"# {device}, torch {results['machine']['build']['torch']}, commit {results['commit']}", "",
-        "Median milliseconds of a forward; `vs the best`: the best peer's time over ours.", "",
-        "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|",
-    ]  # fmt: skip
+    heads = ("model", "batch", "type", *PEERS, "ours", "images/s", "vs the best")
+    lines = []
     for row in rows:
         cells = [
             f"{row.ms[key]:.3f}" if key in row.ms else "failed" if key in row.failed else ""
@@ -164,49 +151,23 @@ def markdown(results: dict) -> str:
             f"{row.images_per_second:.0f}" if "ours" in row.ms else "",
             f"{row.best:.2f}x" if row.best else "",
         ]
-        lines.append("| " + " | ".join([row.model, str(row.batch), row.dtype, *cells, *last]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+        lines.append([row.model, row.batch, row.dtype, *cells, *last])
+    about = "Median milliseconds of a forward; `vs the best`: the best peer's time over ours.\n\n"
+    return job.heading(results) + about + job.table(heads, lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu.models",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "models", nargs="*", default=list(DEFAULT), help="names from fast_backbones.list_models()"
-    )
-    parser.add_argument("--batch", nargs="+", type=int, default=[256, 1, 32])
-    parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=DTYPES)
+    parser = job.parser("bench.gpu.models", __doc__, DEFAULT)
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no row after this time")
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file; a table lies beside it")
     options = parser.parse_args()
     torch.backends.cudnn.benchmark = True
-    started = monotonic()
-    results = json.loads(options.out.read_text()) if options.out.is_file() else {"rows": []}
-    results |= {"machine": facts(), "commit": commit()}
-    done = {(row["model"], row["batch"], row["dtype"]) for row in results["rows"]}
-    for dtype in options.dtype:
-        for batch in options.batch:
-            for name in options.models:
-                if (name, batch, dtype) in done:
-                    continue
-                if monotonic() - started > options.seconds:
-                    print(f"{options.seconds:.0f} s are over; the same command goes on from here")
-                    return
-                row = measure(name, batch, dtype, tuple(options.peers), options.rounds)
-                results["rows"].append(asdict(row))
-                write_results(results, markdown(results), options.out.parent, options.out.stem)
-                best = f"{row.best:.2f}x the best peer" if row.best else f"failed: {row.failed}"
-                print(f"{name} batch {batch} {dtype}: {best}", flush=True)
+    work = job.Job(options, markdown)
+    for case in work.cases():
+        row = measure(*case, tuple(options.peers), options.rounds)
+        work.add(asdict(row))
+        best = f"{row.best:.2f}x the best peer" if row.best else f"failed: {row.failed}"
+        print("{} batch {} {}: ".format(*case) + best, flush=True)
 
 
 if __name__ == "__main__":

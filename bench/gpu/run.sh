@@ -4,10 +4,11 @@
 #   bench/gpu/run.sh FOLDER [--quick] [--dry-run] [PART ...]
 #
 #   FOLDER     gets the results; a part that has its mark there, FOLDER/PART.done, is not run again
-#   PART       build parity models sanitize layers bench compile; without any, all of them in that order, the most
-#              valuable first. bench: against eager; compile: against torch.compile too, which tunes for minutes a model
+#   PART       build parity models tune layers bench sanitize compile; without any, all of them in that order, the most
+#              valuable first. tune: which way is fastest, for this GPU, in FOLDER/tuning-*.json; the parts behind it use
+#              that. bench: against eager; compile: against torch.compile too, which tunes for minutes a model
 #   --quick    the shortest form of each part: one type, one batch, five models
-#   --dry-run  prints the commands instead of running them
+#   --dry-run  a rehearsal without a GPU: prints the commands, collects the tests, and runs the tools up to their launches
 #   PYTHON     an interpreter whose torch has CUDA, with triton (default python3); nvcc is taken from CUDA_HOME or PATH
 #
 # Each part takes less than 8 minutes; the long ones stop by themselves and go on when called again.
@@ -15,7 +16,7 @@
 set -uo pipefail
 
 usage() {
-  sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,15s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -27,21 +28,30 @@ for word in "$@"; do
   case $word in
     --dry-run) dry=1 ;;
     --quick) quick=1 ;;
-    build | parity | models | sanitize | layers | bench | compile) parts+=("$word") ;;
+    build | parity | models | tune | layers | bench | sanitize | compile) parts+=("$word") ;;
     *) echo "unknown option or part $word" >&2; exit 2 ;;
   esac
 done
-[[ ${#parts[@]} -gt 0 ]] || parts=(build parity models sanitize layers bench compile)
+[[ ${#parts[@]} -gt 0 ]] || parts=(build parity models tune layers bench sanitize compile)
 mkdir -p "$folder"
 out=$(cd "$folder" && pwd)
 python=${PYTHON:-python3}
 cd "$(dirname "$0")/../.."
-export FB_CUDA=1 FB_REQUIRE_NATIVE=1 FB_GPU_PLANS=1 PYTHONPATH=$PWD
+export FB_CUDA=1 FB_REQUIRE_NATIVE=1 FB_GPU_PLANS=1 PYTHONPATH=$PWD FB_CACHE_DIR=$out
 
 status=0
 step() {  # runs a command, its output also into the part's log
   printf '+ %s\n' "$*"
-  [[ -n $dry ]] && return 0
+  if [[ -n $dry ]]; then
+    case "$*" in
+      *compute-sanitizer*) ;;
+      *'-m pytest'*) "$@" --collect-only 2>&1 | tail -1 ;;
+      *bench.gpu.machine*) "$@" ;;
+      *bench.gpu*) "$@" --dry-run 2>&1 | tail -1 ;;
+    esac
+    [[ ${PIPESTATUS[0]} == 0 ]] || { echo "rehearsal failed: $*"; exit 1; }
+    return 0
+  fi
   "$@" 2>&1 | tee -a "$out/$part.log"
   return "${PIPESTATUS[0]}"
 }
@@ -67,7 +77,7 @@ for part in "${parts[@]}"; do
     parity)
       pick=()
       [[ -n $quick ]] && pick=(-k 'bfloat16 or not float')
-      step timeout 480 "$python" -m pytest tests/test_cuda.py tests/test_triton_kernels.py "${tests[@]}" "${pick[@]}" --junitxml "$out/parity.xml" || failed=1
+      step timeout 480 "$python" -m pytest tests/test_cuda.py tests/test_cuda_kernels.py tests/test_triton_kernels.py "${tests[@]}" "${pick[@]}" --junitxml "$out/parity.xml" || failed=1
       ;;
     models)
       pick=()
@@ -83,8 +93,14 @@ for part in "${parts[@]}"; do
         small='test_integers_to_the_bit and bfloat16 and (MobileNet or grouped or gate)'
         for check in memcheck racecheck; do
           step timeout 220 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_triton_kernels.py "${tests[@]}" -k "$small" || failed=1
+          step timeout 120 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_cuda_kernels.py "${tests[@]}" -k bfloat16-cuda || failed=1
         done
       fi
+      ;;
+    tune)
+      how=(--batch 256 1 --seconds 380)
+      [[ -n $quick ]] && how=("${few[@]}" --batch 256 --seconds 200)
+      step timeout 470 "$python" -m bench.gpu.tune "${how[@]}" --out "$out/tune.json" || again=1
       ;;
     layers)
       names=(resnet50 resnext50_32x4d densenet121 mobilenetv1_100 legacy_xception legacy_senet154)
@@ -101,7 +117,7 @@ for part in "${parts[@]}"; do
   esac
   if [[ $failed == 1 ]]; then
     status=1
-  elif [[ -z $dry && $again == 0 && $part != bench && $part != compile ]]; then
+  elif [[ -z $dry && $again == 0 && $part != tune && $part != bench && $part != compile ]]; then
     touch "$out/$part.done"
   fi
   echo "$part: $((SECONDS - start)) s$([[ $failed == 1 ]] && echo ', FAILED')"
