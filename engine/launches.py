@@ -201,9 +201,13 @@ class LaunchList:
     def key(self, step: Step) -> str:
         return gpu_choices.key(step, self.x.dtype, self.precision(step))
 
+    def ways(self, step: Step) -> list[str]:
+        maps = [self.read(value) for value in (step.inputs[0], step.output)]
+        return _gpu.ways(step.kernel, step.params, self.x.dtype, maps)
+
     def option(self, step: Step, choices: gpu_choices.Choices) -> tuple[str, str]:
         """Way and tile by the choices, else by the rules."""
-        ways, key = _gpu.ways(step.kernel, step.params, self.x.dtype), self.key(step)
+        ways, key = self.ways(step), self.key(step)
         way = choices.get(key, ways[0])
         if way not in ways:
             return ways[0], ""
@@ -213,10 +217,9 @@ class LaunchList:
         """Every way and tile, the rules' own first; none for what is no kernel."""
         if not step.native or step.kernel in COPIES:
             return []
-        found = _gpu.ways(step.kernel, step.params, self.x.dtype)
         return [
             (way, tile)
-            for way in found
+            for way in self.ways(step)
             for tile in ("", *_gpu.tiles(way, step.kernel, step.params, self.x.dtype))
         ]
 

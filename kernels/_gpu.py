@@ -5,8 +5,8 @@
     library    PyTorch's convolution (cuDNN) or matrix product (cuBLAS), then one pass of affine for what it
                cannot do: scale, bias, gate, residual, activation, slices
 
-    ways(kind, params, dtype)                    names, what is usual first
-    tiles(way, kind, params, dtype)              names of tiles that can be had, the rule's own first
+    ways(kind, params, dtype, maps)              names, what is usual first
+    tiles(way, kind, params, dtype)              other tiles than the rule's own, by name
     packed(way, kind, params, weight)            filters [K, C/G, R, S] as that way reads them
     launch(way, kind, params, operands, ...)     what to put on the stream
 
@@ -16,7 +16,7 @@ Ways may differ in the last one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,25 +30,29 @@ from ._cuda import grouped_conv2d as cuda_grouped
 
 Params = Mapping[str, Any]
 Operands = Mapping[str, Tensor | None]
+
 TRITON, CUDA, LIBRARY = "triton", "cuda", "library"
 PRODUCTS = ("conv2d", "grouped_conv2d", "depthwise_conv2d", "linear")
 
 
-def ways(kind: str, params: Params, dtype: torch.dtype) -> list[str]:
-    """Those that take such a step on this machine; never none for a step of a plan."""
+def ways(kind: str, params: Params, dtype: torch.dtype, maps: Sequence[Tensor] = ()) -> list[str]:
+    """Those that take such a step on this machine; never none for a step of a plan.
+
+    maps: where it reads and writes, if that is known; some kernels want pixels on multiples of 16 bytes."""
     found = [TRITON]
-    if not cuda_refusal(kind, params, dtype) and _ext.cuda():
+    if not cuda_refusal(kind, params, dtype, maps) and _ext.cuda():
         # Sums over channels are Triton's until somebody has measured; depthwise has none, and row reuse wins.
         found.insert(0 if kind == "depthwise_conv2d" else 1, CUDA)
     return found if library_refusal(kind, params) else [*found, LIBRARY]
 
 
-def cuda_refusal(kind: str, params: Params, dtype: torch.dtype) -> str:
+def cuda_refusal(kind: str, params: Params, dtype: torch.dtype, maps: Sequence[Tensor] = ()) -> str:
+    """Why csrc/cuda does not take such a step; empty when it does."""
     if kind == "depthwise_conv2d":
         return cuda_depthwise.refusal(params)
-    return (
-        cuda_grouped.refusal(params, dtype) if kind == "grouped_conv2d" else f"no CUDA C++ kernel for {kind}"
-    )
+    if kind == "grouped_conv2d":
+        return cuda_grouped.refusal(params, dtype, maps)
+    return f"no CUDA C++ kernel for {kind}"
 
 
 def library_refusal(kind: str, params: Params) -> str:

@@ -268,3 +268,16 @@ def test_the_grouped_kernel_says_what_it_does_not_take(change, words):
     assert words in said
     assert bool(words) == bool(said)
     assert "16 bits" in grouped_conv2d.refusal(params, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("wide", "first", "words"), [(136, 0, ""), (136, 8, ""), (136, 4, "16 bytes"), (132, 0, "16 bytes")]
+)
+def test_the_grouped_kernel_wants_aligned_pixels(wide, first, words):
+    params = {"c": 128, "k": 128, "groups": 32, "r": 3, "s": 3}
+    dense, slice_of = (
+        torch.zeros(2, 5, 5, size, dtype=torch.bfloat16)[..., at : at + 128].permute(0, 3, 1, 2)
+        for size, at in ((128, 0), (wide, first))
+    )
+    said = grouped_conv2d.refusal(params, torch.bfloat16, (dense, slice_of))
+    assert (words in said) if words else not said

@@ -132,6 +132,17 @@ def test_every_way_and_tile_on_integers_to_the_bit(one, dtype):
             assert_equal(run(one, tensors, True, way, tile), expected, f"{way} {tile}")
 
 
+@pytest.mark.skipif(DEVICE != "cuda", reason="the order of a sum in a GPU's instructions")
+@pytest.mark.parametrize("one, dtype", cases(choosable()))
+def test_all_tiles_give_the_same_bits(one, dtype):
+    tensors, params = typed(one.inputs("reals", 0), dtype), one.params(one.x[0])
+    found = [
+        run(one, tensors, False, "triton", tile) for tile in _gpu.tiles("triton", one.kind, params, dtype)
+    ]
+    for each in found[1:]:
+        assert_equal(each, found[0])
+
+
 @pytest.mark.parametrize("one, dtype", cases([one for one in CASES if accepted(one)][::3]))
 def test_at_most_twice_pytorchs_error(one, dtype):
     """PyTorch computes all of the formula in that type; scales, shifts and sums are float32 here."""

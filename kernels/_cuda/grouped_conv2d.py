@@ -10,7 +10,7 @@ A block is one group, or two of 4 channels, whose products with each other are z
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,11 +21,12 @@ from .launch import Launch, conv_launch
 PER_GROUP = (4, 8, 16, 32, 64)
 CHANNELS = 64  # of a thread block
 UNIT = 8  # channels in 16 bytes
+ALIGNMENT = 16
 TAPS = 9
 
 
-def refusal(params: Mapping[str, Any], dtype: torch.dtype) -> str:
-    """Why the kernel does not take such a layer; empty when it does."""
+def refusal(params: Mapping[str, Any], dtype: torch.dtype, maps: Sequence[Tensor] = ()) -> str:
+    """Why the kernel does not take such a layer between these maps; empty when it does."""
     per_group = params["c"] // params["groups"]
     pairs = {name: (params.get(f"{name}_h", usual), params.get(f"{name}_w", usual))
              for name, usual in (("stride", 1), ("dilation", 1))}  # fmt: skip
@@ -39,7 +40,15 @@ def refusal(params: Mapping[str, Any], dtype: torch.dtype) -> str:
         return f"{per_group} channels per group, {params['c']} of {params['k']} in all"
     if params.get("pre") or params.get("pre_activation") or params.get("gated") or params.get("residual"):
         return "only scale, bias and activation"
-    return "takes no planes" if params.get("nchw_in") or params.get("act_from") else ""
+    if params.get("nchw_in") or params.get("act_from"):
+        return "takes no planes, and one activation for all channels"
+    return "" if all(map(aligned, maps)) else "pixels of a map do not lie on multiples of 16 bytes"
+
+
+def aligned(x: Tensor) -> bool:
+    """Whether every pixel starts on a multiple of 16 bytes, as far as its tensor's memory does."""
+    steps = [stride for d, (size, stride) in enumerate(zip(x.shape, x.stride())) if size > 1 and d != 1]
+    return all(step * x.element_size() % ALIGNMENT == 0 for step in (x.storage_offset(), *steps))
 
 
 def pack(weight: Tensor, groups: int) -> Tensor:
