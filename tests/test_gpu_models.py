@@ -13,6 +13,7 @@ from triton_device import DEVICE, needs_triton
 
 import fast_backbones as fb
 from fast_backbones import engine
+from fast_backbones.engine import gpu_choices
 
 pytestmark = [needs_triton, pytest.mark.skipif(DEVICE != "cuda", reason="no CUDA device")]
 
@@ -121,3 +122,40 @@ def test_changed_weights_are_noticed():
     model.fc.weight.mul_(-1)
     model.fc.bias.mul_(-1)
     assert_equal(model(x), -before)
+
+
+@pytest.fixture
+def own_choices(tmp_path, monkeypatch):
+    """What is tuned in a test stays there."""
+    monkeypatch.setenv("FB_CACHE_DIR", str(tmp_path))
+    gpu_choices.of_device.cache_clear()
+    yield tmp_path
+    gpu_choices.of_device.cache_clear()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["resnext50_32x4d", "mobilenetv1_100", "legacy_seresnet18"])
+def test_a_tuned_model_stays_as_accurate(name, own_choices):
+    with torch.inference_mode(False):
+        model, x = on_gpu(name, torch.bfloat16, batch=8)
+    model(x)
+    found = fb.tune(model, x, rounds=1)
+    assert found.path is not None
+    assert found.path.parent == own_choices
+    assert len(found.layers) > 5
+    plain, fast = model.forward_modules(x), model(x)
+    assert_as_accurate(fast.cpu(), plain.cpu(), float64(copy.deepcopy(model).cpu().double(), x.cpu()))
+    again = fb.tune(model, x, rounds=1)
+    assert all(layer.seconds == {} for layer in again.layers)
+    assert_equal(model(x), fast, "nothing has changed")
+
+
+@torch.inference_mode()
+def test_explain_times_every_launch(own_choices):
+    with torch.inference_mode(False):
+        model, x = on_gpu("legacy_seresnet18", torch.float16)
+    found = fb.explain(model, x)
+    assert found.reason is None
+    assert all(0 < row.ms < 10 for row in found.rows)
+    assert any(row.detail.startswith("triton") for row in found.rows)
+    assert found.copy_gbps > 100

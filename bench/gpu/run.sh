@@ -4,9 +4,9 @@
 #   bench/gpu/run.sh FOLDER [--quick] [--dry-run] [PART ...]
 #
 #   FOLDER     gets the results; a part that has its mark there, FOLDER/PART.done, is not run again
-#   PART       build parity models tune layers bench sanitize compile; without any, all of them in that order, the most
-#              valuable first. tune: which way is fastest, for this GPU, in FOLDER/tuning-*.json; the parts behind it use
-#              that. bench: against eager; compile: against torch.compile too, which tunes for minutes a model
+#   PART       build parity models layers bench tune sanitize compile; without any, all of them in that order, the most
+#              valuable first. bench: against eager. tune: which way is fastest on this GPU, in FOLDER/tuning-*.json, which
+#              later parts use. compile: against torch.compile too, which tunes for minutes a model
 #   --quick    the shortest form of each part: one type, one batch, five models
 #   --dry-run  a rehearsal without a GPU: prints the commands, collects the tests, and runs the tools up to their launches
 #   PYTHON     an interpreter whose torch has CUDA, with triton (default python3); nvcc is taken from CUDA_HOME or PATH
@@ -32,7 +32,7 @@ for word in "$@"; do
     *) echo "unknown option or part $word" >&2; exit 2 ;;
   esac
 done
-[[ ${#parts[@]} -gt 0 ]] || parts=(build parity models tune layers bench sanitize compile)
+[[ ${#parts[@]} -gt 0 ]] || parts=(build parity models layers bench tune sanitize compile)
 mkdir -p "$folder"
 out=$(cd "$folder" && pwd)
 python=${PYTHON:-python3}
