@@ -102,9 +102,9 @@ def measure(
 ) -> tuple[list[kept.Layer], dict[str, str]]:
     """(every step with a choice, what to remember). known: what is not measured again.
 
-    The list has been run, so that the memory of every map holds numbers of the network, its own or later ones.
-    A way whose result is farther from the usual one than its type's rounding is not taken, and a warning says
-    so.
+    The list has been run, so that the memory of every map holds numbers of the network, its own or later
+    ones. A way whose result is farther from the usual one than its type's rounding is not taken, and a
+    warning says so.
     """
     layers: dict[str, kept.Layer] = {}
     bound = {}
