@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,12 +65,10 @@ def remember(device: torch.device, choices: Choices) -> Path | None:
 
 
 def path_of(device: torch.device) -> Path:
-    import triton
-
     driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)()
     name = torch.cuda.get_device_name(device)
     return kept.cache_file(
-        f"gpu-{words(name)}-driver-{driver}-torch-{torch.__version__}-triton-{triton.__version__}"
+        f"gpu-{words(name)}-driver-{driver}-torch-{torch.__version__}-triton-{version('triton')}"
     )
 
 
