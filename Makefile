@@ -72,7 +72,8 @@ demo: build
 	$(BIN)/fast-backbones run sample:china --model resnext50_32x4d $(ARGS)
 
 test: build $(STAMPS)/models
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow and not one_core' $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m 'not slow and one_core' --numprocesses 2 --dist loadfile $(ARGS) || [ $$? -eq 5 ]
 
 test-all: build $(STAMPS)/peers
 	$(BIN)/python -m pytest $(ARGS)
