@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from statistics import median
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+CAPTURING = threading.Lock()  # starting a capture waits for the device, which another capture forbids
 COPY_BYTES = 1 << 30  # far more than any L2 holds
 PRODUCT = 8192  # rows and columns of the matrix product
 
@@ -31,11 +33,12 @@ def usual(call: Callable[[], Any], calls: int = 5, rounds: int = 5) -> float:
     microseconds would be timed by the launches.
     """
     call()
-    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        for _ in range(calls):
-            call()
+    with CAPTURING:
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+            for _ in range(calls):
+                call()
     milliseconds(graph.replay, 1)
     return median(milliseconds(graph.replay, 1) / calls for _ in range(rounds))
 

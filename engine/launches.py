@@ -203,7 +203,8 @@ class LaunchList:
 
     def ways(self, step: Step) -> list[str]:
         maps = [self.read(value) for value in (step.inputs[0], step.output)]
-        return _gpu.ways(step.kernel, step.params, self.x.dtype, maps)
+        others = {role: 1 for role in step.roles if role != "x"}
+        return _gpu.ways(step.kernel, {**step.params, **others}, self.x.dtype, maps)
 
     def option(self, step: Step, choices: gpu_choices.Choices) -> tuple[str, str]:
         """Way and tile by the choices, else by the rules."""

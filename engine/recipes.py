@@ -182,7 +182,9 @@ def fold_apart(recipe: Filters, tensors: Mapping[str, Tensor]) -> Apart:
         return _stacked_apart([fold_apart(part, tensors) for part in recipe.parts])
     if isinstance(recipe, Product):
         weight, bias = _product(recipe, tensors)
-        return weight, None, bias
+        largest = weight.flatten(1).abs().amax(1).clamp_min(torch.finfo(weight.dtype).tiny)
+        scale = torch.exp2(torch.ceil(torch.log2(largest)))  # exact, and float16 can hold what is left
+        return weight / scale.view(-1, *(1,) * (weight.dim() - 1)), scale, bias
     assert recipe.weight is not None
     weight = _in_memory_order(_wide(tensors[recipe.weight]), recipe.spatial)
     bias = _wide(tensors[recipe.bias]) if recipe.bias is not None else None

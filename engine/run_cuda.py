@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from . import gpu_choices
+from .gpu_peaks import CAPTURING
 from .guard import Guard
 from .launches import DeviceWeights, LaunchList
 from .plan import Plan
@@ -27,7 +28,6 @@ from .strides import in_strides
 from .weights import WeightStore
 
 MAX_GRAPHS = 4  # of one plan: streams that call it in turns
-_capturing = threading.Lock()  # starting a capture waits for the device, which another capture forbids
 
 
 class Graph:
@@ -104,7 +104,7 @@ class CudaRunner:
         with self.lock:
             if stream not in self.graphs:
                 # Outside of inference mode: later calls write to its memory in either mode.
-                with _capturing, torch.inference_mode(False), torch.no_grad():
+                with CAPTURING, torch.inference_mode(False), torch.no_grad():
                     image = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
                     self.graphs[stream] = Graph(self.launch_list(image))
                 while len(self.graphs) > MAX_GRAPHS:

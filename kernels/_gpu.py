@@ -89,7 +89,7 @@ def launch(
     from ._triton import ops
 
     if way == LIBRARY:
-        return library(kind, params, operands, precision)
+        return library(kind, params, operands)
     if way == TRITON:
         return ops.launch(kind, params, operands, precision, tile)
     shared = {"stride": ops.pair(params, "stride", 1), "padding": ops.pair(params, "pad", 0)}
@@ -97,6 +97,9 @@ def launch(
     end = {**shared, **o, "activation": params.get("activation", 0)}
     x, weight, y = (operands[name] for name in ("x", "weight", "y"))
     assert x is not None and weight is not None and y is not None
+    more = [name for name in ("gate", "residual", "pre_scale") if operands.get(name) is not None]
+    if more:
+        raise ValueError(f"{kind} in CUDA C++ takes no {', '.join(more)}")
     if kind == "grouped_conv2d":
         return cuda_grouped.launch(x, weight, y, groups=params["groups"], **end)
     return cuda_depthwise.launch(
@@ -120,8 +123,9 @@ class Library:
         self.finish(self.sums())()
 
 
-def library(kind: str, params: Params, operands: Operands, precision: str) -> Library:
-    """The product into memory of its own; then scale, bias, gate, residual, activation in one pass into y."""
+def library(kind: str, params: Params, operands: Operands) -> Library:
+    """The product into memory of its own; then scale, bias, gate, residual, activation in one pass into y.
+    Its precision is what PyTorch's switches say, as a plan's is."""
     from ._triton import affine, ops
 
     x, weight, y = (operands[name] for name in ("x", "weight", "y"))
@@ -134,8 +138,7 @@ def library(kind: str, params: Params, operands: Operands, precision: str) -> Li
         filters = filters[..., None, None]
 
     def convolved() -> Tensor:
-        with torch.backends.cudnn.flags(allow_tf32=precision == "tf32"):
-            found = F.conv2d(x, filters, None, stride, padding, dilation, groups)
+        found = F.conv2d(x, filters, None, stride, padding, dilation, groups)
         return found.contiguous(memory_format=torch.channels_last)
 
     def finish(sums: Tensor) -> Any:

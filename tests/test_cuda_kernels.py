@@ -199,6 +199,20 @@ def test_a_nan_stays_where_its_group_and_window_are():
     assert set(found[:, 3].tolist()) == {7, 8, 9}
 
 
+@pytest.mark.parametrize("per_group", [4, 8, 16])
+def test_an_infinity_does_what_it_does_in_torch(per_group):
+    """4 channels per group aside: there the neighbour in the pair sees 0 * inf."""
+    launch, y, _, operands, how = grouped_case(
+        (per_group, 64, 9, 17, 1, 1), torch.float16, torch.randn, activation=0
+    )
+    operands[0][1, 16, 8, 16] = torch.inf
+    simt.call(launch)
+    exact = expected(*operands, **how)
+    own = slice(None) if per_group > 4 else [c for c in range(64) if c // 4 != 5]
+    assert torch.equal(y[:, own].isinf(), exact[:, own].isinf())
+    assert torch.equal(y[:, own].isnan(), exact[:, own].isnan())
+
+
 POOLS = [  # n c h w, window, stride, padding
     ((2, 16, 11, 9), 3, 2, 1),
     ((2, 5, 7, 8), 2, 2, 0),

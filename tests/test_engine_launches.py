@@ -73,6 +73,7 @@ IN_FULL = [
         "lenet5",
         "resnet18",
         "legacy_seresnet18",
+        "legacy_seresnet50",
         "resnext50_32x4d",
         "mobilenetv1_100",
         "densenet121",

@@ -101,6 +101,7 @@ def test_choices_are_kept_by_gpu_driver_and_versions(monkeypatch, tmp_path):
     monkeypatch.setenv("FB_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")
     device = torch.device("cuda", 0)
+    monkeypatch.setattr(gpu_choices, "_measured", {})
     gpu_choices.of_device.cache_clear()
     try:
         assert gpu_choices.of_device(device) == {}
@@ -112,6 +113,7 @@ def test_choices_are_kept_by_gpu_driver_and_versions(monkeypatch, tmp_path):
         assert gpu_choices.of_device(device) == {"conv2d": "library"}
         gpu_choices.remember(device, {"linear": "triton"})
         assert gpu_choices.of_device(device) == {"conv2d": "library", "linear": "triton"}
+        monkeypatch.setattr(gpu_choices, "_measured", {})  # another process
         shipped = tmp_path / "tables"
         shipped.mkdir()
         (shipped / "nvidia-h200.json").write_bytes(path.read_bytes())
@@ -123,9 +125,41 @@ def test_choices_are_kept_by_gpu_driver_and_versions(monkeypatch, tmp_path):
         assert gpu_choices.of_device(device)["linear"] == "library"
         stored = json.loads(path.read_text())
         path.write_text(json.dumps({**stored, "choices": {"linear": "cuda"}}))
+        assert gpu_choices.of_device(device)["linear"] == "library"  # this process has measured it
+        monkeypatch.setattr(gpu_choices, "_measured", {})
         gpu_choices.of_device.cache_clear()
         with pytest.warns(UserWarning, match="damaged"):
             assert gpu_choices.of_device(device)["linear"] == "triton"
     finally:
         gpu_choices.of_device.cache_clear()
     assert gpu_choices.of_device(torch.device("cpu")) == {}
+
+
+@torch.no_grad()
+def test_a_way_that_fails_is_left_out(monkeypatch):
+    model, x = made("lenet5")
+    found = launch_list(model, x)
+    found.run()
+    launch = _gpu.launch
+
+    def failing(way, *rest):
+        if way == "library":
+            raise RuntimeError("no engine")
+        return launch(way, *rest)
+
+    monkeypatch.setattr(_gpu, "launch", failing)
+    kept = []
+    with pytest.warns(UserWarning, match="library fails, left out: no engine"):
+        layers, chosen = gpu_choices.measure(found, lambda call: 1e-3, {}, keep=kept.append)
+    assert "library" not in chosen.values()
+    assert {key: way for part in kept for key, way in part.items()} == chosen
+    assert len(kept) == len(layers)
+
+
+@pytest.mark.parametrize(("change", "same"), [(0.0, True), (0.003, True), (0.02, False)])
+def test_alike_allows_rounding_and_no_more(change, same):
+    expected = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    assert gpu_choices.alike((expected * (1 + change)).to(torch.bfloat16), expected, "ieee") is same
+    one = expected.clone()
+    one[3, 5] += 0.5
+    assert not gpu_choices.alike(one, expected, "ieee")

@@ -128,6 +128,7 @@ def test_changed_weights_are_noticed():
 def own_choices(tmp_path, monkeypatch):
     """What is tuned in a test stays there."""
     monkeypatch.setenv("FB_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(gpu_choices, "_measured", {})
     gpu_choices.of_device.cache_clear()
     yield tmp_path
     gpu_choices.of_device.cache_clear()

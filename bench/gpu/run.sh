@@ -57,7 +57,7 @@ step() {  # runs a command, its output also into the part's log
 }
 
 few=(mobilenetv1_100 densenet121 legacy_seresnet50 resnext50_32x4d resnet50)
-tests=(-q -p no:cacheprovider --durations 10)
+tests=(-q -p no:cacheprovider --durations 10 --deselect tests/test_cuda.py::test_job_script_is_rehearsed_to_its_end)
 for part in "${parts[@]}"; do
   if [[ -e $out/$part.done ]]; then
     echo "$part: done before"

@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(kThreads, kGroup == 64 ? 3 : 4)
   using Job = Jobs<kGroup, kStride>;
   alignas(16) __shared__ T input[Pixels::in_pixels * kChannels];
   alignas(16) __shared__ T output[Pixels::pixels * kChannels];
+  alignas(16) __shared__ T nothing[8];  // what the last half step reads when the number of units is odd
 
   const int tile = blockIdx.x, across = tile % tiles_across, down = tile / tiles_across % tiles_down;
   const int64_t image = tile / (tiles_across * tiles_down);
@@ -62,6 +63,7 @@ __global__ void __launch_bounds__(kThreads, kGroup == 64 ? 3 : 4)
     const T* from = inside ? x + (int64_t{h} * shape.w + w) * shape.pixel_x + chunk * 8 : x;
     copy16(input + Pixels::at(pixel, chunk) * 8, from, inside);
   }
+  if (threadIdx.x < 8) nothing[threadIdx.x] = narrow<T>(0.0f);
   wait_for_copies();
   __syncthreads();
 
@@ -83,14 +85,13 @@ __global__ void __launch_bounds__(kThreads, kGroup == 64 ? 3 : 4)
         const uint2 pair = filters[(step * Job::columns + n) * 32];
         b[n][0] = pair.x, b[n][1] = pair.y;
       }
-      // An odd number of units ends with one whose filters are zero.
-      const int asked = 2 * step + second, unit = asked < Job::units ? asked : Job::units - 1;
+      const int unit = 2 * step + second;
       const int tap = unit / Job::columns, chunk = group * Job::columns + unit % Job::columns;
       const int offset = tap / 3 * Pixels::in_columns + tap % 3;
 #pragma unroll
       for (int m = 0; m < Job::tiles_each; ++m) {
         uint32_t a[4];
-        load_matrices(a, input + Pixels::at(under[m] + offset, chunk) * 8);
+        load_matrices(a, unit < Job::units ? input + Pixels::at(under[m] + offset, chunk) * 8 : nothing);
 #pragma unroll
         for (int n = 0; n < Job::columns; ++n) multiply<T>(sums[m][n], a, b[n]);
       }

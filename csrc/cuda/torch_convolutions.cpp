@@ -67,7 +67,7 @@ ConvShape shape_of(const char* op, const Tensor& x, const Tensor& weight, const 
 const float* numbers(const char* op, const char* name, const Maybe& vector, const Tensor& y) {
   if (!vector.has_value()) return nullptr;
   STD_TORCH_CHECK(vector->scalar_type() == ScalarType::Float && vector->dim() == 1 && vector->size(0) == y.size(1) &&
-                      vector->is_contiguous() && vector->get_device_index() == y.get_device_index(),
+                      vector->is_contiguous() && vector->is_cuda() && vector->get_device_index() == y.get_device_index(),
                   op, ": ", name, " has sizes ", words(*vector), ", expected float32 [", y.size(1), "] on y's device");
   return static_cast<const float*>(vector->const_data_ptr());
 }

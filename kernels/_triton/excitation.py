@@ -20,7 +20,7 @@ from torch import Tensor
 from .blocks import activate
 from .launch import Launch, blocks, pixel_stride, power_of_two, unit
 
-MOST_HIDDEN = 256  # of h in registers
+MOST_HIDDEN = 128  # of h in registers; more needs over 100 KiB of shared memory
 
 
 @triton.jit
@@ -81,6 +81,8 @@ def launch(
     """x [N, C], weight1 [hidden, C], weight2 [K, hidden], y [N, K]; scales and biases float32. x and y do not
     overlap."""
     (hidden, c), (k, _) = weight1.shape, weight2.shape
+    if hidden > MOST_HIDDEN:
+        raise ValueError(f"excitation: {hidden} hidden channels, at most {MOST_HIDDEN}")
     m = x.shape[0]
     stride_xm, stride_w1, stride_w2 = pixel_stride(x), weight1.stride(0), weight2.stride(0)
     unit_c, unit_h = unit(c, stride_xm, stride_w1), unit(hidden, stride_w2)
