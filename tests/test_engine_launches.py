@@ -15,7 +15,7 @@ from fast_backbones.engine import launches, plain_of, rules, state
 pytestmark = [needs_triton, needs_native]
 
 SIZES = {
-    "resnet18": 64, "resnet50": 32, "resnext50_32x4d": 32, "legacy_seresnet18": 32,
+    "resnet18": 64, "resnet50": 32, "resnext50_32x4d": 32, "legacy_seresnet18": 32, "legacy_seresnet50": 32,
     "legacy_seresnext50_32x4d": 32,
     "legacy_senet154": 32, "densenet121": 32, "mobilenetv1_100": 32, "legacy_xception": 75, "lenet5": 32,
     "alexnet": 96,
