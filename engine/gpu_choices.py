@@ -11,6 +11,7 @@ differ in them, tiles do not. Nothing is measured unless fb.tune asks for it.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..kernels import _gpu
 from . import choices as kept
 from . import gpu_peaks
 from .plan import Step
@@ -100,6 +102,7 @@ def tune(
     for each in list(state.runners.values()):
         if isinstance(each, type(runner)):
             each.forget_graphs()
+    runner.weights.packed.clear()  # for every way; the next graphs pack what they read
     return kept.Tuning(layers, path)
 
 
@@ -127,6 +130,7 @@ def measure(
         layer = kept.Layer(each.step.name, name, names, described(*launches.option(each.step, {})), [])
         layers.setdefault(name, layer).steps.append(each.step.name)
         bound.setdefault(name, each)
+    compile_options(launches, {name: bound[name].step for name in layers}, known, tell)
     chosen: dict[str, str] = {}
     for count, (name, layer) in enumerate(layers.items()):
         tell(count / len(layers), layer.name)
@@ -139,6 +143,21 @@ def measure(
         chosen |= {name: way, batched: tile}
         keep({name: way, batched: tile})  # at once: the next one may take minutes
     return list(layers.values()), chosen
+
+
+def compile_options(launches: LaunchList, steps: Mapping[str, Step], known: Choices, tell: kept.Tell) -> None:
+    """All that will be measured, on all cores. What fails here fails again when its turn comes."""
+    found = []
+    for name, step in steps.items():
+        if with_batch(name, launches.plan.batch) in known:
+            continue
+        for option in launches.options(step):
+            if known.get(name) in (None, option[0]):
+                with contextlib.suppress(Exception):
+                    found.append(launches.bind(step, *option).launch)
+    if found:
+        tell(0.0, f"compiling {len(found)} options of {len(steps)} layers")
+        _gpu.compile_all(found)
 
 
 def measure_step(

@@ -149,6 +149,10 @@ class LaunchList:
         if backend == "triton":
             self.bound = joined(self)
 
+    def compile(self) -> None:
+        """What the first run would compile step by step, on all cores."""
+        _gpu.compile_all(bound.launch for bound in self.bound)
+
     def run(self) -> None:
         for bound in self.bound:
             self.run_step(bound)

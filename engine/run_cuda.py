@@ -39,11 +39,10 @@ class Graph:
         calling = torch.cuda.current_stream()
         for tensor in launches.weights.all():  # shared by graphs: not reused while this stream may read them
             tensor.record_stream(calling)
+        launches.compile()
         stream = torch.cuda.Stream()
         stream.wait_stream(calling)
-        with torch.cuda.stream(
-            stream
-        ):  # outside of the capture: kernels compile, libraries set themselves up
+        with torch.cuda.stream(stream):  # outside of the capture: kernels load, libraries set themselves up
             launches.run()
         calling.wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()

@@ -9,6 +9,7 @@
     tiles(way, kind, params, dtype)              other tiles than the rule's own, by name
     packed(way, kind, params, weight)            filters [K, C/G, R, S] as that way reads them
     launch(way, kind, params, operands, ...)     what to put on the stream
+    compile_all(launches)                        before the first of them is called
 
 All tiles of a way give the same bits: they cut the pixels and the filters and leave the order of a sum.
 Ways may differ in the last one.
@@ -16,7 +17,7 @@ Ways may differ in the last one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,13 @@ def launch(
         x, weight, y, kernel=(params["r"], params["s"]), dilation=ops.pair(params, "dilation", 1),
         pre_activation=params.get("pre_activation", 0), **end,
     )  # fmt: skip
+
+
+def compile_all(launches: Iterable[Any]) -> None:
+    """Triton's, side by side on all cores; the others are compiled, or compile when they are called."""
+    from ._triton.launch import compile_all
+
+    compile_all(launches)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import resource
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,17 @@ def pytest_report_header(config):
         f"native: {native}",
         f"cuda: {cuda}",
     ]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests say they covered: kernels, configs, targets."""
+    found = [pair for report in terminalreporter.getreports("passed") for pair in report.user_properties]
+    for _, words in (pair for pair in found if pair[0] == "covered"):
+        terminalreporter.write_line(words)
+    layers = Counter(kernel for name, kernel in found if name == "interpreted")
+    if layers:
+        each = ", ".join(f"{kernel} {count}" for kernel, count in sorted(layers.items()))
+        terminalreporter.write_line(f"{layers.total()} layers to the bit in Triton's interpreter: {each}")
 
 
 @pytest.fixture(autouse=True)

@@ -65,7 +65,7 @@ def resources_of(library):
 
 
 @built
-def test_kernels_stay_within_their_budgets():
+def test_kernels_stay_within_their_budgets(record_property):
     """On every target: no spills, registers for as many blocks as a kernel asks for, static shared memory."""
     registers = {"depthwise_strips": 168, "grouped_kernel": 168, "max_pool2d": 64}
     kernels = {}
@@ -75,7 +75,8 @@ def test_kernels_stay_within_their_budgets():
         most = next((most for part, most in registers.items() if part in name), 64)
         assert used <= most, (arch, name, used)
         kernels.setdefault(name, set()).add(arch)
-    print(f"{len(kernels)} CUDA C++ kernels for {', '.join(sorted(set().union(*kernels.values())))}")
+    targets = ", ".join(sorted(set().union(*kernels.values())))
+    record_property("covered", f"{len(kernels)} CUDA C++ kernels for {targets}: none spills")
     assert set(map(frozenset, kernels.values())) == {frozenset({"sm_80", "sm_90a", "sm_100"})}
     for name in ("max_pool2d", "global_avg_pool", "depthwise_strips", "depthwise_any", "grouped_kernel"):
         assert any(name in kernel for kernel in kernels), name

@@ -3,6 +3,7 @@ matrix products on tensor cores. In a process of its own, because kernels of the
 compiled."""
 
 import json
+from pathlib import Path
 
 import pytest
 from helpers import needs_native, run_python
@@ -12,32 +13,48 @@ pytestmark = [needs_triton, needs_native]
 
 PRODUCT = {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}
 PRODUCTS = ("pointwise_conv2d", "conv2d", "grouped_conv2d", "separable_conv2d")
-FEW = "lenet5 mobilenetv1_100 resnext50_32x4d"
-MANY = f"{FEW} densenet121 legacy_senet154 legacy_xception legacy_seresnet50 inception_v3 vgg16 alexnet"
+OTHERS = ("excitation", "max_pool2d", "avg_pool2d", "global_avg_pool", "affine")
+# They have every config that a plan of ours may take by rule or by tuning; MORE adds launches, not configs.
+MODELS = "lenet5 mobilenetv1_100 resnext50_32x4d densenet121 legacy_seresnet50 inception_v3 legacy_senet154"
+MORE = f"{MODELS} legacy_xception vgg16 alexnet"
+
+thorough = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "models, dtype, few",
+    "models, dtypes, each",
     [
-        (FEW, "bfloat16", True),
-        pytest.param(FEW, "float16", True, marks=pytest.mark.slow),
-        pytest.param(MANY, "bfloat16", False, marks=[pytest.mark.slow, pytest.mark.timeout(3000)]),
-        pytest.param(MANY, "float32", True, marks=[pytest.mark.slow, pytest.mark.timeout(3000)]),
+        (MODELS, ("bfloat16", "float32"), "config"),
+        pytest.param(MORE, ("bfloat16", "float16", "float32"), "constants", marks=thorough),
+        pytest.param(MORE, ("bfloat16",), "launch", marks=thorough),
     ],
+    ids=lambda value: value if value in ("config", "constants", "launch") else "",
 )
-def test_kernels_of_whole_models(models, dtype, few, tmp_path):
+def test_every_tile_of_whole_models(models, dtypes, each, tmp_path, record_property):
+    """Spills and too much shared memory are faults, which the tool itself reports."""
     out = tmp_path / "compiled.json"
-    options = ["--dtype", dtype, "--batch", "256", "1", "--out", str(out), *(["--few"] if few else [])]
+    options = ["--dtype", *dtypes, "--each", each, "--out", str(out)]
+    if each != "launch":
+        options.append("--tiles")
     settings = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
     done = run_python("-m", "bench.gpu.ahead", *models.split(), *options, timeout=2900, **settings)
-    print(done.stdout.splitlines()[-1])  # how many of what; a fault makes it fail
+    record_property("covered", done.stdout.splitlines()[-1])
     rows = json.loads(out.read_text())
     assert {row["target"] for row in rows} == set(PRODUCT)
-    assert {row["kernel"] for row in rows} >= {*PRODUCTS, "max_pool2d", "global_avg_pool", "affine"} - (
-        {"affine"} if few else set()
-    )
-    if dtype != "float32":  # exact float32 products are ordinary fma
-        for row in rows:
-            narrow = row["tiles"].get("BLOCK_M", 64) < 64  # wgmma and tcgen05 take 64 rows or more
-            if row["kernel"] in PRODUCTS:
-                assert row["product"] == ("mma.sync" if narrow else PRODUCT[row["target"]]), row
+    assert {row["kernel"] for row in rows} >= {*PRODUCTS, *OTHERS}
+    for row in rows:  # wgmma and tcgen05 take 64 rows or more; exact float32 products are ordinary fma
+        if row["dtype"] != "float32" and row["kernel"] in PRODUCTS:
+            narrow = row["tiles"].get("BLOCK_M", 64) < 64
+            assert row["product"] == ("mma.sync" if narrow else PRODUCT[row["target"]]), row
+
+
+@pytest.mark.parametrize("target", PRODUCT)
+def test_a_call_finds_what_was_compiled_ahead(target, tmp_path):
+    """Triton's own way from a call to its compiler: what the test above proves is what a GPU runs."""
+    settings = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    program = Path(__file__).with_name("stand_in_gpu.py")
+    done = run_python(str(program), str(target), "lenet5", "resnet18", timeout=300, **settings)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["launches"] > 10
+    assert found["hits"] == [True] * found["launches"]

@@ -109,7 +109,9 @@ def cases(layers: list[Layer]) -> list:
 
 
 @pytest.mark.parametrize("one, dtype", cases([one for one in CASES if accepted(one) and one.is_exact()]))
-def test_integers_to_the_bit(one, dtype):
+def test_integers_to_the_bit(one, dtype, record_property):
+    if DEVICE == "cpu":
+        record_property("interpreted", one.kind)
     tensors = typed(one.inputs(), dtype)
     expected = one.exact(tensors).to(dtype)
     assert_equal(run(one, tensors), expected)

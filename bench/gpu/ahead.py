@@ -5,14 +5,21 @@ Every launch of each model's plan, at its default size, becomes what Triton woul
 once. For each target: registers, spilled bytes, shared memory, and the matrix instruction that the products
 became.
 
+    --each launch      everything that compiles to other code
+    --each constants   one for each kernel, its constants and operands, whatever is known of the numbers
+    --each config      one for each kernel, type and config (tile, warps, stages): the one that does most
+
 Needs Triton; no GPU. TRITON_INTERPRET must not be 1: kernels in the interpreter have no source to compile.
+What has been compiled lies in Triton's cache, where a GPU of the same kind finds it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+import multiprocessing
+import os
+from collections.abc import Hashable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +27,7 @@ from typing import Any
 
 import torch
 from fast_backbones.engine.recipes import Tensors
-from fast_backbones.kernels._triton.launch import Launch, compile_ahead, resources, source
+from fast_backbones.kernels._triton.launch import Launch, compile_ahead, resources, specialization
 
 import fast_backbones as fb
 from fast_backbones.engine import launches, plain_of, rules, state
@@ -28,7 +35,8 @@ from fast_backbones.kernels import _gpu
 
 from .machine import DTYPES
 
-SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes of a block
+# Bytes of a block. 86 and 89: GPUs of desktops, which nothing here is tuned for.
+SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 PRODUCTS = ("wgmma", "tcgen05.mma", "mma.sync")  # in PTX, the best first
 
 
@@ -82,18 +90,39 @@ def launches_of(name: str, batch: int, dtype: torch.dtype, tf32: str, tiles: boo
     return [launch for launch in found if isinstance(launch, Launch)]
 
 
-def distinct(found: list[Launch], few: bool = False) -> Iterator[Launch]:
-    """What compiles to different code: other types, constants, and what is known of the arguments. few: one
-    for each kernel and its constants, whatever is known of the arguments."""
-    seen = set()
+def blocks(launch: Launch) -> dict[str, Any]:
+    return {key: value for key, value in launch.constants.items() if key.startswith("BLOCK")}
+
+
+def config(launch: Launch) -> tuple[Hashable, ...]:
+    tile = tuple(sorted(blocks(launch).items()))
+    return (launch.name, launch.constants.get("PRECISION"), tile, launch.num_warps, launch.num_stages)
+
+
+def operands(launch: Launch) -> tuple[str, ...]:
+    return tuple(name for name, value in launch.arguments.items() if isinstance(value, torch.Tensor))
+
+
+def work(launch: Launch) -> int:
+    """How much a launch does beside its products: operands, and constants that are not their least."""
+    return len(operands(launch)) + sum(isinstance(v, int) and v > 0 for v in launch.constants.values())
+
+
+def distinct(found: list[Launch], each: str = "launch") -> list[Launch]:
+    """What compiles to different code: other types, constants, and what is known of the arguments; or fewer,
+    see above."""
+    if each == "config":
+        most: dict[Hashable, Launch] = {}
+        for launch in found:
+            known = most.setdefault(config(launch), launch)
+            if work(launch) > work(known):
+                most[config(launch)] = launch
+        return list(most.values())
+    chosen: dict[Hashable, Launch] = {}
     for launch in found:
-        made = source(launch)
-        key = (launch.name, str(made.fn), str(launch.constants), launch.num_warps, launch.num_stages)
-        if not few:
-            key += (str(made.signature), str(made.constants), str(made.attrs))
-        if key not in seen:
-            seen.add(key)
-            yield launch
+        key = (*config(launch), str(launch.constants), operands(launch))
+        chosen.setdefault((*key, specialization(launch) if each == "launch" else ()), launch)
+    return list(chosen.values())
 
 
 def compiled(launch: Launch, target: int, dtype: str) -> Compiled:
@@ -102,18 +131,25 @@ def compiled(launch: Launch, target: int, dtype: str) -> Compiled:
     registers, spills = resources(kernel.asm["cubin"])
     ptx = kernel.asm["ptx"]
     product = next((word for word in PRODUCTS if word in ptx), "")
-    tiles = {key: value for key, value in launch.constants.items() if key.startswith("BLOCK")}
-    return Compiled(
-        launch.name,
-        tiles,
-        dtype,
-        target,
-        registers,
-        spills,
-        kernel.metadata.shared,
-        product,
-        perf_counter() - start,
-    )
+    used = registers, spills, kernel.metadata.shared, product, perf_counter() - start
+    return Compiled(launch.name, blocks(launch), dtype, target, *used)
+
+
+_todo: list[tuple[Launch, int, str]] = []  # what forked processes find; launches cannot be sent
+
+
+def compiled_here(index: int) -> Compiled:
+    return compiled(*_todo[index])
+
+
+def compile_each(todo: list[tuple[Launch, int, str]], jobs: int) -> Iterator[Compiled]:
+    """In order, by as many processes."""
+    _todo[:] = todo
+    if jobs == 1:
+        yield from map(compiled_here, range(len(todo)))
+        return
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        yield from pool.imap(compiled_here, range(len(todo)))
 
 
 def main() -> None:
@@ -130,10 +166,12 @@ def main() -> None:
         "--tf32", default="convolutions", help="whose float32 products: convolutions, linear, both or neither"
     )
     parser.add_argument("--tiles", action="store_true", help="every tile that fb.tune may choose, too")
-    parser.add_argument("--few", action="store_true", help="one launch for each kernel and its constants")
+    parser.add_argument("--each", choices=("launch", "constants", "config"), default="launch")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     options = parser.parse_args()
-    rows: list[Compiled] = []
+    todo: list[tuple[Launch, int, str]] = []
+    configs: set[Hashable] = set()
     for dtype in options.dtype:
         how = DTYPES[dtype], options.tf32, options.tiles
         every = [
@@ -142,21 +180,23 @@ def main() -> None:
             for batch in options.batch
             for launch in launches_of(name, batch, *how)
         ]
-        for launch in distinct(every, options.few):
-            for target in options.target:
-                row = compiled(launch, target, dtype)
-                rows.append(row)
-                blocks = " ".join(f"{key[6:]}={value}" for key, value in row.tiles.items())
-                used = f"{row.registers:>4} registers {row.shared:>7} B shared {row.product:<12}"
-                faults = "; ".join(row.faults())
-                print(
-                    f"{row.kernel:<18} {dtype:<9} {blocks:<28} sm_{target:<4} {used} {faults}",
-                    flush=True,
-                )
+        configs |= {(dtype, *config(launch)) for launch in every}
+        found = distinct(every, options.each)
+        todo += [(launch, target, dtype) for launch in found for target in options.target]
+    rows: list[Compiled] = []
+    for row in compile_each(todo, options.jobs):
+        rows.append(row)
+        tile = " ".join(f"{key[6:]}={value}" for key, value in row.tiles.items())
+        used = f"{row.registers:>4} registers {row.shared:>7} B shared {row.product:<12}"
+        faults = "; ".join(row.faults())
+        print(f"{row.kernel:<18} {row.dtype:<9} {tile:<28} sm_{row.target:<4} {used} {faults}", flush=True)
     faulty = [row for row in rows if row.faults()]
     kernels = {row.kernel for row in rows}
     targets = ", ".join(f"sm_{target}" for target in options.target)
-    print(f"{len(kernels)} kernels, {len(rows)} times compiled, for {targets}: {len(faulty)} with faults")
+    print(
+        f"{len(kernels)} Triton kernels, {len(configs)} configs (type, tile, warps, stages), "
+        f"{len(rows)} times compiled, for {targets}: {len(faulty)} with faults"
+    )
     if options.out is not None:
         options.out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     raise SystemExit(1 if faulty else 0)

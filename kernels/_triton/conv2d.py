@@ -116,6 +116,10 @@ def _conv(
     tl.store(y_at, acc.to(y_ptr.dtype.element_ty), mask=row_mask[:, None] & column_mask[None, :])
 
 
+# 128x32 spills 8 bytes on sm_80.
+TILES = tuple(size for size in PRODUCT_TILES if size != (128, 32))
+
+
 def pack(weight: Tensor) -> Tensor:
     """Filters [K, C/G, R, S] as [K, R*S*(C/G)], rows on addresses that wide loads like."""
     k, depth = weight.shape[0], weight[0].numel()
@@ -143,7 +147,7 @@ def tile(m: int, n: int, c: int, dtype: torch.dtype) -> dict[str, int]:
             "num_warps": 4,
             "num_stages": 3,
         }
-    block_m = 128 if m * blocks(n, block_n) >= 128 * 132 else 64
+    block_m = 128 if block_n > 32 and m * blocks(n, block_n) >= 128 * 132 else 64
     return {
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
@@ -158,7 +162,7 @@ def tiles(n: int, c: int, dtype: torch.dtype) -> list[dict[str, int]]:
     block_k = tile(1, n, c, dtype)["BLOCK_K"]
     if dtype is torch.float32 or c < FLAT_CHANNELS:
         return product_tiles(n, block_k, ((64, 32), (64, 64)), 3)
-    return product_tiles(n, block_k, PRODUCT_TILES, 3)
+    return product_tiles(n, block_k, TILES, 3)
 
 
 def launch(

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
-
-TYPES = {
-    torch.float32: "fp32",
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-}
 
 Pair = tuple[int, int]
 
@@ -34,46 +29,83 @@ class Launch:
     num_warps: int = 4
     num_stages: int = 3
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of Triton's compiler."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
     def __call__(self) -> None:
         """Put it on the current stream of the tensors' device."""
-        if 0 in self.grid:
-            return
-        self.kernel[self.grid](
-            **self.arguments, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages
-        )
+        if 0 not in self.grid:
+            self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
+
+    def compile(self) -> Any:
+        """What the call would compile first, for the current GPU."""
+        return self.kernel.warmup(**self.arguments, **self.constants, **self.options, grid=self.grid)
 
 
-def source(launch: Launch) -> Any:
-    """What Triton compiles for these arguments: their types, and which are multiples of 16 or known."""
-    from triton.compiler import ASTSource
+def compile_all(launches: Iterable[Any]) -> None:
+    """What calls would compile one after the other, on all cores at once. Only Triton's own launches, and
+    nothing in the interpreter. What does not compile says so when it is called."""
+    found = [each for each in launches if isinstance(each, Launch) and 0 not in each.grid]
+    if not found or triton.knobs.runtime.interpret:
+        return
+    driver = triton.runtime.driver.active
+    cores = min(len(found), len(os.sched_getaffinity(0)))
+    # A thread begins on the first GPU.
+    with ThreadPoolExecutor(
+        cores, "triton", driver.set_current_device, (driver.get_current_device(),)
+    ) as pool:
+        for launch in found:
+            pool.submit(launch.compile)
 
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    given = {**launch.arguments, **launch.constants}
-    for place, name in enumerate(launch.kernel.arg_names):
-        value = given[name]
-        if isinstance(value, Tensor):
-            signature[name] = f"*{TYPES[value.dtype]}"
-            if value.storage_offset() * value.element_size() % 16 == 0:
-                attributes[(place,)] = [["tt.divisibility", 16]]
-        elif value is None or value == 1 or name in launch.constants:
-            signature[name] = "constexpr"
-            constants[name] = value
-        else:
-            signature[name] = "i32" if value < 2**31 else "i64"
-            if value % 16 == 0:
-                attributes[(place,)] = [["tt.divisibility", 16]]
-    return ASTSource(launch.kernel, signature, constants, attributes)
+
+class Pretended:
+    """What Triton's compiler asks of a GPU's driver. Each capability is a device of its own, so that Triton
+    keeps them apart."""
+
+    def __init__(self, capability: int) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.device = capability
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def set_current_device(self, device: int) -> None:
+        assert device == self.device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def pretend(capability: int) -> None:
+    """From now on Triton in this process compiles for such a GPU, which need not be there: 80, 90, 100."""
+    triton.runtime.driver.set_active(Pretended(capability))
 
 
 def compile_ahead(launch: Launch, capability: int) -> Any:
-    """Triton's compiled kernel (PTX and SASS in `asm`, resources in `metadata`) for sm_80, sm_90 or
-    sm_100."""
-    from triton.backends.compiler import GPUTarget
+    """What a call would compile on such a GPU: PTX and SASS in `asm`, resources in `metadata`. It lies in
+    Triton's cache from then on. The process pretends to have that GPU."""
+    pretend(capability)
+    return launch.compile()
 
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": True}
-    return triton.compile(source(launch), target=GPUTarget("cuda", capability, 32), options=options)
+
+def specialization(launch: Launch) -> tuple[Any, ...]:
+    """What Triton compiles other code for, besides constants: types, multiples of 16, ones and absences."""
+    found: list[Any] = []
+    for value in launch.arguments.values():
+        if isinstance(value, Tensor):
+            found.append((value.dtype, value.storage_offset() * value.element_size() % 16 == 0))
+        elif value is None or value == 1:
+            found.append(value)
+        else:
+            found.append((value < 2**31, value % 16 == 0))
+    return tuple(found)
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
@@ -141,18 +173,9 @@ def power_of_two(count: int, least: int = 16, most: int = 1 << 30) -> int:
     return min(most, max(least, 1 << (count - 1).bit_length()))
 
 
-# Pixels, filters: what a product may be cut into. wgmma and tcgen05 take 64 rows or more; 128x256 spills.
-PRODUCT_TILES = (
-    (64, 32),
-    (64, 64),
-    (64, 128),
-    (128, 32),
-    (128, 64),
-    (128, 128),
-    (128, 256),
-    (256, 64),
-    (256, 128),
-)
+# Pixels, filters: what a product may be cut into. wgmma and tcgen05 take 64 rows or more. With 128x256 and
+# 256x128 a 1x1 spills up to 400 bytes.
+PRODUCT_TILES = ((64, 32), (64, 64), (64, 128), (128, 32), (128, 64), (128, 128), (256, 64))
 
 
 def product_tiles(

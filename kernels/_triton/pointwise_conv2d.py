@@ -83,7 +83,8 @@ def tile(m: int, n: int, k: int, dtype: torch.dtype) -> dict[str, int]:
         wide = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128 if k >= 128 else 64}
         return {**wide, "num_warps": 4, "num_stages": 4}
     if dtype is torch.float32:
-        return {"BLOCK_M": 64, "BLOCK_N": min(block_n, 64), "BLOCK_K": 32, "num_warps": 4, "num_stages": 3}
+        width = min(block_n, 64)
+        return {"BLOCK_M": 64, "BLOCK_N": width, "BLOCK_K": 32, "num_warps": warps(width), "num_stages": 3}
     block_m = 128 if m * blocks(n, block_n) >= 128 * 132 else 64  # enough tiles for all multiprocessors
     large = block_m * block_n >= 128 * 128
     return {
@@ -95,10 +96,16 @@ def tile(m: int, n: int, k: int, dtype: torch.dtype) -> dict[str, int]:
     }
 
 
+def warps(width: int) -> int:
+    """Of float32: exact products of 32 filters on 4 warps spill 24 bytes."""
+    return 8 if width == 32 else 4
+
+
 def tiles(n: int, k: int, dtype: torch.dtype) -> list[dict[str, int]]:
     """Others to try, with the order of sums that `tile` has for many rows."""
     if dtype is torch.float32:
-        return product_tiles(n, 32, ((64, 32), (64, 64), (128, 64)), 3)
+        found = product_tiles(n, 32, ((64, 32), (64, 64), (128, 64)), 3)
+        return [{**each, "num_warps": warps(each["BLOCK_N"])} for each in found]
     return product_tiles(n, 64 if k > 32 else 32, PRODUCT_TILES, 3)
 
 
