@@ -16,19 +16,6 @@ THREADS = 2
 GLIBC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
-# Interpreters, compilers and processes that are started: one core each, so `make test` runs two at a time.
-ONE_CORE = (
-    "test_bench", "test_build", "test_cli", "test_cuda", "test_engine_launches", "test_gpu_choices",
-    "test_triton",
-)  # fmt: skip
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.stem.startswith(ONE_CORE):
-            item.add_marker(pytest.mark.one_core)
-
-
 def pytest_report_header(config):
     info = fb.build_info()
     native = (
