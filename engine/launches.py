@@ -95,6 +95,18 @@ class DeviceWeights:
         }
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """What PyTorch's switches allow on a GPU."""
+
+    convolutions: bool = False  # their float32 products may be TF32
+    linear: bool = False  # so may those of linear layers
+    same_bits: bool = False  # for a sample in every batch: deterministic algorithms are asked for
+
+
+EXACT = Arithmetic()
+
+
 @dataclass
 class Bound:
     """One step: a kernel's launch, a copy between tensors, or neither: then PyTorch computes it."""
@@ -118,8 +130,7 @@ class LaunchList:
     """A plan bound to memory: `run()` computes everything from `x` into the outputs.
 
     x, arena and outputs stay the same tensors for as long as the list lives, as a CUDA graph wants it.
-    backend: "triton", or "reference" for the formulas. tf32: whose float32 products may be TF32,
-    "convolutions" and "linear" in any combination."""
+    backend: "triton", or "reference" for the formulas."""
 
     def __init__(
         self,
@@ -128,12 +139,12 @@ class LaunchList:
         x: Tensor,
         tensors: Tensors,
         *,
-        tf32: str = "",
+        allowed: Arithmetic = EXACT,
         backend: str = "triton",
         choices: gpu_choices.Choices | None = None,
     ) -> None:
         self.plan, self.weights, self.x, self.tensors = plan, weights, x, tensors
-        self.tf32, self.backend = tf32, backend
+        self.allowed, self.backend = allowed, backend
         self.choices = choices or {}
         tensors.calls.update(plan.computed)
         for name in plan.computed:  # their constants say which device they are on
@@ -199,8 +210,8 @@ class LaunchList:
 
     def precision(self, step: Step) -> str:
         """Of float32 products."""
-        kind = "linear" if step.kernel == "linear" else "convolutions"
-        return "tf32" if kind in self.tf32 else "ieee"
+        allowed = self.allowed.linear if step.kernel == "linear" else self.allowed.convolutions
+        return "tf32" if allowed else "ieee"
 
     def key(self, step: Step) -> str:
         return gpu_choices.key(step, self.x.dtype, self.precision(step))
@@ -208,7 +219,10 @@ class LaunchList:
     def ways(self, step: Step) -> list[str]:
         maps = [self.read(value) for value in (step.inputs[0], step.output)]
         others = {role: 1 for role in step.roles if role != "x"}
-        return _gpu.ways(step.kernel, {**step.params, **others}, self.x.dtype, maps)
+        found = _gpu.ways(step.kernel, {**step.params, **others}, self.x.dtype, maps)
+        if self.allowed.same_bits and len(found) > 1:  # cuDNN and cuBLAS look at the batch
+            return [way for way in found if way != _gpu.LIBRARY]
+        return found
 
     def option(self, step: Step, choices: gpu_choices.Choices) -> tuple[str, str]:
         """Way and tile by the choices, else by the rules."""

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from . import gpu_choices
 from .gpu_peaks import CAPTURING
 from .guard import Guard
-from .launches import DeviceWeights, LaunchList
+from .launches import Arithmetic, DeviceWeights, LaunchList
 from .plan import Plan
 from .strides import in_strides
 from .weights import WeightStore
@@ -74,9 +74,9 @@ class CudaRunner:
         store: WeightStore,
         dtype: torch.dtype,
         device: torch.device,
-        tf32: str,
+        allowed: Arithmetic,
     ) -> None:
-        self.plan, self.guard, self.tf32 = plan, guard, tf32
+        self.plan, self.guard, self.allowed = plan, guard, allowed
         self.tensors = store.tensors
         if dtype not in store.on_gpu:
             store.on_gpu[dtype] = DeviceWeights.of(store.tensors, dtype, device)
@@ -90,7 +90,7 @@ class CudaRunner:
 
     def launch_list(self, x: Tensor) -> LaunchList:
         choices = gpu_choices.of_device(x.device)
-        return LaunchList(self.plan, self.weights, x, self.tensors, tf32=self.tf32, choices=choices)
+        return LaunchList(self.plan, self.weights, x, self.tensors, allowed=self.allowed, choices=choices)
 
     def forget_graphs(self) -> None:
         """The next call makes them anew, by the choices of then."""

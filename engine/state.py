@@ -53,11 +53,10 @@ def key_of(plain: MethodType, x: Tensor) -> Key:
     return tuple(x.shape), x.stride(), kind, plain.__func__, allowed_precision(x)
 
 
-def allowed_precision(x: Tensor) -> str:
-    """As torch.set_float32_matmul_precision understands it; bfloat16 allows what "medium" does. On a GPU:
-    which float32 products may be TF32."""
+def allowed_precision(x: Tensor) -> str | launches.Arithmetic:
+    """As torch.set_float32_matmul_precision understands it; bfloat16 allows what "medium" does."""
     if x.is_cuda:
-        return allowed_tf32()
+        return allowed_on_gpu()
     if x.dtype is torch.bfloat16:
         return "medium"
     try:
@@ -66,10 +65,11 @@ def allowed_precision(x: Tensor) -> str:
         return "highest"
 
 
-def allowed_tf32() -> str:
-    """ "convolutions", "linear", both or neither, as PyTorch's switches stand."""
-    switches = {"convolutions": torch.backends.cudnn.conv, "linear": torch.backends.cuda.matmul}
-    return " ".join(name for name, switch in switches.items() if switch.fp32_precision == "tf32")
+def allowed_on_gpu() -> launches.Arithmetic:
+    """As PyTorch's switches stand."""
+    switches = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    tf32 = (switch.fp32_precision == "tf32" for switch in switches)
+    return launches.Arithmetic(*tf32, same_bits=torch.are_deterministic_algorithms_enabled())
 
 
 class Runners(OrderedDict[Key, AnyRunner]):
@@ -203,8 +203,8 @@ class EngineState:
 
     def _bound(self, plan: Plan, key: Key, guard: Guard, store: WeightStore) -> AnyRunner:
         if plan.on_gpu:
-            _, _, (dtype, device), _, tf32 = key
-            return CudaRunner(plan, guard, store, dtype, device, tf32)
+            _, _, (dtype, device), _, allowed = key
+            return CudaRunner(plan, guard, store, dtype, device, allowed)
         return Runner(plan, guard, store, self.arenas)
 
     def choose(self, choices: Choices, key: Key, traced: Traced) -> None:

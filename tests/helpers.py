@@ -142,6 +142,17 @@ def one_thread():
 
 
 @contextlib.contextmanager
+def deterministic():
+    """As users ask for it; what PyTorch has no such algorithm for is computed all the same."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
 def poisoned():
     """Fresh tensors hold NaN: outputs, packed weights, converted copies. Scratch memory: FB_POISON=1."""
     deterministic = torch.are_deterministic_algorithms_enabled()

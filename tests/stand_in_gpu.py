@@ -10,14 +10,15 @@ import sys
 import torch
 import triton
 from fast_backbones.bench.gpu import ahead
+from fast_backbones.engine.launches import EXACT
 from fast_backbones.kernels._triton.launch import compile_all, pretend
 
 
 def main(capability, *models):
     launches = []
     for dtype in (torch.bfloat16, torch.float32):
-        found = [launch for name in models for launch in ahead.launches_of(name, 2, dtype, "", False)]
-        launches += ahead.distinct(found, "config")
+        for name in models:
+            launches += ahead.distinct(ahead.launches_of(name, 2, dtype, EXACT, False), "config")
     list(ahead.compile_each([(launch, capability, "") for launch in launches], 2))  # in other processes
     hits = {}
 

@@ -5,12 +5,13 @@ import pytest
 import torch
 from fast_backbones.bench.exact import float64
 from fast_backbones.engine.recipes import Tensors
-from helpers import assert_as_accurate, assert_equal, needs_native
+from helpers import assert_as_accurate, assert_equal, deterministic, needs_native
 from model_checks import filled, image
 from triton_device import DEVICE, needs_triton
 
 import fast_backbones as fb
 from fast_backbones.engine import launches, plain_of, rules, state
+from fast_backbones.kernels import _gpu
 
 pytestmark = [needs_triton, needs_native]
 
@@ -96,6 +97,22 @@ def test_kernels_of_the_list_are_the_model(name, dtype):
     assert all(bound.launch is not None or bound.copy is not None for bound in found.bound)
     assert found.outputs().dtype is dtype
     assert_as_accurate(found.outputs(), plain, float64(model.double(), x))
+
+
+@torch.no_grad()
+@pytest.mark.skipif(DEVICE != "cpu", reason="with a GPU: test_gpu_models.py")
+@pytest.mark.parametrize("name", ["lenet5", "resnet18"])
+def test_a_sample_does_not_depend_on_its_batch(name):
+    model, x = made(name, torch.bfloat16, batch=40 if name == "lenet5" else 3)
+    outputs = []
+    with deterministic():
+        for images in (x, x[1:2].clone()):
+            found = launch_list(model, images, allowed=state.allowed_on_gpu())
+            assert {bound.how.split()[0] for bound in found.bound} <= {"triton", "PyTorch"}
+            assert _gpu.LIBRARY not in {way for step in found.plan.steps for way, _ in found.options(step)}
+            found.run()
+            outputs.append(found.outputs())
+    assert_equal(outputs[0][1:2], outputs[1])
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 from fast_backbones.bench.exact import float64
-from helpers import assert_as_accurate, assert_equal
+from helpers import assert_as_accurate, assert_equal, deterministic
 from model_checks import filled, image
 from triton_device import DEVICE, needs_triton
 
@@ -59,6 +59,17 @@ def test_at_most_twice_pytorchs_error(name, dtype):
     exact = float64(copy.deepcopy(model).cpu().double(), x.cpu())
     assert_as_accurate(fast.cpu(), plain.cpu(), exact)
     assert_equal(model(x), fast, "the same call again")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "name", ["lenet5", "resnet50", "legacy_seresnet18", "mobilenetv1_100", "densenet121"]
+)
+def test_a_sample_does_not_depend_on_its_batch(name):
+    with torch.inference_mode(False):
+        model, x = on_gpu(name, torch.bfloat16, batch=40)
+    with deterministic():
+        assert_equal(model(x)[7:8], model(x[7:8].clone()))
 
 
 @torch.inference_mode()

@@ -26,6 +26,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from fast_backbones.engine.launches import EXACT, Arithmetic
 from fast_backbones.engine.recipes import Tensors
 from fast_backbones.kernels._triton.launch import Launch, compile_ahead, resources, specialization
 
@@ -37,6 +38,12 @@ from .machine import DTYPES
 
 # Bytes of a block. 86 and 89: GPUs of desktops, which nothing here is tuned for.
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+TF32 = {  # "convolutions" is PyTorch's default
+    "neither": EXACT,
+    "convolutions": Arithmetic(convolutions=True),
+    "linear": Arithmetic(linear=True),
+    "both": Arithmetic(convolutions=True, linear=True),
+}
 PRODUCTS = ("wgmma", "tcgen05.mma", "mma.sync")  # in PTX, the best first
 
 
@@ -64,7 +71,9 @@ class Compiled:
         return found
 
 
-def launch_list(name: str, batch: int, dtype: torch.dtype, tf32: str = "") -> launches.LaunchList:
+def launch_list(
+    name: str, batch: int, dtype: torch.dtype, allowed: Arithmetic = EXACT
+) -> launches.LaunchList:
     """Of a model's plan, on tensors without memory."""
     model = fb.create_model(name).eval().to(dtype)
     size = model.default_cfg["input_size"]
@@ -73,12 +82,12 @@ def launch_list(name: str, batch: int, dtype: torch.dtype, tf32: str = "") -> la
         plan = state.make_for_gpu(state.trace(model, plain_of(model), x, launches.refusal))
     tensors = dict(rules.named_tensors(model))
     weights = launches.DeviceWeights.of(tensors, dtype, torch.device("meta"))
-    return launches.LaunchList(plan, weights, x.to("meta"), Tensors(tensors), tf32=tf32)
+    return launches.LaunchList(plan, weights, x.to("meta"), Tensors(tensors), allowed=allowed)
 
 
-def launches_of(name: str, batch: int, dtype: torch.dtype, tf32: str, tiles: bool) -> list[Launch]:
+def launches_of(name: str, batch: int, dtype: torch.dtype, allowed: Arithmetic, tiles: bool) -> list[Launch]:
     """Triton's of a model's plan. tiles: all that fb.tune may choose, too."""
-    made = launch_list(name, batch, dtype, tf32)
+    made = launch_list(name, batch, dtype, allowed)
     found = [bound.launch for bound in made.bound]
     if tiles:
         found += [
@@ -162,9 +171,7 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=DTYPES)
     parser.add_argument("--target", nargs="+", type=int, default=[80, 90, 100], choices=SHARED_LIMIT)
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 256])
-    parser.add_argument(
-        "--tf32", default="convolutions", help="whose float32 products: convolutions, linear, both or neither"
-    )
+    parser.add_argument("--tf32", choices=TF32, default="convolutions", help="whose float32 products")
     parser.add_argument("--tiles", action="store_true", help="every tile that fb.tune may choose, too")
     parser.add_argument("--each", choices=("launch", "constants", "config"), default="launch")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
@@ -173,7 +180,7 @@ def main() -> None:
     todo: list[tuple[Launch, int, str]] = []
     configs: set[Hashable] = set()
     for dtype in options.dtype:
-        how = DTYPES[dtype], options.tf32, options.tiles
+        how = DTYPES[dtype], TF32[options.tf32], options.tiles
         every = [
             launch
             for name in options.models
