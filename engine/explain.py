@@ -145,6 +145,7 @@ def explain_on_gpu(runner: CudaRunner, x: Tensor, repeats: int) -> Explanation:
             weight_bytes=sum(tensor.nbytes for tensor in runner.weights.all()),
         )
         launches = runner.launch_list(x)
+        launches.compile()
         launches.run()
         for bound in launches.bound:
             steps = [step for step in (bound.first, bound.step) if step is not None]

@@ -90,6 +90,7 @@ def tune(
     """See engine.tune."""
     with torch.cuda.device(x.device), torch.inference_mode(False), torch.no_grad():
         launches = runner.launch_list(x.clone())
+        launches.compile()
         launches.run()
 
         def clock(call: Callable[[], object]) -> float:
@@ -102,7 +103,8 @@ def tune(
     for each in list(state.runners.values()):
         if isinstance(each, type(runner)):
             each.forget_graphs()
-    runner.weights.packed.clear()  # for every way; the next graphs pack what they read
+    with gpu_peaks.CAPTURING:  # nobody makes a graph meanwhile
+        runner.weights.packed.clear()  # for every way; the next graphs pack what they read
     return kept.Tuning(layers, path)
 
 
@@ -147,16 +149,15 @@ def measure(
 
 def compile_options(launches: LaunchList, steps: Mapping[str, Step], known: Choices, tell: kept.Tell) -> None:
     """All that will be measured, on all cores. What fails here fails again when its turn comes."""
-    found = []
-    for name, step in steps.items():
-        if with_batch(name, launches.plan.batch) in known:
-            continue
+    found: list[object] = []
+    unknown = {n: step for n, step in steps.items() if with_batch(n, launches.plan.batch) not in known}
+    for name, step in unknown.items():
         for option in launches.options(step):
             if known.get(name) in (None, option[0]):
                 with contextlib.suppress(Exception):
                     found.append(launches.bind(step, *option).launch)
     if found:
-        tell(0.0, f"compiling {len(found)} options of {len(steps)} layers")
+        tell(0.0, f"compiling {len(found)} ways and tiles of {len(unknown)} layers")
         _gpu.compile_all(found)
 
 

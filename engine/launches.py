@@ -161,7 +161,7 @@ class LaunchList:
             self.bound = joined(self)
 
     def compile(self) -> None:
-        """What the first run would compile step by step, on all cores."""
+        """Triton's kernels, which the first run would compile step by step, on all cores."""
         _gpu.compile_all(bound.launch for bound in self.bound)
 
     def run(self) -> None:
@@ -214,7 +214,8 @@ class LaunchList:
         return "tf32" if allowed else "ieee"
 
     def key(self, step: Step) -> str:
-        return gpu_choices.key(step, self.x.dtype, self.precision(step))
+        found = gpu_choices.key(step, self.x.dtype, self.precision(step))
+        return f"{found} same" if self.allowed.same_bits else found  # chosen among fewer ways
 
     def ways(self, step: Step) -> list[str]:
         maps = [self.read(value) for value in (step.inputs[0], step.output)]

@@ -1,9 +1,11 @@
-"""Compiles launches ahead of time, then as calls on such a GPU would, on all cores; prints as JSON for each
-whether the second found the first in Triton's cache: python stand_in_gpu.py CAPABILITY MODEL ...
+"""The ways to a compiled kernel, for a GPU that is not there: python stand_in_gpu.py CAPABILITY MODEL ...
 
-In a process of its own, because kernels of the interpreter cannot be compiled.
+Compiles launches on all cores, as a graph does; then, with nothing but Triton's cache left, ahead of time in
+other processes, and by calls as far as a machine without a GPU goes. Prints as JSON for each whether it was
+in the cache. In a process of its own, because kernels of the interpreter cannot be compiled.
 """
 
+import contextlib
 import json
 import sys
 
@@ -11,7 +13,7 @@ import torch
 import triton
 from fast_backbones.bench.gpu import ahead
 from fast_backbones.engine.launches import EXACT
-from fast_backbones.kernels._triton.launch import compile_all, pretend
+from fast_backbones.kernels._triton.launch import compile_ahead, compile_all, pretend
 
 
 def main(capability, *models):
@@ -19,16 +21,26 @@ def main(capability, *models):
     for dtype in (torch.bfloat16, torch.float32):
         for name in models:
             launches += ahead.distinct(ahead.launches_of(name, 2, dtype, EXACT, False), "config")
-    list(ahead.compile_each([(launch, capability, "") for launch in launches], 2))  # in other processes
-    hits = {}
-
-    def listener(src, metadata, cache_hit, **rest):
-        hits[metadata["hash"]] = cache_hit
-
-    triton.knobs.compilation.listener = listener
     pretend(capability)
-    compile_all(launches)
-    print(json.dumps({"launches": len(launches), "hits": list(hits.values())}))
+
+    def call(launch):
+        with contextlib.suppress(AttributeError):  # it is compiled; then Triton asks for the GPU's memory
+            launch()
+            raise AssertionError("a kernel has been put on a GPU that is not there")
+
+    ways = {
+        "side by side": lambda: compile_all(launches * 2),
+        "ahead": lambda: [compile_ahead(launch, capability) for launch in launches],
+        "calls": lambda: [call(launch) for launch in launches],
+    }
+    found = {"launches": len(launches)}
+    for name, way in ways.items():
+        for launch in launches:
+            launch.kernel.device_caches.clear()
+        hits = found[name] = []
+        triton.knobs.compilation.listener = lambda cache_hit, hits=hits, **rest: hits.append(cache_hit)
+        way()
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -110,6 +110,8 @@ def test_a_sample_does_not_depend_on_its_batch(name):
             found = launch_list(model, images, allowed=state.allowed_on_gpu())
             assert {bound.how.split()[0] for bound in found.bound} <= {"triton", "PyTorch"}
             assert _gpu.LIBRARY not in {way for step in found.plan.steps for way, _ in found.options(step)}
+            products = [b.launch for b in found.bound if b.step.kernel in _gpu.PRODUCTS and b.first is None]
+            assert min(launch.constants["BLOCK_M"] for launch in products) >= 64, "no tiles for few rows"
             found.run()
             outputs.append(found.outputs())
     assert_equal(outputs[0][1:2], outputs[1])

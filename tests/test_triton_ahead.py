@@ -34,11 +34,12 @@ thorough = [pytest.mark.slow, pytest.mark.timeout(3000)]
 def test_every_tile_of_whole_models(models, dtypes, each, tmp_path, record_property):
     """Spills and too much shared memory are faults, which the tool itself reports."""
     out = tmp_path / "compiled.json"
-    options = ["--dtype", *dtypes, "--each", each, "--out", str(out)]
+    options = ["--dtype", *dtypes, "--tf32", "neither", "both", "--each", each, "--out", str(out)]
     if each != "launch":
         options.append("--tiles")
     settings = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
-    done = run_python("-m", "bench.gpu.ahead", *models.split(), *options, timeout=2900, **settings)
+    limit = 850 if each == "config" else 2900
+    done = run_python("-m", "bench.gpu.ahead", *models.split(), *options, timeout=limit, **settings)
     record_property("covered", done.stdout.splitlines()[-1])
     rows = json.loads(out.read_text())
     assert {row["target"] for row in rows} == set(PRODUCT)
@@ -50,11 +51,12 @@ def test_every_tile_of_whole_models(models, dtypes, each, tmp_path, record_prope
 
 
 @pytest.mark.parametrize("target", PRODUCT)
-def test_a_call_finds_what_was_compiled_ahead(target, tmp_path):
+def test_calls_find_what_was_compiled_on_all_cores_and_ahead(target, tmp_path):
     """Triton's own way from a call to its compiler: what the test above proves is what a GPU runs."""
     settings = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     program = Path(__file__).with_name("stand_in_gpu.py")
     done = run_python(str(program), str(target), "lenet5", "resnet18", timeout=300, **settings)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["launches"] > 10
-    assert found["hits"] == [True] * found["launches"]
+    assert found["side by side"] == [False] * found["launches"], "each is compiled once"
+    assert found["ahead"] == found["calls"] == [True] * found["launches"]

@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Hashable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -157,8 +158,8 @@ def compile_each(todo: list[tuple[Launch, int, str]], jobs: int) -> Iterator[Com
     if jobs == 1:
         yield from map(compiled_here, range(len(todo)))
         return
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        yield from pool.imap(compiled_here, range(len(todo)))
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
+        yield from pool.map(compiled_here, range(len(todo)))
 
 
 def main() -> None:
@@ -171,7 +172,9 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=DTYPES)
     parser.add_argument("--target", nargs="+", type=int, default=[80, 90, 100], choices=SHARED_LIMIT)
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 256])
-    parser.add_argument("--tf32", choices=TF32, default="convolutions", help="whose float32 products")
+    parser.add_argument(
+        "--tf32", nargs="+", choices=TF32, default=["convolutions"], help="of float32 products"
+    )
     parser.add_argument("--tiles", action="store_true", help="every tile that fb.tune may choose, too")
     parser.add_argument("--each", choices=("launch", "constants", "config"), default="launch")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
@@ -180,16 +183,17 @@ def main() -> None:
     todo: list[tuple[Launch, int, str]] = []
     configs: set[Hashable] = set()
     for dtype in options.dtype:
-        how = DTYPES[dtype], TF32[options.tf32], options.tiles
-        every = [
-            launch
-            for name in options.models
-            for batch in options.batch
-            for launch in launches_of(name, batch, *how)
-        ]
-        configs |= {(dtype, *config(launch)) for launch in every}
-        found = distinct(every, options.each)
-        todo += [(launch, target, dtype) for launch in found for target in options.target]
+        for tf32 in options.tf32 if dtype == "float32" else ["neither"]:
+            how = DTYPES[dtype], TF32[tf32], options.tiles
+            every = [
+                launch
+                for name in options.models
+                for batch in options.batch
+                for launch in launches_of(name, batch, *how)
+            ]
+            configs |= {(dtype, *config(launch)) for launch in every}
+            found = distinct(every, options.each)
+            todo += [(launch, target, dtype) for launch in found for target in options.target]
     rows: list[Compiled] = []
     for row in compile_each(todo, options.jobs):
         rows.append(row)
@@ -201,7 +205,7 @@ def main() -> None:
     kernels = {row.kernel for row in rows}
     targets = ", ".join(f"sm_{target}" for target in options.target)
     print(
-        f"{len(kernels)} Triton kernels, {len(configs)} configs (type, tile, warps, stages), "
+        f"{len(kernels)} Triton kernels, {len(configs)} configs (type, precision, tile, warps, stages), "
         f"{len(rows)} times compiled, for {targets}: {len(faulty)} with faults"
     )
     if options.out is not None:

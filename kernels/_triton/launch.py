@@ -6,8 +6,9 @@ import os
 import re
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,19 +46,26 @@ class Launch:
 
 
 def compile_all(launches: Iterable[Any]) -> None:
-    """What calls would compile one after the other, on all cores at once. Only Triton's own launches, and
-    nothing in the interpreter. What does not compile says so when it is called."""
-    found = [each for each in launches if isinstance(each, Launch) and 0 not in each.grid]
-    if not found or triton.knobs.runtime.interpret:
+    """What calls would compile one after the other, each once and on all cores. Only Triton's own launches,
+    and nothing in the interpreter. What does not compile says so when it is called."""
+    own = [each for each in launches if isinstance(each, Launch) and 0 not in each.grid]
+    distinct = {(each.name, each.kernel, str(each.constants), *specialization(each)): each for each in own}
+    if not own or triton.knobs.runtime.interpret:
         return
     driver = triton.runtime.driver.active
-    cores = min(len(found), len(os.sched_getaffinity(0)))
-    # A thread begins on the first GPU.
-    with ThreadPoolExecutor(
-        cores, "triton", driver.set_current_device, (driver.get_current_device(),)
-    ) as pool:
-        for launch in found:
-            pool.submit(launch.compile)
+
+    def prepare(launch: Launch) -> None:
+        made = launch.compile()
+        driver.launcher_cls(made.src, made.metadata)  # Triton 3.6 compiles it, too, as C
+
+    gpu = (driver.get_current_device(),)
+    cores = min(len(distinct), len(os.sched_getaffinity(0)))
+    with warnings.catch_warnings():  # Triton changes filters as it compiles, and threads would mix them up
+        pool = ThreadPoolExecutor(cores, "triton", driver.set_current_device, gpu)
+        try:
+            wait([pool.submit(prepare, launch) for launch in distinct.values()])
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class Pretended:
@@ -82,6 +90,9 @@ class Pretended:
     def get_current_stream(self, device: int) -> int:
         return 0
 
+    def launcher_cls(self, source: Any, metadata: Any) -> None:
+        """What puts a kernel on a stream: there is none."""
+
 
 def pretend(capability: int) -> None:
     """From now on Triton in this process compiles for such a GPU, which need not be there: 80, 90, 100."""
@@ -96,8 +107,9 @@ def compile_ahead(launch: Launch, capability: int) -> Any:
 
 
 def specialization(launch: Launch) -> tuple[Any, ...]:
-    """What Triton compiles other code for, besides constants: types, multiples of 16, ones and absences."""
-    found: list[Any] = []
+    """What Triton compiles other code for, besides constants: options, types, multiples of 16, ones and
+    absences."""
+    found: list[Any] = [launch.num_warps, launch.num_stages]
     for value in launch.arguments.values():
         if isinstance(value, Tensor):
             found.append((value.dtype, value.storage_offset() * value.element_size() % 16 == 0))

@@ -82,18 +82,13 @@ def _separable(
     tl.store(y_at, acc.to(y_ptr.dtype.element_ty), mask=row_mask[:, None] & column_mask[None, :])
 
 
-def tile(n: int, dtype: torch.dtype) -> dict[str, int]:
+def tile(n: int, dtype: torch.dtype, precision: str) -> dict[str, int]:
     """As many filters as fit: each further tile computes d again, 18 flops on ordinary cores where a tile of
     128 filters has 256 on tensor cores, which take as long. 64 pixels: twice as many spill with 256
     filters."""
     if dtype is torch.float32:
-        return {
-            "BLOCK_M": 64,
-            "BLOCK_N": power_of_two(n, 16, 64),
-            "BLOCK_K": 16,
-            "num_warps": 4,
-            "num_stages": 1,
-        }
+        width = power_of_two(n, 16, 32 if precision == "ieee" else 64)  # 64 exact ones spill
+        return {"BLOCK_M": 64, "BLOCK_N": width, "BLOCK_K": 16, "num_warps": 4, "num_stages": 1}
     block_n = power_of_two(n, 16, 256)
     return {
         "BLOCK_M": 64,
@@ -128,7 +123,7 @@ def launch(
     """x [N, C, H, W] and y [N, K, P, Q] lie as NHWC; weight [K, C], depth_weight [R*S, C]
     (depthwise_conv2d.pack). pre_activation: one that leaves zero where it is."""
     n, k, p, q = y.shape
-    found = dict(tiles or tile(k, x.dtype))
+    found = dict(tiles or tile(k, x.dtype, precision))
     num_warps, num_stages = found.pop("num_warps"), found.pop("num_stages")
     stride_rm = pixel_stride(residual)
     unit_c = unit(x.shape[1], pixel_stride(x), weight.stride(0))
