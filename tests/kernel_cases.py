@@ -422,8 +422,8 @@ CASES = [
 ]
 
 
-# Ops of layers, which CASES covers one and all; a loss has tests of its own.
-OPS = sorted(set(kernels.ops()) - {"softmax_cross_entropy"})
+# Ops of layers, which CASES covers one and all; those of training have tests of their own.
+OPS = sorted(set(kernels.ops()) - {"batch_norm", "softmax_cross_entropy"})
 
 
 def cases(op: str | None = None) -> list[Case]:

@@ -33,6 +33,15 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
   m.def("squared_distances(Tensor x, Tensor centers) -> Tensor");
   m.def("squeeze_excite(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2) -> Tensor");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor");
+  // y = act((x - mean) / sqrt(var + eps) * weight + bias + residual), with the moments of x or those given; which they were; and a
+  // bit for each element that the activation passed
+  m.def(
+      "batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, Tensor? var, float eps, "
+      "str activation, bool needs_mask) -> (Tensor y, Tensor mean, Tensor var, Tensor mask)");
+  // gradients of x, weight, bias and residual; empty where not needed
+  m.def(
+      "batch_norm_backward(Tensor grad, Tensor x, Tensor? mask, Tensor? weight, Tensor mean, Tensor var, float eps, bool frozen, "
+      "bool needs_x, bool needs_affine, bool needs_residual) -> (Tensor, Tensor, Tensor, Tensor)");
   // the loss, and what its gradient needs of each row beside the logits: the maximum and the sum of exponentials
   m.def(
       "softmax_cross_entropy(Tensor logits, Tensor target, Tensor? weight, float label_smoothing, int ignore_index, "

@@ -3,6 +3,8 @@
 // namespaces: an inline function shared with other files could otherwise be kept in its AVX-512 form for everyone.
 #pragma once
 
+#include <cstdint>
+
 #define FB_PRAGMA(x) _Pragma(#x)
 
 #if defined(__clang__)

@@ -26,6 +26,13 @@ FB_INLINE V vrelu(V x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
 FB_INLINE V vmax_nan(V acc, V x) {
   return _mm256_blendv_ps(_mm256_max_ps(x, acc), x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
 }
+FB_INLINE uint32_t vnot_at_most(V a, V b) { return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLE_UQ))); }
+FB_INLINE uint32_t vnot_at_least(V a, V b) { return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NGE_UQ))); }
+FB_INLINE V vkeep(uint32_t bits, V v) {
+  const __m256i each = _mm256_set_epi32(128, 64, 32, 16, 8, 4, 2, 1);
+  const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), each), each);
+  return _mm256_and_ps(_mm256_castsi256_ps(set), v);
+}
 FB_INLINE __m256i vtail(int count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0));
 }

@@ -34,6 +34,11 @@ FB_INLINE V vmax_nan(V acc, V x) {
   const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   return _mm512_mask_mov_ps(_mm512_max_ps(x, acc), is_nan, x);
 }
+// Bit i: lane i of a is not below, or not above, that of b or equal to it; a NaN is neither.
+FB_INLINE uint32_t vnot_at_most(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
+FB_INLINE uint32_t vnot_at_least(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_NGE_UQ); }
+// v where the bit is set, else 0.
+FB_INLINE V vkeep(uint32_t bits, V v) { return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), v); }
 FB_INLINE __mmask16 vtail(int count) { return static_cast<__mmask16>((1u << count) - 1u); }
 FB_INLINE V vload_tail(const float* p, int count) { return _mm512_maskz_loadu_ps(vtail(count), p); }
 FB_INLINE void vstore_tail(float* p, V v, int count) { _mm512_mask_storeu_ps(p, vtail(count), v); }

@@ -23,6 +23,16 @@ FB_INLINE V vsqrt(V x) {
 }
 FB_INLINE V vrelu(V x) { return x < vzero() ? vzero() : x; }
 FB_INLINE V vmax_nan(V acc, V x) { return (x > acc) | (x != x) ? x : acc; }
+FB_INLINE uint32_t vnot_at_most(V a, V b) {
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(!(a[i] <= b[i])) << i;
+  return bits;
+}
+FB_INLINE uint32_t vnot_at_least(V a, V b) { return vnot_at_most(-a, -b); }
+FB_INLINE V vkeep(uint32_t bits, V v) {
+  for (int i = 0; i < kLanes; ++i) v[i] = (bits >> i & 1) != 0 ? v[i] : 0.0f;
+  return v;
+}
 FB_INLINE V vload_tail(const float* p, int count) {
   V v = vzero();
   for (int i = 0; i < count; ++i) v[i] = p[i];

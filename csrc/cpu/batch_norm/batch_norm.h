@@ -1,0 +1,84 @@
+// Batch normalisation with what follows it, forward and backward, over rows of channels (the pixels of an NHWC map).
+//
+//   y = act((x - mean) * scale + bias + residual)     scale = weight / sqrt(var + eps), moments over all rows
+//
+//   dz = dy where act passes its input, else 0         dbias = sum dz     dweight = sum dz (x - mean) / sqrt(var + eps)
+//   dx = scale * (dz - sum dz / rows - (x - mean) * sum dz (x - mean) / (rows (var + eps)))     dresidual = dz
+//
+// With frozen moments dx = scale * dz. Each of the four passes reads its maps once. Where the activation passed is one bit an element, 32
+// times smaller than y: backward reads no y.
+#pragma once
+
+#include <cstdint>
+
+#include "../isa.h"
+
+namespace fb::batch_norm {
+
+enum class Act : int { none, relu, relu6 };
+
+struct Map {
+  const float* data;  // null: absent
+  int64_t ld;         // floats from row to row
+};
+
+// Bit c % 8 of byte c / 8 of a row: whether the activation passed its input.
+constexpr int64_t mask_stride(int64_t channels) { return (channels + 15) / 16 * 2; }  // bytes from row to row
+
+// What the kernels of an instruction set do to `rows` rows.
+struct Moments {
+  Map x;
+  int64_t rows, channels;
+  double *sum, *squares;  // sum x, sum (x - centre)^2
+  float *centre, *run;    // the mean, rounded; scratch, as many
+};
+
+struct Apply {
+  Map x, residual;
+  int64_t rows, channels;
+  const float *mean, *scale, *bias;
+  Act act;
+  float* y;       // dense
+  uint8_t* mask;  // null: not wanted
+};
+
+struct Sums {
+  Map dy, x;
+  const uint8_t* mask;  // null without activation
+  int64_t mask_ld;      // bytes from row to row
+  int64_t rows, channels;
+  const float* mean;
+  double *dz, *dz_x;  // sum dz, sum dz (x - mean)
+  float* scratch;     // 2 * channels
+};
+
+struct Gradient {
+  Map dy, x;
+  const uint8_t* mask;
+  int64_t rows, channels;
+  const float *mean, *scale;
+  const float *offset, *slope;  // dx = scale * (dz - offset - (x - mean) * slope); null: dx = scale * dz
+  float *dx, *dresidual;        // dense; null: not wanted
+};
+
+struct Kernels {
+  void (*moments)(const Moments&);
+  void (*apply)(const Apply&);
+  void (*sums)(const Sums&);
+  void (*gradient)(const Gradient&);
+};
+
+extern const Kernels kPortable, kAvx2, kAvx512;
+
+// Mean and biased variance of each channel, in double: the same for any number of threads.
+void moments(Map x, int64_t rows, int64_t channels, double* mean, double* variance);
+
+// All rows of `t`.
+void apply(const Apply& t);
+
+// sum dz and sum dz (x - mean) over all rows; those of t, and its scratch, are not used.
+void sums(const Sums& t, double* dz, double* dz_x);
+
+void gradient(const Gradient& t);
+
+}  // namespace fb::batch_norm

@@ -1,0 +1,206 @@
+// Row after row, as they lie in memory; sums over rows are kept in L1. (By columns of some vectors, in registers, nothing is fetched ahead:
+// 2048 channels are two pages a row.) The caller cuts the rows into pieces that stay in cache, so that the second sweep of `moments` costs
+// no memory traffic.
+#pragma once
+
+#include "batch_norm.h"
+
+namespace {
+
+using fb::batch_norm::Act;
+using fb::batch_norm::Apply;
+using fb::batch_norm::Gradient;
+using fb::batch_norm::Map;
+using fb::batch_norm::Moments;
+using fb::batch_norm::Sums;
+
+// Calls body(std::integral_constant<Act, ...>) of the activation.
+template <typename Body>
+FB_INLINE void with_act(Act act, const Body& body) {
+  switch (act) {
+    case Act::none:
+      return body(std::integral_constant<Act, Act::none>{});
+    case Act::relu:
+      return body(std::integral_constant<Act, Act::relu>{});
+    case Act::relu6:
+      return body(std::integral_constant<Act, Act::relu6>{});
+  }
+}
+
+template <Act kAct>
+FB_INLINE V vact(V x) {
+  if constexpr (kAct != Act::none) x = vrelu(x);
+  if constexpr (kAct == Act::relu6) x = x > vbroadcast(6.0f) ? vbroadcast(6.0f) : x;
+  return x;
+}
+
+template <Act kAct>
+FB_INLINE uint32_t passed(V z) {
+  uint32_t bits = vnot_at_most(z, vzero());
+  if constexpr (kAct == Act::relu6) bits &= vnot_at_least(z, vbroadcast(6.0f));
+  return bits;
+}
+
+// The bits of the vector at channel c of a row.
+FB_INLINE void store_bits(uint8_t* row, int64_t c, uint32_t bits) {
+  uint8_t* const p = row + c / 8;
+  if constexpr (kLanes == 16) {
+    p[0] = static_cast<uint8_t>(bits);
+    p[1] = static_cast<uint8_t>(bits >> 8);
+  } else if constexpr (kLanes == 8) {
+    *p = static_cast<uint8_t>(bits);
+  } else {
+    *p = static_cast<uint8_t>(c % 8 == 0 ? bits : *p | bits << 4);
+  }
+}
+
+FB_INLINE uint32_t load_bits(const uint8_t* row, int64_t c) {
+  const uint8_t* const p = row + c / 8;
+  if constexpr (kLanes == 16) {
+    return p[0] | static_cast<uint32_t>(p[1]) << 8;
+  } else if constexpr (kLanes == 8) {
+    return *p;
+  } else {
+    return *p >> c % 8 & 15;
+  }
+}
+
+FB_INLINE void vclear(float* p, int64_t count) {
+  for_vectors(count, [&](int64_t c, const auto& part) __attribute__((always_inline)) { part.store(p + c, vzero()); });
+}
+
+// Added up in float for kRun rows, in double from there on: PyTorch's own sums are of doubles.
+constexpr int64_t kRun = 8;
+
+FB_INLINE void add_to_doubles(double* sums, const float* run, int64_t channels) {
+  for (int64_t c = 0; c < channels; ++c) sums[c] += run[c];
+}
+
+// sums[c] = the sum over rows of term(x, c, part).
+template <typename Term>
+FB_INLINE void sums_of_terms(const Moments& t, double* sums, const Term& term) {
+  for (int64_t c = 0; c < t.channels; ++c) sums[c] = 0.0;
+  for (int64_t first = 0; first < t.rows; first += kRun) {
+    vclear(t.run, t.channels);
+    const int64_t end = first + kRun < t.rows ? first + kRun : t.rows;
+    for (int64_t row = first; row < end; ++row) {
+      const float* const x = t.x.data + row * t.x.ld;
+      for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
+        V sum = part.load(t.run + c);
+        term(sum, part.load(x + c), c, part);
+        part.store(t.run + c, sum);
+      });
+    }
+    add_to_doubles(sums, t.run, t.channels);
+  }
+}
+
+void piece_moments(const Moments& t) {
+  sums_of_terms(t, t.sum, [](V& sum, V x, int64_t, const auto&) __attribute__((always_inline)) { sum = vadd(sum, x); });
+  for (int64_t c = 0; c < t.channels; ++c) t.centre[c] = static_cast<float>(t.sum[c] / static_cast<double>(t.rows));
+  sums_of_terms(t, t.squares, [&](V& sum, V x, int64_t c, const auto& part) __attribute__((always_inline)) {
+    const V d = vsub(x, part.load(t.centre + c));
+    vfma_into(sum, d, d);
+  });
+}
+
+template <Act kAct, bool kResidual>
+FB_INLINE void apply_rows(const Apply& t) {
+  for (int64_t row = 0; row < t.rows; ++row) {
+    const float *x = t.x.data + row * t.x.ld, *residual = kResidual ? t.residual.data + row * t.residual.ld : nullptr;
+    float* const y = t.y + row * t.channels;
+    uint8_t* const mask = t.mask != nullptr ? t.mask + row * fb::batch_norm::mask_stride(t.channels) : nullptr;
+    for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
+      V v = part.load(t.bias + c);
+      vfma_into(v, vsub(part.load(x + c), part.load(t.mean + c)), part.load(t.scale + c));
+      if constexpr (kResidual) v = vadd(v, part.load(residual + c));
+      if constexpr (kAct != Act::none) {
+        if (mask != nullptr) store_bits(mask, c, passed<kAct>(v));
+      }
+      part.store(y + c, vact<kAct>(v));
+    });
+  }
+}
+
+void piece_apply(const Apply& t) {
+  with_act(t.act, [&](auto act) __attribute__((always_inline)) {
+    if (t.residual.data != nullptr) {
+      apply_rows<act.value, true>(t);
+    } else {
+      apply_rows<act.value, false>(t);
+    }
+  });
+}
+
+template <bool kMasked, typename Part>
+FB_INLINE V vdz(const float* dy, const uint8_t* mask, int64_t c, const Part& part) {
+  if constexpr (kMasked) {
+    return vkeep(load_bits(mask, c), part.load(dy + c));
+  } else {
+    return part.load(dy + c);
+  }
+}
+
+template <bool kMasked>
+FB_INLINE void sums_of_rows(const Sums& t) {
+  float *const run_dz = t.scratch, *const run_dz_x = t.scratch + t.channels;
+  for (int64_t c = 0; c < t.channels; ++c) t.dz[c] = t.dz_x[c] = 0.0;
+  for (int64_t first = 0; first < t.rows; first += kRun) {
+    vclear(t.scratch, 2 * t.channels);
+    const int64_t end = first + kRun < t.rows ? first + kRun : t.rows;
+    for (int64_t row = first; row < end; ++row) {
+      const float *dy = t.dy.data + row * t.dy.ld, *x = t.x.data + row * t.x.ld;
+      const uint8_t* const mask = kMasked ? t.mask + row * t.mask_ld : nullptr;
+      for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
+        const V dz = vdz<kMasked>(dy, mask, c, part);
+        part.store(run_dz + c, vadd(part.load(run_dz + c), dz));
+        V sum = part.load(run_dz_x + c);
+        vfma_into(sum, dz, vsub(part.load(x + c), part.load(t.mean + c)));
+        part.store(run_dz_x + c, sum);
+      });
+    }
+    add_to_doubles(t.dz, run_dz, t.channels);
+    add_to_doubles(t.dz_x, run_dz_x, t.channels);
+  }
+}
+
+void piece_sums(const Sums& t) {
+  if (t.mask != nullptr) {
+    sums_of_rows<true>(t);
+  } else {
+    sums_of_rows<false>(t);
+  }
+}
+
+template <bool kMasked, bool kCentred>
+FB_INLINE void gradient_of_rows(const Gradient& t) {
+  for (int64_t row = 0; row < t.rows; ++row) {
+    const float *dy = t.dy.data + row * t.dy.ld, *x = kCentred ? t.x.data + row * t.x.ld : nullptr;
+    const uint8_t* const mask = kMasked ? t.mask + row * fb::batch_norm::mask_stride(t.channels) : nullptr;
+    float *const dx = t.dx != nullptr ? t.dx + row * t.channels : nullptr, *const dresidual = t.dresidual != nullptr
+                                                                                                  ? t.dresidual + row * t.channels
+                                                                                                  : nullptr;
+    for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
+      V v = vdz<kMasked>(dy, mask, c, part);
+      if (dresidual != nullptr) part.store(dresidual + c, v);
+      if (dx == nullptr) return;
+      if constexpr (kCentred) {
+        v = vsub(v, part.load(t.offset + c));
+        vfma_into(v, vsub(part.load(t.mean + c), part.load(x + c)), part.load(t.slope + c));
+      }
+      part.store(dx + c, vmul(v, part.load(t.scale + c)));
+    });
+  }
+}
+
+void piece_gradient(const Gradient& t) {
+  if (t.mask != nullptr) {
+    t.offset != nullptr ? gradient_of_rows<true, true>(t) : gradient_of_rows<true, false>(t);
+  } else {
+    t.offset != nullptr ? gradient_of_rows<false, true>(t) : gradient_of_rows<false, false>(t);
+  }
+}
+
+}  // namespace
+
+#define FB_BATCH_NORM_KERNELS {piece_moments, piece_apply, piece_sums, piece_gradient}

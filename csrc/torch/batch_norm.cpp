@@ -1,0 +1,173 @@
+// The doors of batch_norm and of its gradient: y = act((x - mean) / sqrt(var + eps) * weight + bias + residual).
+#include "cpu/batch_norm/batch_norm.h"
+
+#include <cmath>
+#include <tuple>
+
+#include "door.h"
+
+namespace {
+
+using namespace fb::door;
+using fb::batch_norm::Act;
+using Floats = std::vector<float>;
+using Doubles = std::vector<double>;
+
+Act act_of(const char* op, const std::string& activation) {
+  switch (check_activation(op, activation, fb::kRelu6)) {
+    case fb::kRelu:
+      return Act::relu;
+    case fb::kRelu6:
+      return Act::relu6;
+    default:
+      return Act::none;
+  }
+}
+
+// One value for each channel; `otherwise` where there is no tensor.
+Floats per_channel(const char* op, const char* name, const std::optional<Tensor>& t, int64_t channels, float otherwise) {
+  if (!t) return Floats(static_cast<size_t>(channels), otherwise);
+  check_tensor(op, name, *t, 1);
+  check(t->size(0) == channels, op, ": ", name, " has sizes ", sizes_text(*t), ", expected [", channels, "]");
+  const Tensor plain = torch::stable::contiguous(*t);
+  return Floats(floats(plain), floats(plain) + channels);
+}
+
+Tensor of_doubles(const Doubles& values) {
+  const Tensor t = empty({static_cast<int64_t>(values.size())});
+  for (size_t i = 0; i < values.size(); ++i) mutable_floats(t)[i] = static_cast<float>(values[i]);
+  return t;
+}
+
+// The map of a call, as rows of channels; a converted copy lives as long as this.
+struct Rows {
+  Ints sizes;
+  int64_t channels, count;
+  bool channels_last;
+  std::vector<Map> owned;
+
+  Rows(const char* op, const Tensor& x) : sizes(x.sizes().begin(), x.sizes().end()), channels_last(suggests_channels_last(x)) {
+    check_tensor(op, "x", x, 4);
+    channels = sizes[1];
+    count = sizes[0] * sizes[2] * sizes[3];
+    check(channels >= 1 && count >= 1, op, ": x has sizes ", sizes_text(x), ", none may be 0");
+  }
+
+  fb::batch_norm::Map read(const char* op, const char* name, const Tensor& t) {
+    check_tensor(op, name, t, 4);
+    check(Ints(t.sizes().begin(), t.sizes().end()) == sizes, op, ": ", name, " has sizes ", sizes_text(t),
+          ", expected those of x");
+    owned.push_back(as_nhwc(t));
+    return {owned.back().data, owned.back().ld};
+  }
+
+  fb::batch_norm::Map read(const char* op, const char* name, const std::optional<Tensor>& t) {
+    return t ? read(op, name, *t) : fb::batch_norm::Map{nullptr, 0};
+  }
+};
+
+Tensor empty_mask(int64_t rows, int64_t channels) {
+  return torch::stable::empty({rows, fb::batch_norm::mask_stride(channels)}, torch::headeronly::ScalarType::Byte);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm(const Tensor& x, const std::optional<Tensor>& weight,
+                                                      const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                                                      const std::optional<Tensor>& mean, const std::optional<Tensor>& var,
+                                                      double eps, const std::string& activation, bool needs_mask) {
+  constexpr const char* kOp = "batch_norm";
+  Rows rows(kOp, x);
+  check(mean.has_value() == var.has_value(), kOp, ": mean and var go together");
+  const Floats scales = per_channel(kOp, "weight", weight, rows.channels, 1.0f);
+  const Floats biases = per_channel(kOp, "bias", bias, rows.channels, 0.0f);
+  fb::batch_norm::Apply t{};
+  t.act = act_of(kOp, activation);
+  t.rows = rows.count;
+  t.channels = rows.channels;
+  t.x = rows.read(kOp, "x", x);
+  t.residual = rows.read(kOp, "residual", residual);
+  Doubles means(scales.size()), vars(scales.size());
+  if (mean) {
+    const Floats given = per_channel(kOp, "mean", mean, rows.channels, 0.0f),
+                 given_var = per_channel(kOp, "var", var, rows.channels, 1.0f);
+    means.assign(given.begin(), given.end());
+    vars.assign(given_var.begin(), given_var.end());
+  } else {
+    fb::batch_norm::moments(t.x, t.rows, t.channels, means.data(), vars.data());
+  }
+  Floats scale(scales.size());
+  for (size_t c = 0; c < scale.size(); ++c) scale[c] = static_cast<float>(scales[c] / std::sqrt(vars[c] + eps));
+  const Tensor centre = of_doubles(means);
+  t.mean = floats(centre);
+  t.scale = scale.data();
+  t.bias = biases.data();
+  const Output y(rows.sizes, rows.channels_last);
+  t.y = y.data();
+  const bool masked = needs_mask && t.act != Act::none;
+  const Tensor mask = empty_mask(masked ? t.rows : 0, t.channels);
+  if (masked) t.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());
+  fb::batch_norm::apply(t);
+  return {y.finish(), centre, of_doubles(vars), mask};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& grad, const Tensor& x,
+                                                               const std::optional<Tensor>& mask,
+                                                               const std::optional<Tensor>& weight, const Tensor& mean,
+                                                               const Tensor& var, double eps, bool frozen, bool needs_x,
+                                                               bool needs_affine, bool needs_residual) {
+  constexpr const char* kOp = "batch_norm_backward";
+  Rows rows(kOp, x);
+  const Floats scales = per_channel(kOp, "weight", weight, rows.channels, 1.0f);
+  const Floats means = per_channel(kOp, "mean", mean, rows.channels, 0.0f),
+               vars = per_channel(kOp, "var", var, rows.channels, 1.0f);
+  fb::batch_norm::Sums s{};
+  s.rows = rows.count;
+  s.channels = rows.channels;
+  s.dy = rows.read(kOp, "grad", grad);
+  s.x = rows.read(kOp, "x", x);
+  if (mask) {
+    check(mask->is_cpu() && mask->scalar_type() == torch::headeronly::ScalarType::Byte && mask->dim() == 2 &&
+              mask->is_contiguous() && mask->size(0) == rows.count && mask->size(1) == fb::batch_norm::mask_stride(rows.channels),
+          kOp, ": mask has sizes ", sizes_text(*mask), ", expected bytes [", rows.count, ", ",
+          fb::batch_norm::mask_stride(rows.channels), "] in one piece");
+    s.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
+    s.mask_ld = mask->size(1);
+  }
+  s.mean = means.data();
+  const size_t channels = means.size();
+  const bool centred = needs_x && !frozen;
+  Doubles dz(channels), dz_x(channels), dweight(channels);
+  if (centred || needs_affine) fb::batch_norm::sums(s, dz.data(), dz_x.data());
+  Floats scale(channels), offset(channels), slope(channels);
+  const auto count = static_cast<double>(rows.count);
+  for (size_t c = 0; c < channels; ++c) {
+    const double inverse = 1.0 / std::sqrt(vars[c] + eps);
+    scale[c] = static_cast<float>(scales[c] * inverse);
+    offset[c] = static_cast<float>(dz[c] / count);
+    slope[c] = static_cast<float>(dz_x[c] * inverse * inverse / count);
+    dweight[c] = dz_x[c] * inverse;
+  }
+  fb::batch_norm::Gradient t{};
+  t.rows = s.rows;
+  t.channels = s.channels;
+  t.dy = s.dy;
+  t.x = s.x;
+  t.mask = s.mask;
+  t.mean = means.data();
+  t.scale = scale.data();
+  t.offset = centred ? offset.data() : nullptr;
+  t.slope = slope.data();
+  std::optional<Output> dx, dresidual;
+  if (needs_x) t.dx = dx.emplace(rows.sizes, rows.channels_last).data();
+  if (needs_residual) t.dresidual = dresidual.emplace(rows.sizes, rows.channels_last).data();
+  if (needs_x || needs_residual) fb::batch_norm::gradient(t);
+  const Tensor none = empty({0});
+  return {dx ? dx->finish() : none, needs_affine ? of_doubles(dweight) : none, needs_affine ? of_doubles(dz) : none,
+          dresidual ? dresidual->finish() : none};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fast_backbones, CPU, m) {
+  m.impl("batch_norm", TORCH_BOX(&batch_norm));
+  m.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));
+}

@@ -1,0 +1,253 @@
+"""Batch normalisation (Ioffe, Szegedy 2015, arXiv 1502.03167) with the addition and activation behind it,
+forward and backward in two passes each."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from . import _checks, _dispatch, _native
+
+_ACTIVATIONS = ("none", "relu", "relu6")
+
+
+def batch_norm_ref(
+    x,
+    weight=None,
+    bias=None,
+    running_mean=None,
+    running_var=None,
+    *,
+    residual=None,
+    training=True,
+    momentum=0.1,
+    eps=1e-5,
+    activation="none",
+) -> Tensor:
+    """The formula in plain PyTorch: F.batch_norm, the addition, the activation."""
+    tensors = (x, weight, bias, running_mean, running_var, residual)
+    return _formula(*tensors, training, momentum, eps, activation)
+
+
+def _formula(x, weight, bias, running_mean, running_var, residual, training, momentum, eps, activation):
+    y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if residual is not None:
+        y = y + residual
+    return F.relu(y) if activation == "relu" else F.relu6(y) if activation == "relu6" else y
+
+
+def _prepare(
+    x,
+    weight=None,
+    bias=None,
+    running_mean=None,
+    running_var=None,
+    *,
+    residual=None,
+    training=True,
+    momentum=0.1,
+    eps=1e-5,
+    activation="none",
+) -> tuple:
+    op = "batch_norm"
+    _checks.activation(op, activation, "activation", _ACTIVATIONS)
+    _checks.tensor(op, "x", x)
+    if x.dim() < 2:
+        raise RuntimeError(f"{op}: x has sizes {_checks.sizes(x)}, expected [N, C, ...]")
+    channels = x.shape[1]
+    given = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    for name, t in given.items():
+        if t is not None:
+            _checks.tensor(op, name, t)
+            if t.shape != (channels,):
+                raise RuntimeError(f"{op}: {name} has sizes {_checks.sizes(t)}, expected [{channels}]")
+    if (running_mean is None) != (running_var is None):
+        raise RuntimeError(f"{op}: running_mean and running_var go together, one of them is None")
+    if not training and running_mean is None:
+        raise RuntimeError(f"{op}: training is False, expected running_mean and running_var")
+    if training and x.numel() <= channels:
+        raise ValueError(
+            f"{op}: x has sizes {_checks.sizes(x)}, expected more than one value per channel in training"
+        )
+    if residual is not None:
+        _checks.same_kind(op, x, True, residual=residual)
+        if residual.shape != x.shape:
+            got = _checks.sizes(residual)
+            raise RuntimeError(f"{op}: residual has sizes {got}, expected those of x, {_checks.sizes(x)}")
+    tensors = (x, weight, bias, running_mean, running_var, residual)
+    return *tensors, bool(training), float(momentum), float(eps), activation
+
+
+class _NativeBatchNorm(torch.autograd.Function):
+    """y, the moments, and a bit for each element that the activation passed. Keeps x and those."""
+
+    @staticmethod
+    def forward(x, weight, bias, residual, mean, var, eps, activation):
+        op = torch.ops.fast_backbones.batch_norm
+        return op(x, weight, bias, residual, mean, var, eps, activation, True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, _, _, mean, _, ctx.eps, ctx.activation = inputs
+        ctx.frozen = mean is not None
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, *output[1:])
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 8
+        x, weight, mean, var, mask = ctx.saved_tensors
+        mask = None if ctx.activation == "none" else mask
+        needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():  # somebody wants derivatives of this
+            found = _gradient_formula(grad, x, mask, weight, mean, var, ctx.eps, ctx.frozen)
+        else:
+            plain = mask is None  # dresidual is grad itself
+            needs = needs_x, needs_weight or needs_bias, needs_residual and not plain
+            how = ctx.eps, ctx.frozen, *needs
+            backward = torch.ops.fast_backbones.batch_norm_backward
+            found = backward(grad, x, mask, weight, mean, var, *how)
+            found = (*found[:3], grad if plain else found[3])
+        wanted = zip(found, (needs_x, needs_weight, needs_bias, needs_residual))
+        return *(gradient if needed else None for gradient, needed in wanted), None, None, None, None
+
+
+def _unpacked(mask: Tensor, x: Tensor) -> Tensor:
+    """[pixels, bytes] as booleans like x."""
+    n, c, h, w = x.shape
+    bits = mask.unsqueeze(2) >> torch.arange(8, dtype=torch.uint8) & 1
+    return bits.flatten(1)[:, :c].reshape(n, h, w, c).permute(0, 3, 1, 2).bool()
+
+
+def _gradient_formula(grad, x, mask, weight, mean, var, eps, frozen) -> tuple[Tensor, ...]:
+    """Of x, weight, bias and residual, in operations that autograd knows."""
+    if mask is not None:
+        grad = grad.masked_fill(~_unpacked(mask, x), 0.0)
+    pixels, count = (0, 2, 3), x.numel() // x.shape[1]
+    if not frozen:
+        mean = x.mean(pixels)
+        var = (x - mean[:, None, None]).square().mean(pixels)
+    inverse = (var + eps).rsqrt()[:, None, None]
+    normed = (x - mean[:, None, None]) * inverse
+    dweight, dbias = (grad * normed).sum(pixels), grad.sum(pixels)
+    dx = grad
+    if not frozen:
+        dx = grad - (dbias[:, None, None] + normed * dweight[:, None, None]) / count
+    scale = inverse if weight is None else inverse * weight[:, None, None]
+    return dx * scale, dweight, dbias, grad
+
+
+def _refuse(x, weight, bias, running_mean, running_var, residual, training, *_) -> str | None:
+    if x.dim() != 4:
+        return f"{x.dim()} dimensions: native handles [N, C, H, W]"
+    if x.numel() == 0:
+        return f"sizes {_checks.sizes(x)}: native handles maps that are not empty"
+    return _native.refusal(x, weight, bias, running_mean, running_var, residual)
+
+
+def _run(x, weight, bias, running_mean, running_var, residual, training, momentum, eps, activation) -> Tensor:
+    moments = (None, None) if training else (running_mean, running_var)
+    args = (x, weight, bias, residual, *moments, eps, activation)
+    if _native.needs_grad(x, weight, bias, residual):
+        y, mean, var, _ = _NativeBatchNorm.apply(*args)
+    else:
+        y, mean, var, _ = torch.ops.fast_backbones.batch_norm(*args, False)
+    if training and running_mean is not None:
+        count = x.numel() // x.shape[1]
+        with torch.no_grad():
+            running_mean.mul_(1.0 - momentum).add_(mean, alpha=momentum)
+            running_var.mul_(1.0 - momentum).add_(var, alpha=momentum * count / (count - 1))
+    return y
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=_native.memory_format(x))
+
+
+@_native.register_fake("batch_norm")
+def _fake(x, weight, bias, residual, mean, var, eps, activation, needs_mask):
+    n, c, h, w = x.shape
+    rows = n * h * w if needs_mask and activation != "none" else 0
+    mask = x.new_empty((rows, (c + 15) // 16 * 2), dtype=torch.uint8)
+    return _like(x), x.new_empty(c), x.new_empty(c), mask
+
+
+@_native.register_fake("batch_norm_backward")
+def _fake_backward(grad, x, mask, weight, mean, var, eps, frozen, needs_x, needs_affine, needs_residual):
+    affine = (x.shape[1],) if needs_affine else (0,)
+    dx, dresidual = (_like(x) if needed else x.new_empty(0) for needed in (needs_x, needs_residual))
+    return dx, x.new_empty(affine), x.new_empty(affine), dresidual
+
+
+_OP = _dispatch.register(
+    "batch_norm",
+    _prepare,
+    _dispatch.Candidate("native", "native", _refuse, _run),
+    _dispatch.reference(_formula),
+)
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "none",
+    backend: str | None = None,
+) -> Tensor:
+    """Normalise each channel, add the shortcut, apply the activation.
+
+    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual)
+
+    In training mean and var (biased) are those of x over N, H and W, and the running ones move in place:
+    running += momentum * (of this batch - running), with the unbiased variance, as in nn.BatchNorm2d.
+    Otherwise they are the running ones, which need not be constant for autograd's sake: the gradient takes
+    them as such (frozen batch norm).
+
+    Args:
+        x: [N, C, H, W] (any [N, C, ...] through the formula). weight, bias: [C] or None.
+        running_mean, running_var: [C], changed in training; None in training keeps no record.
+        residual: like x, added before the activation.
+        training: whose moments. momentum: of the running ones. eps: added to the variance.
+        activation: "none", "relu" or "relu6".
+        backend: None (the current one), "auto", "native" or "reference".
+    Returns: like x; channels_last when x is.
+    Raises: RuntimeError for sizes that do not fit, ValueError for an unknown activation and for one value
+        per channel in training, TypeError for what is no tensor.
+
+    Fast path: float32 on the CPU. Forward reads x for its moments (in pieces of rows that stay in cache, so
+    that deviations are from the mean) and once more for y; backward reads grad and x for two sums
+    and once more for dx. Sums of pieces are added in double, in an order that threads do not change. Kept
+    for backward: x, and a bit of each element that the activation passed. Higher derivatives come from the
+    formula.
+    """
+    tensors = (x, weight, bias, running_mean, running_var)
+    if has_torch_function_variadic(*tensors, residual):
+        return handle_torch_function(
+            batch_norm,
+            (*tensors, residual),
+            *tensors,
+            residual=residual,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            activation=activation,
+            backend=backend,
+        )
+    args = _prepare(
+        *tensors,
+        residual=residual,
+        training=training,
+        momentum=momentum,
+        eps=eps,
+        activation=activation,
+    )
+    return _dispatch.run(_OP, args, backend)
