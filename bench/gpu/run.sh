@@ -109,8 +109,8 @@ for part in "${parts[@]}"; do
       else
         small='test_integers_to_the_bit and bfloat16 and (MobileNet or grouped or gate)'
         for check in memcheck racecheck; do
-          step timeout 220 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_triton_kernels.py "${tests[@]}" -k "$small" || failed=1
-          step timeout 120 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_cuda_kernels.py "${tests[@]}" -k bfloat16-cuda || failed=1
+          step timeout 150 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_triton_kernels.py "${tests[@]}" -k "$small" || failed=1
+          step timeout 80 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_cuda_kernels.py "${tests[@]}" -k bfloat16-cuda || failed=1
         done
       fi
       ;;
