@@ -59,19 +59,22 @@ step() {  # runs a command, its output also into the part's log
 few=(mobilenetv1_100 densenet121 legacy_seresnet50 resnext50_32x4d resnet50)
 tests=(-q -p no:cacheprovider --durations 10 --deselect tests/test_cuda.py::test_job_script_is_rehearsed_to_its_end)
 
+outcome() {  # of tests, by their exit status: 124 and 137 are out of time
+  case $1 in
+    0) ;;
+    124 | 137) again=1 late=3 ;;
+    *) failed=1 ;;
+  esac
+}
+
 # Kernels compile for a second each, so several processes share the GPU. Out of time, what has run is in the report; called again, it
 # starts over, with the kernels in Triton's cache.
 suite() {
   local workers=$(($(nproc) / 2))
+  [[ -n $dry ]] || rm -f "$out/$part.xml"
   step timeout -s INT -k 30 440 "$python" -m pytest "$@" "${tests[@]}" -n "$((workers > 8 ? 8 : workers))" --junitxml "$out/$part.xml"
-  case $? in
-    0) ;;
-    124 | 137)
-      again=1 late=3
-      grep -qE '<(failure|error)' "$out/$part.xml" 2> /dev/null && failed=1
-      ;;
-    *) failed=1 ;;
-  esac
+  outcome $?
+  [[ -n $dry ]] || ! grep -qE '<(failure|error)' "$out/$part.xml" 2> /dev/null || failed=1
 }
 
 for part in "${parts[@]}"; do
@@ -109,8 +112,10 @@ for part in "${parts[@]}"; do
       else
         small='test_integers_to_the_bit and bfloat16 and (MobileNet or grouped or gate)'
         for check in memcheck racecheck; do
-          step timeout 150 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_triton_kernels.py "${tests[@]}" -k "$small" || failed=1
-          step timeout 80 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_cuda_kernels.py "${tests[@]}" -k bfloat16-cuda || failed=1
+          step timeout 150 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_triton_kernels.py "${tests[@]}" -k "$small"
+          outcome $?
+          step timeout 80 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_cuda_kernels.py "${tests[@]}" -k bfloat16-cuda
+          outcome $?
         done
       fi
       ;;
