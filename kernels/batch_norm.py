@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _dispatch, _native
-
-_ACTIVATIONS = ("none", "relu", "relu6")
+from ._activation import NAMES, activated
 
 
 def batch_norm_ref(
@@ -33,7 +32,7 @@ def _formula(x, weight, bias, running_mean, running_var, residual, training, mom
     y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     if residual is not None:
         y = y + residual
-    return F.relu(y) if activation == "relu" else F.relu6(y) if activation == "relu6" else y
+    return activated(y, activation)
 
 
 def _prepare(
@@ -50,7 +49,7 @@ def _prepare(
     activation="none",
 ) -> tuple:
     op = "batch_norm"
-    _checks.activation(op, activation, "activation", _ACTIVATIONS)
+    _checks.activation(op, activation, "activation", NAMES)
     _checks.tensor(op, "x", x)
     if x.dim() < 2:
         raise RuntimeError(f"{op}: x has sizes {_checks.sizes(x)}, expected [N, C, ...]")

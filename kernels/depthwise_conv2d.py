@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _dispatch, _native
+from ._activation import NAMES, activated
 
-_ACTIVATIONS = ("none", "relu", "relu6")
 _LARGEST_WINDOW = 7
 
 
@@ -22,7 +22,7 @@ def depthwise_conv2d_ref(
 
 def _formula(x, weight, bias, stride, padding, dilation, activation) -> Tensor:
     y = F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[-3])
-    return F.relu(y) if activation == "relu" else F.relu6(y) if activation == "relu6" else y
+    return activated(y, activation)
 
 
 def _prepare(x, weight, bias=None, *, stride=1, padding=0, dilation=1, activation="none") -> tuple:
@@ -30,7 +30,7 @@ def _prepare(x, weight, bias=None, *, stride=1, padding=0, dilation=1, activatio
     stride = _checks.pair(op, "stride", stride, 1)
     padding = _checks.pair(op, "padding", padding, 0)
     dilation = _checks.pair(op, "dilation", dilation, 1)
-    _checks.activation(op, activation, "activation", _ACTIVATIONS)
+    _checks.activation(op, activation, "activation", NAMES)
     _checks.tensor(op, "x", x)
     _checks.tensor(op, "weight", weight)
     if x.dim() == 3:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _dispatch, _native
+from ._activation import NAMES, activated
 
 _OP_NAME = "separable_conv2d"
-_ACTIVATIONS = ("none", "relu", "relu6")
 _LARGEST_WINDOW = 7
 
 
@@ -36,21 +36,17 @@ def separable_conv2d_ref(
     )
 
 
-def _activate(y: Tensor, activation: str) -> Tensor:
-    return F.relu(y) if activation == "relu" else F.relu6(y) if activation == "relu6" else y
-
-
 def _between(x, depth_weight, depth_bias, stride, padding, dilation, depth_activation) -> Tensor:
     """The map between the two convolutions."""
     y = F.conv2d(x, depth_weight, depth_bias, stride, padding, dilation, x.shape[-3])
-    return _activate(y, depth_activation)
+    return activated(y, depth_activation)
 
 
 def _formula(
     x, depth_weight, weight, depth_bias, bias, stride, padding, dilation, depth_activation, activation
 ) -> Tensor:
     between = _between(x, depth_weight, depth_bias, stride, padding, dilation, depth_activation)
-    return _activate(F.conv2d(between, weight, bias), activation)
+    return activated(F.conv2d(between, weight, bias), activation)
 
 
 def _prepare(
@@ -70,8 +66,8 @@ def _prepare(
     stride = _checks.pair(op, "stride", stride, 1)
     padding = _checks.pair(op, "padding", padding, 0)
     dilation = _checks.pair(op, "dilation", dilation, 1)
-    _checks.activation(op, depth_activation, "depth_activation", _ACTIVATIONS)
-    _checks.activation(op, activation, "activation", _ACTIVATIONS)
+    _checks.activation(op, depth_activation, "depth_activation", NAMES)
+    _checks.activation(op, activation, "activation", NAMES)
     for name, t in (("x", x), ("depth_weight", depth_weight), ("weight", weight)):
         _checks.tensor(op, name, t)
     if x.dim() == 3:

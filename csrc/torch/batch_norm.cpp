@@ -9,20 +9,8 @@
 namespace {
 
 using namespace fb::door;
-using fb::batch_norm::Act;
 using Floats = std::vector<float>;
 using Doubles = std::vector<double>;
-
-Act act_of(const char* op, const std::string& activation) {
-  switch (check_activation(op, activation, fb::kRelu6)) {
-    case fb::kRelu:
-      return Act::relu;
-    case fb::kRelu6:
-      return Act::relu6;
-    default:
-      return Act::none;
-  }
-}
 
 // One value for each channel; `otherwise` where there is no tensor.
 Floats per_channel(const char* op, const char* name, const std::optional<Tensor>& t, int64_t channels, float otherwise) {
@@ -80,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm(const Tensor& x, const std
   const Floats scales = per_channel(kOp, "weight", weight, rows.channels, 1.0f);
   const Floats biases = per_channel(kOp, "bias", bias, rows.channels, 0.0f);
   fb::batch_norm::Apply t{};
-  t.act = act_of(kOp, activation);
+  t.activation = check_activation(kOp, activation, fb::kRelu6);
   t.rows = rows.count;
   t.channels = rows.channels;
   t.x = rows.read(kOp, "x", x);
@@ -102,7 +90,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm(const Tensor& x, const std
   t.bias = biases.data();
   const Output y(rows.sizes, rows.channels_last);
   t.y = y.data();
-  const bool masked = needs_mask && t.act != Act::none;
+  const bool masked = needs_mask && t.activation != fb::kNone;
   const Tensor mask = empty_mask(masked ? t.rows : 0, t.channels);
   if (masked) t.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());
   fb::batch_norm::apply(t);

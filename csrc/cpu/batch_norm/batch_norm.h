@@ -15,8 +15,6 @@
 
 namespace fb::batch_norm {
 
-enum class Act : int { none, relu, relu6 };
-
 struct Map {
   const float* data;  // null: absent
   int64_t ld;         // floats from row to row
@@ -37,9 +35,9 @@ struct Apply {
   Map x, residual;
   int64_t rows, channels;
   const float *mean, *scale, *bias;
-  Act act;
-  float* y;       // dense
-  uint8_t* mask;  // null: not wanted
+  int64_t activation;  // kNone, kRelu, kRelu6
+  float* y;            // dense
+  uint8_t* mask;       // null: not wanted
 };
 
 struct Sums {

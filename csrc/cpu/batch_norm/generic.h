@@ -7,37 +7,16 @@
 
 namespace {
 
-using fb::batch_norm::Act;
 using fb::batch_norm::Apply;
 using fb::batch_norm::Gradient;
 using fb::batch_norm::Map;
 using fb::batch_norm::Moments;
 using fb::batch_norm::Sums;
 
-// Calls body(std::integral_constant<Act, ...>) of the activation.
-template <typename Body>
-FB_INLINE void with_act(Act act, const Body& body) {
-  switch (act) {
-    case Act::none:
-      return body(std::integral_constant<Act, Act::none>{});
-    case Act::relu:
-      return body(std::integral_constant<Act, Act::relu>{});
-    case Act::relu6:
-      return body(std::integral_constant<Act, Act::relu6>{});
-  }
-}
-
-template <Act kAct>
-FB_INLINE V vact(V x) {
-  if constexpr (kAct != Act::none) x = vrelu(x);
-  if constexpr (kAct == Act::relu6) x = x > vbroadcast(6.0f) ? vbroadcast(6.0f) : x;
-  return x;
-}
-
-template <Act kAct>
+template <int64_t kActivation>
 FB_INLINE uint32_t passed(V z) {
   uint32_t bits = vnot_at_most(z, vzero());
-  if constexpr (kAct == Act::relu6) bits &= vnot_at_least(z, vbroadcast(6.0f));
+  if constexpr (kActivation == fb::kRelu6) bits &= vnot_at_least(z, vbroadcast(6.0f));
   return bits;
 }
 
@@ -104,7 +83,7 @@ void piece_moments(const Moments& t) {
   });
 }
 
-template <Act kAct, bool kResidual>
+template <int64_t kActivation, bool kResidual>
 FB_INLINE void apply_rows(const Apply& t) {
   for (int64_t row = 0; row < t.rows; ++row) {
     const float *x = t.x.data + row * t.x.ld, *residual = kResidual ? t.residual.data + row * t.residual.ld : nullptr;
@@ -114,22 +93,32 @@ FB_INLINE void apply_rows(const Apply& t) {
       V v = part.load(t.bias + c);
       vfma_into(v, vsub(part.load(x + c), part.load(t.mean + c)), part.load(t.scale + c));
       if constexpr (kResidual) v = vadd(v, part.load(residual + c));
-      if constexpr (kAct != Act::none) {
-        if (mask != nullptr) store_bits(mask, c, passed<kAct>(v));
+      if constexpr (kActivation != fb::kNone) {
+        if (mask != nullptr) store_bits(mask, c, passed<kActivation>(v));
       }
-      part.store(y + c, vact<kAct>(v));
+      part.store(y + c, vclip(v, kActivation));
     });
   }
 }
 
+template <int64_t kActivation>
+FB_INLINE void apply_with(const Apply& t) {
+  if (t.residual.data != nullptr) {
+    apply_rows<kActivation, true>(t);
+  } else {
+    apply_rows<kActivation, false>(t);
+  }
+}
+
 void piece_apply(const Apply& t) {
-  with_act(t.act, [&](auto act) __attribute__((always_inline)) {
-    if (t.residual.data != nullptr) {
-      apply_rows<act.value, true>(t);
-    } else {
-      apply_rows<act.value, false>(t);
-    }
-  });
+  switch (t.activation) {
+    case fb::kRelu:
+      return apply_with<fb::kRelu>(t);
+    case fb::kRelu6:
+      return apply_with<fb::kRelu6>(t);
+    default:
+      return apply_with<fb::kNone>(t);
+  }
 }
 
 template <bool kMasked, typename Part>

@@ -1,8 +1,7 @@
 #include "../simd/region.h"
-#include <type_traits>
-
 #include "batch_norm.h"
 #include "../simd/vec_portable.h"
+#include "../simd/activation.h"
 #include "../simd/part.h"
 #include "generic.h"
 const fb::batch_norm::Kernels fb::batch_norm::kPortable = FB_BATCH_NORM_KERNELS;
