@@ -25,10 +25,11 @@ from .explain import explain as _explain
 from .gpu_choices import tune as _tune_on_gpu
 from .launches import LaunchList
 from .plan import Plan
-from .rules import call_refusal
+from .rules import call_refusal, training_call_refusal
 from .run_cuda import CudaRunner
 from .state import ATTRIBUTE, AnyRunner, EngineState
 from .strides import shown_strides, usual_strides
+from .train_program import Program
 from .tuning import tune as _tune
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "refresh",
     "tune",
     "why_not",
+    "why_not_fused",
 ]
 
 
@@ -59,6 +61,8 @@ def forward(model: nn.Module, x: Tensor, plain: MethodType) -> Any:
     """
     if torch.compiler.is_dynamo_compiling():
         return plain(x)
+    if model.training and type(x) is Tensor:
+        return _train(model, x, plain)
     state = model.__dict__.get(ATTRIBUTE)
     shortcut = state.runners.shortcut if state is not None else None  # held here while it runs
     if shortcut is not None:
@@ -72,6 +76,23 @@ def forward(model: nn.Module, x: Tensor, plain: MethodType) -> Any:
     if dense is not x and isinstance(_runner(model, x, plain), str):
         return plain(x)
     return EngineState.of(model).forward(model, plain, dense)
+
+
+def _train(model: nn.Module, x: Tensor, plain: MethodType) -> Any:
+    """A forward in train(), with fused steps where that is allowed."""
+    if training_call_refusal(x) is not None:
+        return plain(x)
+    program = EngineState.of(model).training(model, plain)
+    return plain(x) if isinstance(program, str) else program(x)
+
+
+def why_not_fused(model: nn.Module, x: Tensor) -> str | None:
+    """Why `model(x)` in train() runs its modules one by one; None when what can be fused is."""
+    if not model.training:
+        return "the model is in eval mode"
+    if type(x) is not Tensor:
+        return f"the input is a {type(x).__name__}, not a plain tensor"
+    return training_call_refusal(x) or _reason(EngineState.of(model).training(model, plain_of(model)))
 
 
 def why_not(model: nn.Module, x: Tensor) -> str | None:
@@ -155,7 +176,7 @@ def _runner(model: nn.Module, x: Tensor, plain: MethodType | None = None) -> Any
     return reason or runner
 
 
-def _reason(runner: AnyRunner | str) -> str | None:
+def _reason(runner: AnyRunner | Program | str) -> str | None:
     return runner if isinstance(runner, str) else None
 
 

@@ -156,6 +156,26 @@ def structure_refusal(model: nn.Module) -> str | None:
     return None
 
 
+def training_call_refusal(x: Tensor) -> str | None:
+    """Why this call in train() runs the modules, whatever the model looks like inside."""
+    if x.dtype is not torch.float32 or not x.is_cpu or x.layout is not torch.strided or x.dim() != 4:
+        got = f"{x.dtype} on {x.device} in {x.dim()} dimensions"
+        return f"the input is {got}: training is fused for float32 on the CPU in 4"
+    return _environment_refusal()
+
+
+def training_refusal(model: nn.Module) -> str | None:
+    """Why this model runs its modules in train()."""
+    for name, module in model.named_modules():
+        reason = _changed_refusal(module) if module is not model else None
+        if reason is not None or isinstance(module, torch.jit.ScriptModule):
+            return f"{name or 'the model'} {reason or 'is a TorchScript module'}"
+    for name, tensor in named_tensors(model):
+        if type(tensor) not in (Tensor, nn.Parameter):
+            return f"{name} is a {type(tensor).__name__}, not a plain tensor"
+    return None
+
+
 # A layer that was put into a model after eval() is in training mode; for these that makes no difference.
 _SAME_IN_TRAINING = {
     nn.Conv2d, nn.Linear, nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Flatten,
@@ -176,11 +196,15 @@ def _root_refusal(module: nn.Module) -> str | None:
 def _inner_refusal(module: nn.Module) -> str | None:
     if module._forward_hooks or module._forward_pre_hooks:
         return "has forward hooks"
+    return _changed_refusal(module) or _root_refusal(module)
+
+
+def _changed_refusal(module: nn.Module) -> str | None:
     if "forward" in module.__dict__:
         return "has a forward of its own (replaced on the instance)"
     if module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule":
         return "is compiled by torch.compile"
-    return _root_refusal(module)
+    return None
 
 
 def _tensor_refusal(tensor: Tensor) -> str | None:

@@ -34,6 +34,7 @@ from .run_cuda import CudaRunner
 from .select import make_plan
 from .shortcut import Shortcut, make_shortcut
 from .strides import follows_input, true_strides
+from .train_program import Program, Unprogrammed, make_program
 from .weights import WeightStore
 
 MAX_PLANS = 32  # a plan is less than 1 MB: plans of a model share its packed weights and arenas
@@ -95,6 +96,7 @@ class EngineState:
         self.choices: Choices = {}  # what fb.tune has measured
         self.warned = False
         self.captures = 0
+        self.program: Program | Unprogrammed | None = None  # for train()
         self.calls = 0  # roughly: threads may overwrite each other's count
 
     def __deepcopy__(self, memo: Any) -> EngineState:
@@ -145,6 +147,14 @@ class EngineState:
         if runners.get(key) is runner:
             runners.shortcut = runner.shortcut
         return result
+
+    def training(self, model: nn.Module, plain: MethodType) -> Program | str:
+        """The steps of the model in train(), made if need be; or why its modules run."""
+        program = self.program
+        if program is None or not program.guard.same_structure(model):
+            with _build_lock:
+                program = self.program = make_program(model, plain)
+        return program.ready()
 
     def runner(self, model: nn.Module, plain: MethodType, x: Tensor) -> AnyRunner | str:
         """The plan for this call, made if need be; or the sentence why there is none."""

@@ -12,11 +12,19 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling as is_compiling
 
-from . import _checks, _native
+from . import _checks, _native, _recompute
 from ._dispatch import Candidate
 
 Pair = tuple[int, int]
+
+# Winograd needs this many channels on both sides before its transforms pay for themselves. With the packing
+# of the weight, which every call repeats: 1.1-1.8x over direct from 10x10 outputs on; at 7x7 0.9x for one
+# image, 1.2x for four. The choice never looks at the batch, so that a sample has the same bits alone and in
+# any batch.
+_WINOGRAD_CHANNELS = 16
+_WINOGRAD_TILES = 40  # of 5x5: fewer do not pay for 46 weights instead of 25
 
 
 def check(
@@ -111,6 +119,31 @@ def refuse_grouped(x, weight, bias, residual, stride, padding, dilation, groups,
     return None
 
 
+def refuse_winograd(x, weight, bias, residual, stride, padding, dilation, groups, activation) -> str | None:
+    rows, columns = weight.shape[2], weight.shape[3]
+    if (rows, columns) not in ((3, 3), (5, 5), (1, 7), (7, 1)):
+        return f"kernel {rows}x{columns}: winograd handles 3x3, 5x5, 1x7 and 7x1"
+    if stride != (1, 1):
+        return f"stride {stride[0]}x{stride[1]}: winograd handles 1"
+    if dilation != (1, 1):
+        return f"dilation {dilation[0]}x{dilation[1]}: winograd handles 1"
+    if groups != 1:
+        return f"{groups} groups: winograd handles 1"
+    return None
+
+
+def decline_winograd(x, weight, bias, residual, stride, padding, *_) -> str | None:
+    filters, depth, rows = weight.shape[:3]
+    if min(filters, depth) < _WINOGRAD_CHANNELS:
+        return f"{depth} to {filters} channels: winograd pays from {_WINOGRAD_CHANNELS} on"
+    if rows == weight.shape[3] == 5:
+        height, width = (x.shape[2 + i] + 2 * padding[i] - 4 for i in range(2))
+        tiles = -(-height // 2) * -(-width // 2)
+        if tiles < _WINOGRAD_TILES:
+            return f"5x5 on {tiles} tiles of 2x2 outputs: winograd pays from {_WINOGRAD_TILES} on"
+    return None
+
+
 class _NativeConv(torch.autograd.Function):
     """A native forward with the derivative of the formula. Entered only when autograd must record."""
 
@@ -121,43 +154,60 @@ class _NativeConv(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, x, weight, bias, _, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, ctx.activation = inputs
-        ctx.bias_sizes = None if bias is None else list(bias.shape)
-        ctx.save_for_backward(x, weight, output if ctx.activation == "relu" else None)
+        _, x, weight, bias, _, *geometry, ctx.activation = inputs
+        ctx.geometry = tuple(geometry)
+        ctx.sizes, ctx.bias_sizes = x.shape, None if bias is None else list(bias.shape)
+        kept, ctx.how = _recompute.keep(x) if ctx.needs_input_grad[2] else ((None,), None)
+        ctx.save_for_backward(weight, output if ctx.activation == "relu" else None, *kept)
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, y = ctx.saved_tensors
+        weight, y, *kept = ctx.saved_tensors
         if y is not None:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
         needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[1:5]
-        grad_x = grad_weight = grad_bias = None
-        if needs_x or needs_weight or needs_bias:
-            grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-                grad,
-                x,
-                weight,
-                ctx.bias_sizes,
-                ctx.stride,
-                ctx.padding,
-                ctx.dilation,
-                False,
-                [0, 0],
-                ctx.groups,
-                [needs_x, needs_weight, needs_bias],
-            )
-        return (
-            None,
-            grad_x,
-            grad_weight,
-            grad_bias,
-            grad if needs_residual else None,
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        # What is not needed is not there: of x only the sizes matter then.
+        x = _recompute.restore(kept, ctx.how) if needs_weight else grad.new_empty(()).expand(ctx.sizes)
+        dx = None
+        if needs_x and not torch.is_grad_enabled() and not is_compiling():
+            dx = _native_input_gradient(grad, weight, ctx.sizes, *ctx.geometry)
+        needs = [needs_x and dx is None, needs_weight, needs_bias]
+        found = _gradients(grad, x, weight, ctx.bias_sizes, ctx.geometry, needs)
+        found = (found[0] if dx is None else dx, *found[1:], grad if needs_residual else None)
+        return None, *found, None, None, None, None, None
+
+
+def _gradients(grad, x, weight, bias_sizes, geometry, needs) -> tuple[Tensor | None, ...]:
+    """Of x, weight and bias, by PyTorch."""
+    if not any(needs):
+        return None, None, None
+    stride, padding, dilation, groups = geometry
+    call = torch.ops.aten.convolution_backward
+    return call(grad, x, weight, bias_sizes, stride, padding, dilation, False, [0, 0], groups, needs)
+
+
+def _native_input_gradient(grad, weight, sizes, stride, padding, dilation, groups) -> Tensor | None:
+    """The gradient of x, where it is a convolution that a native kernel is good at; else None.
+
+    At stride 1 dx is the convolution of dy with the filters upside down, inputs and outputs exchanged:
+
+        dx[n, c, i, j] = sum_krs dy[n, k, i + padding - r, j + padding - s] * weight[k, c, r, s]
+    """
+    rows, columns = weight.shape[2:]
+    if stride != (1, 1) or dilation != (1, 1) or padding[0] >= rows or padding[1] >= columns:
+        return None
+    if grad.numel() == 0 or _native.refusal(grad, weight) is not None:
+        return None
+    padding = (rows - 1 - padding[0], columns - 1 - padding[1])
+    filters = torch.ops.fast_backbones.transposed_filters(weight, groups)
+    args = (grad, filters, None, None, stride, padding, dilation, groups, "none")
+    if groups > 1:
+        kernel = None if refuse_grouped(*args) else "grouped_conv2d"
+    elif refuse_winograd(*args) is None and decline_winograd(*args) is None:
+        kernel = "winograd_conv2d"
+    else:
+        kernel = "conv2d"
+    return getattr(torch.ops.fast_backbones, kernel)(*args) if kernel is not None else None
 
 
 def native(name: str, kernel: str, refuse: Callable[..., str | None], **options) -> Candidate:
@@ -191,6 +241,12 @@ def _fake(x, weight, bias, residual, stride, padding, dilation, groups, activati
     return torch.empty(
         (x.shape[0], weight.shape[0], p, q), dtype=x.dtype, device=x.device, memory_format=layout
     )
+
+
+@_native.register_fake("transposed_filters")
+def _fake_transposed(weight, groups):
+    filters, depth, rows, columns = weight.shape
+    return weight.new_empty((depth * groups, filters // groups, rows, columns))
 
 
 for _kernel in ("conv2d", "winograd_conv2d", "grouped_conv2d"):

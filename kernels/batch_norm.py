@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _checks, _dispatch, _native
+from . import _checks, _dispatch, _native, _recompute
 from ._activation import NAMES, activated
 
 
@@ -87,11 +87,12 @@ class _NativeBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, weight, _, _, mean, _, ctx.eps, ctx.activation = inputs
-        ctx.frozen = mean is not None
+        x, weight, _, _, given, _, ctx.eps, ctx.activation = inputs
+        _, mean, var, _, mask = output
+        ctx.frozen = given is not None
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight, *output[1:])
+        ctx.save_for_backward(x, weight, mean, var, mask)
 
     @staticmethod
     def backward(ctx, grad, *_):
@@ -150,9 +151,12 @@ def _run(x, weight, bias, running_mean, running_var, residual, training, momentu
     moments = (None, None) if training else (running_mean, running_var)
     args = (x, weight, bias, residual, *moments, eps, activation)
     if _native.needs_grad(x, weight, bias, residual):
-        y, mean, var, _ = _NativeBatchNorm.apply(*args)
+        y, mean, var, scale, _ = _NativeBatchNorm.apply(*args)
+        if residual is None:
+            how = _recompute.How(eps, activation, not training)
+            _recompute.note(y, (x, weight, bias, mean, var, scale), how)
     else:
-        y, mean, var, _ = torch.ops.fast_backbones.batch_norm(*args, False)
+        y, mean, var, *_ = torch.ops.fast_backbones.batch_norm(*args, False)
     if training and running_mean is not None:
         count = x.numel() // x.shape[1]
         with torch.no_grad():
@@ -170,7 +174,12 @@ def _fake(x, weight, bias, residual, mean, var, eps, activation, needs_mask):
     n, c, h, w = x.shape
     rows = n * h * w if needs_mask and activation != "none" else 0
     mask = x.new_empty((rows, (c + 15) // 16 * 2), dtype=torch.uint8)
-    return _like(x), x.new_empty(c), x.new_empty(c), mask
+    return _like(x), x.new_empty(c), x.new_empty(c), x.new_empty(c), mask
+
+
+@_native.register_fake("batch_norm_again")
+def _fake_again(x, mean, scale, bias, activation):
+    return _like(x)
 
 
 @_native.register_fake("batch_norm_backward")

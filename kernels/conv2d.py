@@ -8,13 +8,6 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _conv, _dispatch
 
-# Winograd needs this many channels on both sides before its transforms pay for themselves. With the packing
-# of the weight, which every call repeats: 1.1-1.8x over direct from 10x10 outputs on; at 7x7 0.9x for one
-# image, 1.2x for four. The choice never looks at the batch, so that a sample has the same bits alone and in
-# any batch.
-_WINOGRAD_CHANNELS = 16
-_WINOGRAD_TILES = 40  # of 5x5: fewer do not pay for 46 weights instead of 25
-
 
 def conv2d_ref(
     x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, residual=None, activation="none"
@@ -51,31 +44,6 @@ def _named_padding(x, weight, stride, padding, dilation) -> tuple[Tensor, tuple[
     return x, (rows // 2, columns // 2)
 
 
-def _refuse_winograd(x, weight, bias, residual, stride, padding, dilation, groups, activation) -> str | None:
-    rows, columns = weight.shape[2], weight.shape[3]
-    if (rows, columns) not in ((3, 3), (5, 5), (1, 7), (7, 1)):
-        return f"kernel {rows}x{columns}: winograd handles 3x3, 5x5, 1x7 and 7x1"
-    if stride != (1, 1):
-        return f"stride {stride[0]}x{stride[1]}: winograd handles 1"
-    if dilation != (1, 1):
-        return f"dilation {dilation[0]}x{dilation[1]}: winograd handles 1"
-    if groups != 1:
-        return f"{groups} groups: winograd handles 1"
-    return None
-
-
-def _decline_winograd(x, weight, bias, residual, stride, padding, *_) -> str | None:
-    filters, depth, rows = weight.shape[:3]
-    if min(filters, depth) < _WINOGRAD_CHANNELS:
-        return f"{depth} to {filters} channels: winograd pays from {_WINOGRAD_CHANNELS} on"
-    if rows == weight.shape[3] == 5:
-        height, width = (x.shape[2 + i] + 2 * padding[i] - 4 for i in range(2))
-        tiles = -(-height // 2) * -(-width // 2)
-        if tiles < _WINOGRAD_TILES:
-            return f"5x5 on {tiles} tiles of 2x2 outputs: winograd pays from {_WINOGRAD_TILES} on"
-    return None
-
-
 def _decline_grouped(x, weight, bias, residual, stride, padding, dilation, groups, activation) -> str | None:
     return "1 group: the dense kernels are faster" if groups == 1 else None
 
@@ -84,7 +52,7 @@ _OP = _dispatch.register(
     "conv2d",
     _prepare,
     _conv.native("grouped", "grouped_conv2d", _conv.refuse_grouped, decline=_decline_grouped),
-    _conv.native("winograd", "winograd_conv2d", _refuse_winograd, decline=_decline_winograd),
+    _conv.native("winograd", "winograd_conv2d", _conv.refuse_winograd, decline=_conv.decline_winograd),
     _conv.native("direct", "conv2d", _conv.refuse_nothing),
     _dispatch.reference(_conv.formula),
 )

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "../cpu/isa.h"
+#include "../cpu/map_memory/map_memory.h"
 #include "../cpu/memory.h"
 #include "../cpu/op.h"
 #include "../cpu/plan.h"
@@ -104,7 +105,7 @@ std::vector<fb::Shortcut::Question> questions(const Pairs& pairs) {
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "fast_backbones native kernels: torch-free interface on raw addresses.";
   // What Python may ask of this library: raised with every change of an operator, a kind, a parameter or an operand, here and in _ext.py.
-  m.attr("interface") = 10;
+  m.attr("interface") = 11;
   m.def("isa", [] { return fb::isa_name(fb::isa()); }, "Instruction set in use: avx512, avx2 or portable.");
   m.def("detected_isa", [] { return fb::isa_name(fb::detected_isa()); });
   m.def("has_bf16", &fb::has_bf16, "Whether the kernels multiply bfloat16 pairs: AVX512-BF16, not capped by FB_MAX_ISA.");
@@ -141,6 +142,13 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("peak_gflops", &fb::peak_gflops, py::arg("seconds") = 0.2, py::arg("threads") = 0, py::arg("bf16") = false, py::call_guard<py::gil_scoped_release>());
   m.def("copy_gbps", &fb::copy_gbps, py::arg("seconds") = 0.2, py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
   m.def("round_trip_ns", &fb::round_trip_ns, py::arg("seconds") = 0.02, py::call_guard<py::gil_scoped_release>());
+
+  // Large tensors that the operators return, and what is kept for the next ones.
+  m.def("map_memory", [] {
+    const fb::map_memory::Usage usage = fb::map_memory::usage();
+    return std::make_pair(usage.live, usage.held);
+  });
+  m.def("release_map_memory", &fb::map_memory::release, py::call_guard<py::gil_scoped_release>());
 
   // For the engine's guard. The caller keeps alive what these look at.
   py::class_<fb::Structure>(m, "Structure")

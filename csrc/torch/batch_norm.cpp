@@ -55,10 +55,10 @@ struct Rows {
 };
 
 Tensor empty_mask(int64_t rows, int64_t channels) {
-  return torch::stable::empty({rows, fb::batch_norm::mask_stride(channels)}, torch::headeronly::ScalarType::Byte);
+  return empty_bytes({rows, fb::batch_norm::mask_stride(channels)});
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm(const Tensor& x, const std::optional<Tensor>& weight,
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm(const Tensor& x, const std::optional<Tensor>& weight,
                                                       const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
                                                       const std::optional<Tensor>& mean, const std::optional<Tensor>& var,
                                                       double eps, const std::string& activation, bool needs_mask) {
@@ -82,11 +82,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm(const Tensor& x, const std
   } else {
     fb::batch_norm::moments(t.x, t.rows, t.channels, means.data(), vars.data());
   }
-  Floats scale(scales.size());
-  for (size_t c = 0; c < scale.size(); ++c) scale[c] = static_cast<float>(scales[c] / std::sqrt(vars[c] + eps));
-  const Tensor centre = of_doubles(means);
+  Doubles factors(scales.size());
+  for (size_t c = 0; c < factors.size(); ++c) factors[c] = scales[c] / std::sqrt(vars[c] + eps);
+  const Tensor centre = of_doubles(means), scale = of_doubles(factors);
   t.mean = floats(centre);
-  t.scale = scale.data();
+  t.scale = floats(scale);
   t.bias = biases.data();
   const Output y(rows.sizes, rows.channels_last);
   t.y = y.data();
@@ -94,7 +94,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm(const Tensor& x, const std
   const Tensor mask = empty_mask(masked ? t.rows : 0, t.channels);
   if (masked) t.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());
   fb::batch_norm::apply(t);
-  return {y.finish(), centre, of_doubles(vars), mask};
+  return {y.finish(), centre, of_doubles(vars), scale, mask};
+}
+
+Tensor batch_norm_again(const Tensor& x, const Tensor& mean, const Tensor& scale, const std::optional<Tensor>& bias,
+                        const std::string& activation) {
+  constexpr const char* kOp = "batch_norm_again";
+  Rows rows(kOp, x);
+  const Floats means = per_channel(kOp, "mean", mean, rows.channels, 0.0f), scales = per_channel(kOp, "scale", scale, rows.channels, 1.0f),
+               biases = per_channel(kOp, "bias", bias, rows.channels, 0.0f);
+  fb::batch_norm::Apply t{};
+  t.activation = check_activation(kOp, activation, fb::kRelu6);
+  t.rows = rows.count;
+  t.channels = rows.channels;
+  t.x = rows.read(kOp, "x", x);
+  t.mean = means.data();
+  t.scale = scales.data();
+  t.bias = biases.data();
+  const Output y(rows.sizes, rows.channels_last);
+  t.y = y.data();
+  fb::batch_norm::apply(t);
+  return y.finish();
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& grad, const Tensor& x,
@@ -157,5 +177,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& gra
 
 STABLE_TORCH_LIBRARY_IMPL(fast_backbones, CPU, m) {
   m.impl("batch_norm", TORCH_BOX(&batch_norm));
+  m.impl("batch_norm_again", TORCH_BOX(&batch_norm_again));
   m.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));
 }

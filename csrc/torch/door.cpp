@@ -1,5 +1,7 @@
 #include "door.h"
 
+#include "map_memory/map_memory.h"
+
 namespace fb::door {
 
 namespace {
@@ -100,10 +102,44 @@ int64_t pixel_stride(const Tensor& t) {
   return dense && ld >= c ? ld : 0;
 }
 
-Tensor empty(const Ints& sizes, bool channels_last) {
-  return torch::stable::empty({sizes.data(), sizes.size()}, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+namespace {
+
+// Strides as torch::empty has them.
+Ints dense_strides(const Ints& sizes, bool channels_last) {
+  Ints strides(sizes.size());
+  int64_t distance = 1;
+  const auto next = [&](size_t d) {
+    strides[d] = distance;
+    distance *= sizes[d] > 1 ? sizes[d] : 1;
+  };
+  if (channels_last) {
+    for (const size_t d : {1, 3, 2, 0}) next(d);
+  } else {
+    for (size_t d = sizes.size(); d-- > 0;) next(d);
+  }
+  return strides;
 }
+
+Tensor recycled(const Ints& sizes, bool channels_last, ScalarType type, size_t element) {
+  size_t bytes = element;
+  for (const int64_t size : sizes) {
+    if (size < 0 || __builtin_mul_overflow(bytes, static_cast<size_t>(size), &bytes)) bytes = 0;  // torch says what is wrong
+  }
+  void* data = bytes >= map_memory::kLeastBytes ? map_memory::take(bytes) : nullptr;
+  if (data == nullptr) {
+    return torch::stable::empty({sizes.data(), sizes.size()}, type, std::nullopt, std::nullopt, std::nullopt,
+                                channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  }
+  const Ints strides = dense_strides(sizes, channels_last);
+  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  return torch::stable::from_blob(data, {sizes.data(), sizes.size()}, {strides.data(), strides.size()}, cpu, type, &map_memory::give);
+}
+
+}  // namespace
+
+Tensor empty(const Ints& sizes, bool channels_last) { return recycled(sizes, channels_last, ScalarType::Float, sizeof(float)); }
+
+Tensor empty_bytes(const Ints& sizes) { return recycled(sizes, false, ScalarType::Byte, 1); }
 
 Map as_nhwc(const Tensor& t) {
   if (const int64_t ld = pixel_stride(t)) return {t, floats(t), ld};

@@ -54,7 +54,9 @@ bool suggests_channels_last(const Tensor& t);
 // The distance between pixels in floats if a kernel can read t as NHWC where it lies, else 0.
 int64_t pixel_stride(const Tensor& t);
 
+// Uninitialised, dense. Large ones lie in map_memory: dropped ones are used again.
 Tensor empty(const Ints& sizes, bool channels_last = false);
+Tensor empty_bytes(const Ints& sizes);
 
 // A feature map as the kernels see it. `owner` keeps a converted copy alive.
 struct Map {

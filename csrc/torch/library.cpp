@@ -16,6 +16,8 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
       "grouped_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int[] padding, int[] "
       "dilation, "
       "int groups, str activation) -> Tensor");
+  // weight [K, C/groups, R, S] to [C, K/groups, R, S], upside down: what convolves the gradient of y into that of x
+  m.def("transposed_filters(Tensor weight, int groups) -> Tensor");
   // y = act(conv1x1(depth_act(depthwise(x) + depth_bias)) + bias)
   m.def(
       "separable_conv2d(Tensor x, Tensor depth_weight, Tensor weight, Tensor? depth_bias, Tensor? bias, int[] stride, "
@@ -33,11 +35,13 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
   m.def("squared_distances(Tensor x, Tensor centers) -> Tensor");
   m.def("squeeze_excite(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2) -> Tensor");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor");
-  // y = act((x - mean) / sqrt(var + eps) * weight + bias + residual), with the moments of x or those given; which they were; and a
-  // bit for each element that the activation passed
+  // y = act((x - mean) / sqrt(var + eps) * weight + bias + residual), with the moments of x or those given; which they were; weight /
+  // sqrt(var + eps); and a bit for each element that the activation passed
   m.def(
       "batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, Tensor? var, float eps, "
-      "str activation, bool needs_mask) -> (Tensor y, Tensor mean, Tensor var, Tensor mask)");
+      "str activation, bool needs_mask) -> (Tensor y, Tensor mean, Tensor var, Tensor scale, Tensor mask)");
+  // the same y from what that returned, without a residual
+  m.def("batch_norm_again(Tensor x, Tensor mean, Tensor scale, Tensor? bias, str activation) -> Tensor");
   // gradients of x, weight, bias and residual; empty where not needed
   m.def(
       "batch_norm_backward(Tensor grad, Tensor x, Tensor? mask, Tensor? weight, Tensor mean, Tensor var, float eps, bool frozen, "

@@ -1,0 +1,69 @@
+"""Feature maps that backward computes again instead of keeping.
+
+A convolution keeps its input for the gradient of its weight. Where that input is act(batch norm of x), and
+batch norm keeps x for its own gradient, the convolution keeps x, too, and the few numbers of each channel:
+one map for two ops instead of two. Backward normalises once more, a pass over x; the result has the bits of
+the forward pass.
+
+    note(y, source)        batch norm tells where y comes from
+    keep(y)                what an op saves in the place of y: the source's tensors, or y itself
+    restore(kept, how)     y again, from those
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling as is_compiling
+
+from ._activation import activated
+
+_ATTRIBUTE = "_fb_source"
+
+
+class How(NamedTuple):
+    """y = act((x - mean) * scale + bias), scale = weight / sqrt(var + eps); frozen: mean, var were given."""
+
+    eps: float
+    activation: str
+    frozen: bool
+
+
+class Source(NamedTuple):
+    """Where a map comes from. `versions`: of x and of the map itself when they were read and written."""
+
+    tensors: tuple[Tensor | None, ...]  # x, weight, bias, mean, var, scale
+    how: How
+    versions: tuple[int, int]
+
+
+def note(y: Tensor, tensors: tuple[Tensor | None, ...], how: How) -> None:
+    """Say that y is the batch norm of tensors[0]; y holds them from now on, as its graph does anyway."""
+    if is_compiling() or type(y) is not Tensor or type(tensors[0]) is not Tensor:
+        return
+    setattr(y, _ATTRIBUTE, Source(tensors, how, (tensors[0]._version, y._version)))
+
+
+def keep(y: Tensor) -> tuple[tuple[Tensor | None, ...], How | None]:
+    """Tensors to save instead of y, and what to hand to `restore` with them.
+
+    y itself and None, where y is not known to be a batch norm, or where it or its x was changed since.
+    """
+    source = None if is_compiling() else getattr(y, _ATTRIBUTE, None)
+    if source is None or source.versions != (source.tensors[0]._version, y._version):
+        return (y,), None
+    return source.tensors, source.how
+
+
+def restore(kept: tuple[Tensor | None, ...], how: How | None) -> Tensor:
+    """y from what `keep` gave. With grad mode on it is connected to the graph of the tensors."""
+    if how is None:
+        assert kept[0] is not None
+        return kept[0]
+    x, weight, bias, mean, var, scale = kept
+    if torch.is_grad_enabled():
+        moments = (mean, var) if how.frozen else (None, None)
+        y = F.batch_norm(x, *moments, weight, bias, not how.frozen, 0.0, how.eps)
+        return activated(y, how.activation)
+    return torch.ops.fast_backbones.batch_norm_again(x, mean, scale, bias, how.activation)

@@ -1,0 +1,385 @@
+"""Backbones in train(): what is fused computes what the modules compute, and steps aside where it must."""
+
+import copy
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_bit_equal, needs_native, threads
+from model_checks import image
+from torch import nn
+
+import fast_backbones as fb
+from fast_backbones import backbones, engine, kernels
+
+pytestmark = needs_native
+
+FAMILIES = {  # name: pixels of the image
+    "bninception": 64,
+    "densenet121": 64,
+    "googlenet": 96,
+    "inception_resnet_v1": 96,
+    "inception_v3": 128,
+    "inception_v4": 96,
+    "lenet5": 32,
+    "mobilenetv1_025": 64,
+    "resnet18": 64,
+    "resnet50": 64,
+    "resnext50_32x4d": 64,
+    "legacy_seresnext26_32x4d": 64,
+    "se_mobilenetv1_100": 64,
+    "vgg11_bn": 64,
+    "xception": 64,
+}
+
+
+def built(name: str, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return fb.create_model(name, num_classes=10).train().to(memory_format=torch.channels_last)
+
+
+def picture(name: str, n: int = 2, seed: int = 0) -> torch.Tensor:
+    x = image(n, 1 if name == "lenet5" else 3, FAMILIES[name], FAMILIES[name], seed)
+    return x.to(memory_format=torch.channels_last)
+
+
+def step(model: nn.Module, x: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, dict, dict]:
+    """The logits, all gradients, all statistics of one forward and backward; dropout draws the same."""
+    model = copy.deepcopy(model)
+    torch.manual_seed(seed)
+    out = model(x)
+    logits = [out] if isinstance(out, torch.Tensor) else [part for part in out if part is not None]
+    labels = torch.arange(len(x)) % 10
+    sum(F.cross_entropy(part, labels) for part in logits).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return logits[0].detach(), gradients, dict(model.named_buffers())
+
+
+def relative(a: torch.Tensor, exact: torch.Tensor) -> float:
+    return ((a.double() - exact).norm() / exact.norm().clamp(min=1e-30)).item()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_of_every_parameter_keep_the_2x_rule(name):
+    """Of the medians over seeds: where a value lies within rounding of zero, ReLU falls on either side in
+    either computation, and all gradients before it move by a thousandth."""
+    ours, theirs = {}, {}
+    for seed in range(3):
+        model, x = built(name, seed), picture(name, seed=seed)
+        assert engine.why_not_fused(model, x) is None
+        results = step(model, x)
+        with kernels.backend("reference"):
+            plain, exact = step(model, x), step(copy.deepcopy(model).double(), x.double())
+        for fast, reference, truth in zip(results[1:], plain[1:], exact[1:]):
+            assert fast.keys() == reference.keys() == truth.keys()
+            largest = max((value.double().norm() for value in truth.values()), default=0)
+            for key, value in truth.items():
+                if not value.is_floating_point():
+                    assert torch.equal(fast[key], reference[key])
+                elif value.norm() > 1e-10 * largest:  # a bias before a batch norm has no gradient
+                    ours.setdefault(key, []).append(relative(fast[key], value))
+                    theirs.setdefault(key, []).append(relative(reference[key], value))
+        assert relative(results[0], exact[0]) <= 2 * relative(plain[0], exact[0]) + 1e-6
+    median = {key: sorted(errors)[len(errors) // 2] for key, errors in ours.items()}
+    allowed = {key: 2 * sorted(errors)[len(errors) // 2] for key, errors in theirs.items()}
+    typical = sorted(allowed.values())[len(allowed) // 2]  # of a parameter that happens to be nearly exact
+    worst = max(median, key=lambda key: median[key] / max(allowed[key], typical))
+    assert median[worst] <= max(allowed[worst], typical), (worst, ours[worst], theirs[worst])
+
+
+def test_saved_memory_is_less():
+    """Bytes that autograd keeps between forward and backward."""
+
+    def kept(model, x):
+        storages = {}
+
+        def pack(t):
+            storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        alive = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            out = model(x)
+        return sum(size for address, size in storages.items() if address not in alive), out
+
+    for name, most in (("resnext50_32x4d", 0.78), ("mobilenetv1_025", 0.76), ("densenet121", 0.6)):
+        model, x = built(name), picture(name, 4)
+        ours, out = kept(model, x)
+        with kernels.backend("reference"):
+            theirs, other = kept(model, x)
+        assert ours <= most * theirs, (name, ours / theirs)
+        del out, other
+
+
+class Net(backbones.Backbone):
+    """Everything that can be fused, small."""
+
+    def __init__(self, **norm):
+        super().__init__(num_classes=5)
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16, **norm)
+        self.conv2 = nn.Conv2d(16, 16, 3, padding=1, groups=4, bias=False)
+        self.bn2 = nn.BatchNorm2d(16, **norm)
+        self.shortcut = nn.Sequential(nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16, **norm))
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(16, 5)
+        taps = [{"num_chs": 16, "reduction": 1, "module": "shortcut"}]
+        self.finish(taps, backbones._base.classification_cfg("net", classifier="fc"))
+
+    def forward_features(self, x):
+        x = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(x))
+        y += self.shortcut(x)
+        return self.relu(y)
+
+    def forward_head(self, x, pre_logits=False):
+        x = x.mean((2, 3))
+        return x if pre_logits else self.fc(x)
+
+
+def net(**norm) -> Net:
+    torch.manual_seed(0)
+    return Net(**norm).train()
+
+
+def same_as_modules(model: nn.Module, x: torch.Tensor) -> None:
+    """The rule of test_gradients..., for a net and an input that leave no doubt about a ReLU."""
+    results = step(model, x)
+    with kernels.backend("reference"):
+        plain, exact = step(model, x), step(copy.deepcopy(model).double(), x.double())
+    for fast, reference, truth in zip(results[1:], plain[1:], exact[1:]):
+        for key, value in truth.items():
+            if value.is_floating_point():
+                error = relative(fast[key], value)
+                assert error <= 2 * relative(reference[key], value) + 2e-6, (key, error)
+            else:
+                assert torch.equal(fast[key], reference[key]), key
+
+
+X = image(4, 3, 9, 11)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [{}, {"momentum": None}, {"momentum": 0.5, "eps": 0.1}, {"track_running_stats": False}, {"affine": False}],
+    ids=str,
+)
+def test_norms_of_every_kind(norm):
+    model = net(**norm)
+    same_as_modules(model, X)
+    with torch.no_grad():
+        model(X)  # statistics move without gradients, too
+    assert norm.get("track_running_stats") is False or int(model.bn1.num_batches_tracked) == 1
+
+
+def test_frozen_norms_inside_a_model_that_trains():
+    model = net()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+            module.running_var.uniform_(0.5, 2.0)
+    before = copy.deepcopy(model.bn1.running_mean)
+    assert engine.why_not_fused(model, X) is None
+    same_as_modules(model, X)
+    assert torch.equal(model.bn1.running_mean, before)
+
+
+def test_frozen_weights_get_no_gradient_and_the_rest_does():
+    model = net()
+    for parameter in (*model.conv1.parameters(), *model.bn1.parameters(), model.conv2.weight):
+        parameter.requires_grad_(False)
+    same_as_modules(model, X)
+    model(X).sum().backward()
+    assert model.conv2.weight.grad is None and model.shortcut[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_memory_format_of_gradients_is_kept(layout):
+    x = X.to(memory_format=layout).requires_grad_()
+    net().to(memory_format=layout)(x).sum().backward()
+    assert x.grad.is_contiguous(memory_format=layout)
+
+
+def test_hooks_of_layers_see_what_they_always_see():
+    model, seen = net(), []
+    for part in (model.bn1, model.relu, model.conv2):
+        part.register_forward_hook(lambda module, args, out: seen.append((type(module).__name__, out.detach().clone())))
+    assert engine.why_not_fused(model, X) is None
+    model(X)
+    fused, seen[:] = list(seen), []
+    with kernels.backend("reference"):
+        model(X)
+    assert [name for name, _ in fused] == [name for name, _ in seen]
+    for (_, a), (_, b) in zip(fused, seen):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_hook_may_replace_what_a_layer_returns():
+    model = net()
+    model.bn2.register_forward_hook(lambda module, args, out: out * 0 + 1)
+    same_as_modules(model, X)
+
+
+def test_backward_hooks_of_layers_and_blocks():
+    model, seen = net(), []
+    model.bn1.register_full_backward_hook(lambda module, grads, outs: seen.append("bn1"))
+    model(X).sum().backward()
+    assert seen == ["bn1"]
+    handle = model.shortcut.register_full_backward_hook(lambda module, grads, outs: seen.append("shortcut"))
+    assert "hooks" in engine.why_not_fused(model, X)
+    model(X).sum().backward()
+    assert seen == ["bn1", "shortcut", "bn1"]
+    handle.remove()
+    assert engine.why_not_fused(model, X) is None
+
+
+def test_a_hook_of_a_block_is_called():
+    model, seen = net(), []
+    model.shortcut.register_forward_hook(lambda *_: seen.append(1))
+    model(X)
+    assert seen == [1]
+
+
+def test_a_changed_model_is_noticed():
+    model = net()
+    model(X)
+    model.relu = nn.Hardswish()
+    same_as_modules(model, X)
+    model.conv2 = nn.Conv2d(16, 16, 1)
+    same_as_modules(model, X)
+    model.bn1 = nn.GroupNorm(4, 16)
+    same_as_modules(model, X)
+    model.forward_head = lambda x, pre_logits=False: x.sum((1, 2, 3))
+    assert model(X).shape == (4,)
+
+
+def test_the_reference_backend_runs_the_modules():
+    model = net()
+    with kernels.backend("reference"):
+        assert "reference" in engine.why_not_fused(model, X)
+        a = model(X)
+    plain = net().forward_modules(X)
+    assert_bit_equal(a.detach(), plain.detach())
+
+
+def test_what_is_not_float32_runs_the_modules():
+    assert "float64" in engine.why_not_fused(net().double(), X.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "autocast" in engine.why_not_fused(net(), X)
+
+
+def test_threads_do_not_change_the_bits():
+    results = []
+    for count in (1, 2, 3):
+        with threads(count):
+            results.append(step(built("resnet18"), picture("resnet18")))
+    for other in results[1:]:
+        for key, value in results[0][1].items():
+            if "conv" not in key and "downsample.0" not in key:  # those are oneDNN's
+                assert_bit_equal(other[1][key], value, key)
+
+
+def test_retained_graphs_accumulate():
+    model = net()
+    loss = model(X).square().sum()
+    loss.backward(retain_graph=True)
+    once = {name: p.grad.clone() for name, p in model.named_parameters()}
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert_bit_equal(parameter.grad, 2 * once[name], name)
+
+
+def test_second_derivatives():
+    def penalty(model, x):
+        x = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        slope.square().sum().backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    ours = penalty(net(), X)
+    with kernels.backend("reference"):
+        plain, exact = penalty(net(), X), penalty(net().double(), X.double())
+    for name, truth in exact.items():
+        assert relative(ours[name], truth) <= 2 * relative(plain[name], truth) + 2e-6, name
+
+
+def test_a_changed_input_of_the_norm_is_an_error_not_a_wrong_gradient():
+    conv, norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+    x = image(2, 8, 6, 6).requires_grad_()
+    h = x * 1
+    y = kernels.batch_norm(h, norm.weight, norm.bias, activation="relu")
+    z = kernels.conv2d(y, conv.weight, conv.bias)
+    with torch.no_grad():
+        h.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+
+def test_a_map_changed_behind_the_norm_is_kept_itself():
+    def weight_gradient(norm):
+        conv = nn.Conv2d(8, 8, 1)
+        torch.manual_seed(1)
+        nn.init.normal_(conv.weight)
+        y = norm(image(2, 8, 6, 6).requires_grad_())
+        y.mul_(3)
+        kernels.conv2d(y, conv.weight).square().sum().backward()
+        return conv.weight.grad
+
+    ours = weight_gradient(lambda x: kernels.batch_norm(x, activation="none"))
+    plain = weight_gradient(lambda x: F.batch_norm(x, None, None, training=True))
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_checkpoint_gives_the_same_gradients():
+    from torch.utils.checkpoint import checkpoint
+
+    model = net()
+    model(X).sum().backward()
+    other = net()
+    checkpoint(other, X, use_reentrant=False).sum().backward()
+    for (name, a), b in zip(model.named_parameters(), other.parameters()):
+        assert_bit_equal(a.grad, b.grad, name)
+
+
+def test_compile_traces_it_whole():
+    model = net()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    out = compiled(X)
+    out.sum().backward()
+    torch.testing.assert_close(out, net()(X), rtol=1e-4, atol=1e-5)
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_other_threads_run_modules_while_one_traces():
+    """torch.fx patches nn.Module for the whole process."""
+    stop, errors = threading.Event(), []
+    layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+
+    def work():
+        while not stop.is_set():
+            try:
+                layers(X)
+            except Exception as error:
+                errors.append(error)
+                return
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for _ in range(5):
+            assert engine.why_not_fused(built("resnet18"), picture("resnet18")) is None
+    finally:
+        stop.set()
+        worker.join()
+    assert not errors
+
+
+def test_copies_and_pickles_of_a_model_that_was_trained(tmp_path):
+    model = net()
+    model(X)
+    again = copy.deepcopy(model)
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    for other in (again, loaded):
+        assert_bit_equal(other(X).detach(), copy.deepcopy(model)(X).detach())
