@@ -213,11 +213,12 @@ def finish(row: dict, entries: dict[str, dict], session: Session) -> dict:
     for key in session.names:
         turns = entries[key].pop("turns")
         low, high = session.quartiles(key)
+        steps = [t["step_mib"] for t in turns]
         entries[key] |= {
             "median_ms": round(session.median(key) * 1e3, 4),
             "quartiles_ms": [round(low * 1e3, 4), round(high * 1e3, 4)],
             "peak_mib": round(max(t["peak_mib"] for t in turns), 1),
-            "step_mib": round(max(t["step_mib"] for t in turns), 1),
+            "step_mib": None if None in steps else round(max(steps), 1),
             "faults": round(max(t["faults"] for t in turns)),
             "loss": turns[-1]["loss"],
         }

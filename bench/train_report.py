@@ -105,7 +105,12 @@ def model_lines(row: dict) -> list[str]:
         ours = "ours" if e["malloc"] == "default" else "ours" + TUNED
         ratio = e.get("ours_is_faster_by" if e["malloc"] == "default" else "tuned_ours_is_faster_by")
         cells = [ms(e["median_ms"]), f"{ms(low)} .. {ms(high)}", f"{row['batch'] / e['median_ms'] * 1e3:.1f}"]
-        cells += [f"{e['peak_mib']:.0f}", f"{e['step_mib']:.0f}", f"{e['faults']:.0f}", *errors]
+        cells += [
+            f"{e['peak_mib']:.0f}",
+            "" if e["step_mib"] is None else f"{e['step_mib']:.0f}",
+            f"{e['faults']:.0f}",
+            *errors,
+        ]
         lines.append([name, *cells, f"{ratio:.2f}x" if ratio is not None and e["key"] != ours else ""])
     sources = {e["settings"]["modules"] for e in row["stacks"] if e["stack"] in EAGER and "settings" in e}
     notes += [f"eager: modules of {', '.join(sorted(sources))}"] if sources else []

@@ -13,7 +13,8 @@ peak_mib    resident memory at its highest in a turn (VmHWM, set back by /proc/s
 step_mib    the same above what it was when the turn began: gradients and activations
 
 After a turn free memory goes back to the system, since all stacks of a model are alive together; the first
-step of the next turn, which is not timed, takes it again.
+step of the next turn, which is not timed, takes it again. A malloc that was told to keep memory
+(MALLOC_TRIM_THRESHOLD_) keeps it, since it takes some steps to find places for everything; step_mib is None.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import gc
 import importlib.util
 import json
 import math
+import os
 import resource
 import sys
 import time
@@ -240,7 +242,8 @@ class Trainer:
     def turn(self, steps: int) -> dict:
         """One step that is not timed, then so many that are; what is reported of them."""
         seconds = []
-        settle()
+        keeps = "MALLOC_TRIM_THRESHOLD_" in os.environ
+        settle(trim=not keeps)
         resident = status_kib("VmRSS")
         CLEAR_REFS.write_text("5")
         gc.disable()  # a collection would be charged to whoever happens to run
@@ -255,11 +258,12 @@ class Trainer:
         gc.enable()
         peak = status_kib("VmHWM")
         self.optimizer.zero_grad()
-        settle()
+        settle(trim=not keeps)
         wait_until_quiet()
         if not math.isfinite(loss):
             raise RuntimeError(f"the loss became {loss}")
-        memory = {"peak_mib": (peak - self.before) / 1024, "step_mib": (peak - resident) / 1024}
+        step = None if keeps else (peak - resident) / 1024
+        memory = {"peak_mib": (peak - self.before) / 1024, "step_mib": step}
         return {"seconds": seconds, "faults": faults / steps, "loss": loss} | memory
 
 
