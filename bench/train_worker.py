@@ -199,8 +199,8 @@ class Trainer:
         import fast_backbones as fb
 
         self.stack = stack = STACKS[options.stack]
-        if stack.compiled:
-            importlib.import_module("torch._inductor.compile_fx")  # its modules are not memory of the steps
+        # What PyTorch imports late (optimizers want torch._dynamo, 150 MB) is not memory of the steps.
+        importlib.import_module("torch._inductor.compile_fx" if stack.compiled else "torch._dynamo")
         public = public_maker(options.model) if stack.public else None
         make, source = public or (lambda: fb.create_model(options.model), f"fast_backbones {fb.__version__}")
         settle()
