@@ -103,12 +103,17 @@ class Worker:
         return self.answer()
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        """Let it end by itself, so that what torch.compile started ends too; a stuck one is killed."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self.listener.join(timeout=5)
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+        self.process.stdout.close()
+        self.process.stderr.close()
 
 
 def clean_environment() -> dict[str, str]:

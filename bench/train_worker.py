@@ -137,7 +137,7 @@ def make_batch(model: nn.Module, batch: int, image: int | None) -> tuple[Tensor,
 
 def left_by_a_step(model: nn.Module, x: Tensor, labels: Tensor, call: Callable | None = None) -> dict:
     """Loss, gradients and floating-point buffers after forward and backward, by our names, in NCHW."""
-    loss = loss_of((call or model)(x), labels)
+    loss = loss_of((model if call is None else call)(x), labels)
     loss.backward()
     plain = {n.removeprefix("model."): p.grad for n, p in model.named_parameters() if p.grad is not None}
     state = {n.removeprefix("model."): b for n, b in model.named_buffers() if b.is_floating_point()}
