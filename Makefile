@@ -4,7 +4,7 @@
 #   make build      the package and its native library, into .venv
 #   make demo       ResNeXt-50 on a photograph
 #   make test       the tests, with torchvision and timm as witnesses, without the slow ones
-#   make test-all   all of them, with ONNX Runtime, OpenVINO, ncnn and MNN too
+#   make test-all   all of them, with ONNX Runtime, OpenVINO, ncnn, MNN and Ray too
 #   make bench      microbenchmarks of each kernel; `make bench-models` compares whole models with other stacks,
 #                   `make bench-all` one member of every family (hours; `python -m bench.models --resume FILE` goes on)
 #   make lint       look; `make format` changes
@@ -61,7 +61,7 @@ $(STAMPS)/models: $(STAMPS)/install
 	touch $@
 
 $(STAMPS)/peers: $(STAMPS)/models
-	$(PIP) install --no-build-isolation --editable '.[peers]'
+	$(PIP) install --no-build-isolation --editable '.[peers,ray]'
 	touch $@
 
 $(STAMPS)/lint: $(STAMPS)/venv

@@ -40,12 +40,12 @@ def status_kib(field: str) -> int:
     return int(found.group(1))
 
 
-def settle() -> None:
-    """Collect garbage and give free pages back, so that resident memory is what is in use."""
+def settle(trim: bool = True) -> None:
+    """Collect garbage and, with `trim`, give free pages back, so that resident memory is what is in use."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-    if trim is not None:
-        trim(0)
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+    if trim and give_back is not None:
+        give_back(0)
 
 
 def peak_of(call) -> int:
