@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,6 +31,8 @@ from .layers import (
     set_batch_norm,
     truncated_normal_,
 )
+
+torch.fx.wrap("flatten_map")
 
 PAPER = "arXiv 1409.4842"
 

@@ -69,6 +69,19 @@ def hooked(module: nn.Module) -> bool:
     )
 
 
+def containers(model: nn.Module) -> list[nn.Module]:
+    """Modules inside the model that have modules inside: a program does not call them."""
+    return [module for module in model.modules() if module is not model and any(module.children())]
+
+
+def hooked_container(model: nn.Module) -> str | None:
+    """Which part of the model, if any, has hooks that a program would not call."""
+    for name, module in model.named_modules():
+        if hooked(module) and module is not model and any(module.children()):
+            return f"{name} has hooks"
+    return None
+
+
 class Convolution:
     """An nn.Conv2d by the op of `kernels` that its groups ask for."""
 
@@ -279,8 +292,7 @@ def make_program(model: nn.Module, plain: MethodType) -> Program | Unprogrammed:
     inputs = sum(node.op == "placeholder" for node in graph.nodes)
     if inputs != 1:
         return Unprogrammed(guard, f"the forward takes {inputs} arguments, expected the image alone")
-    containers = [module for module in model.modules() if module is not model and any(module.children())]
-    return Program(guard, containers, *_steps(model, graph))
+    return Program(guard, containers(model), *_steps(model, graph))
 
 
 Group = tuple[Norm | Gate, tuple[Node, ...], list[Node]]  # the call, its arguments, the nodes it replaces

@@ -9,6 +9,7 @@ in plain PyTorch. `explain` says who runs and why, `backend` pins it.
     with kernels.backend("reference"): ...
 """
 
+from . import memory
 from ._dispatch import backend, current_backend, explain, ops
 from ._ext import build_info
 from .avg_pool2d import avg_pool2d, avg_pool2d_ref
@@ -65,5 +66,6 @@ __all__ = [
     "build_info",
     "current_backend",
     "explain",
+    "memory",
     "ops",
 ]

@@ -1,0 +1,31 @@
+"""Memory of large results: feature maps and gradients that ops return on the CPU.
+
+malloc maps and clears every large block afresh, which takes longer than many an op that fills it. So results
+of 256 KiB and more lie in memory of their own: when a tensor is dropped its block serves the next one. The
+process keeps as much as it needed at the fullest moment, until `release`.
+"""
+
+from typing import NamedTuple
+
+from . import _ext
+
+__all__ = ["Usage", "release", "usage"]
+
+
+class Usage(NamedTuple):
+    """Bytes in tensors that exist now; bytes that the process keeps for such tensors, in use or not."""
+
+    live: int
+    held: int
+
+
+def usage() -> Usage:
+    """What large results take. Zeros without the compiled library, and where malloc serves (not Linux)."""
+    module = _ext.native()
+    return Usage(0, 0) if module is None else Usage(*module.map_memory())
+
+
+def release() -> int:
+    """Give what no tensor uses back to the system; the number of bytes. Tensors are not touched."""
+    module = _ext.native()
+    return 0 if module is None else module.release_map_memory()
