@@ -144,9 +144,9 @@ def _fake(x, weight1, bias1, weight2, bias2, residual=None, activation="none", n
 @_native.register_fake("squeeze_excite_backward")
 def _fake_backward(grad, x, mask, weight1, weight2, means, hidden, gate, *needs):
     r, c = weight1.shape
-    sizes = x.shape, (r, c), (r,), (c, r), (c,), x.shape
+    sizes = None, (r, c), (r,), (c, r), (c,), None  # None: those of x
     return tuple(
-        (_like(x) if size is x.shape else x.new_empty(size)) if needed else x.new_empty(0)
+        x.new_empty(0) if not needed else _like(x) if size is None else x.new_empty(size)
         for size, needed in zip(sizes, needs)
     )
 

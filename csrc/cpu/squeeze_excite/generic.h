@@ -6,8 +6,98 @@
 namespace {
 
 using fb::squeeze_excite::Apply;
+using fb::squeeze_excite::Dots;
 using fb::squeeze_excite::Gradient;
+using fb::squeeze_excite::Product;
 using fb::squeeze_excite::Sums;
+
+// Weights are read as they lie: to pack them would take longer than to multiply by them.
+
+constexpr int64_t kDotLanes =
+    16;  // partial sums of a dot product, whatever a vector holds: so AVX2 and AVX-512 give the same bits
+constexpr int kVectors = kDotLanes / kLanes;
+
+FB_INLINE float sum_of_lanes(const V (&sum)[kVectors]) {
+  float lanes[kDotLanes];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) vstore(lanes + v * kLanes, sum[v]);
+#pragma GCC unroll 4
+  for (int64_t half = kDotLanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+// kRows dot products at once, each with its own sums: they hide the latency of a multiply-add.
+template <int kRows>
+FB_INLINE void dot_rows(const Dots& t, int64_t k) {
+  for (int64_t n = 0; n < t.images; ++n) {
+    const float *x = t.x + n * t.inputs, *weight = t.weight + k * t.inputs;
+    V sums[kRows][kVectors];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = vzero();
+    int64_t i = 0;
+    for (; i + kDotLanes <= t.inputs; i += kDotLanes)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r)
+          vfma_into(sums[r][v], vload(x + i + v * kLanes), vload(weight + r * t.inputs + i + v * kLanes));
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = i + v * kLanes;
+      if (at >= t.inputs) break;
+      const int left = static_cast<int>(t.inputs - at < kLanes ? t.inputs - at : kLanes);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r)
+        vfma_into(sums[r][v], vload_tail(x + at, left), vload_tail(weight + r * t.inputs + at, left));
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) t.y[n * t.ldy + k + r] = sum_of_lanes(sums[r]) + (t.bias != nullptr ? t.bias[k + r] : 0.0f);
+  }
+}
+
+void layer_dots(const Dots& t) {
+  int64_t k = 0;
+  for (; k + 4 <= t.outputs; k += 4) dot_rows<4>(t, k);
+  for (; k < t.outputs; ++k) dot_rows<1>(t, k);
+  activate_rows(t.y, t.ldy, t.images, t.outputs, t.activation);
+}
+
+constexpr int64_t kBlock = 128;  // products in one chain
+
+template <int kRun, typename AnyPart>
+FB_INLINE void product_columns(const Product& t, int64_t j, const AnyPart& part) {
+  for (int64_t k = 0; k < t.rows; ++k) {
+    V total[kRun];
+#pragma GCC unroll 4
+    for (int v = 0; v < kRun; ++v) total[v] = vzero();
+    for (int64_t first = 0; first < t.inner; first += kBlock) {
+      V sum[kRun];
+#pragma GCC unroll 4
+      for (int v = 0; v < kRun; ++v) sum[v] = vzero();
+      const int64_t end = first + kBlock < t.inner ? first + kBlock : t.inner;
+      for (int64_t i = first; i < end; ++i) {
+        const V a = vbroadcast(t.a[k * t.step_k + i * t.step_i]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kRun; ++v) vfma_into(sum[v], a, part.load(t.b + i * t.ldb + j + v * kLanes));
+      }
+#pragma GCC unroll 4
+      for (int v = 0; v < kRun; ++v) total[v] = vadd(total[v], sum[v]);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kRun; ++v) part.store(t.y + k * t.ldy + j + v * kLanes, total[v]);
+  }
+}
+
+void matrix_product(const Product& t) {
+  int64_t j = 0;
+  for (; j + 4 * kLanes <= t.columns; j += 4 * kLanes) product_columns<4>(t, j, Part<false>{kLanes});
+  for (; j + kLanes <= t.columns; j += kLanes) product_columns<1>(t, j, Part<false>{kLanes});
+  if (j < t.columns) product_columns<1>(t, j, Part<true>{static_cast<int>(t.columns - j)});
+}
 
 // Added up in float for kRun pixels, in double from there on.
 constexpr int64_t kRun = 8;
@@ -127,4 +217,4 @@ void rows_gradient(const Gradient& t) { t.mask != nullptr ? gradient_wanted<true
 
 }  // namespace
 
-#define FB_SQUEEZE_EXCITE_KERNELS {rows_sums, rows_apply, rows_gradient}
+#define FB_SQUEEZE_EXCITE_KERNELS {layer_dots, matrix_product, rows_sums, rows_apply, rows_gradient}

@@ -1,4 +1,4 @@
-// A thread takes an image through all passes, the small layers included, while the image is in its cache: x, or the gradient, comes
+// A thread takes an image (or a few) through all passes, the small layers included, while the image is in its cache: x, or the gradient, comes
 // from memory once. Where there are fewer images than threads, each pass of all images is cut: sums by channels, the rest by pixels.
 // Both ways do the same arithmetic in the same order.
 #include "squeeze_excite.h"
@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <functional>
-#include <memory>
 #include <vector>
 
 #include "../ops.h"
@@ -16,58 +15,19 @@ namespace fb::squeeze_excite {
 namespace {
 
 constexpr int64_t kWidth = 512;            // channels that are summed up together: their sums fit in L1
-constexpr int64_t kPart = 64;              // of them in a task of few images
+constexpr int64_t kPart = 64;              // channels, or values of a layer, in a task that threads share an image by
 constexpr int64_t kPieceFloats = 1 << 15;  // of a pass by pixels: what is read last by one pass is read first by the next
 
 const Kernels& kernels() { return FB_TABLE_OF(isa()); }
 
 using Floats = std::vector<float>;
 
-Floats transposed(const float* matrix, int64_t rows, int64_t columns) {
-  Floats out(static_cast<size_t>(rows * columns));
-  constexpr int64_t kTile = 16;
-  for (int64_t i0 = 0; i0 < rows; i0 += kTile)
-    for (int64_t j0 = 0; j0 < columns; j0 += kTile)
-      for (int64_t j = j0; j < std::min(columns, j0 + kTile); ++j)
-        for (int64_t i = i0; i < std::min(rows, i0 + kTile); ++i) out[j * rows + i] = matrix[i * columns + j];
-  return out;
-}
-
-// y = act(x weight^T + bias) for rows of x; the weight, [outputs, inputs], is packed once.
-class Layer {
- public:
-  Layer(int64_t inputs, int64_t outputs, const float* weight, const float* bias, int64_t activation) : bias_(bias) {
-    spec_.kind = "linear";
-    spec_.c = inputs;
-    spec_.k = outputs;
-    spec_.activation = activation;
-    packed_.resize(static_cast<size_t>(packed_floats(spec_)));
-    pack_weight(spec_, weight, packed_.data());
-  }
-
-  void run(const float* x, int64_t rows, float* y, int threads) const {
-    OpSpec spec = spec_;
-    spec.n = rows;
-    Pointers pointers;
-    pointers.x = x;
-    pointers.weight = packed_.data();
-    pointers.bias = bias_;
-    pointers.y = y;
-    run_op(spec, pointers, threads);
-  }
-
- private:
-  OpSpec spec_;
-  Floats packed_;
-  const float* bias_;
-};
-
 // Some images, on one thread or on all.
 struct Images {
   int64_t begin, end;
   bool together;  // on all threads
 
-  int threads() const { return together ? 0 : 1; }
+  int64_t count() const { return end - begin; }
 
   void loop(int64_t count, int64_t work, const std::function<void(int64_t)>& body) const {
     if (together) return parallel_for(count, work, body);
@@ -75,18 +35,71 @@ struct Images {
   }
 };
 
-// body(images) until all have had their turn; what would leave threads idle is done together.
+// body(images) until all have had their turn. As many at a time as make the layers' weights, read again for each group, a small part of what
+// is read. Images that would leave threads idle are done together.
 void for_images(const Sizes& sizes, const std::function<void(const Images&)>& body) {
-  const int64_t rest = sizes.images % thread_count(), alone = sizes.images - rest;
-  parallel_for(alone, alone * (sizes.pixels + sizes.hidden) * sizes.channels,
-               [&](int64_t image) { body({image, image + 1, false}); });
+  const int64_t threads = thread_count(), rest = sizes.images % threads, alone = sizes.images - rest;
+  const int64_t each = std::clamp<int64_t>(ceil_div(8 * sizes.hidden, sizes.pixels), 1, std::max<int64_t>(alone / threads, 1));
+  parallel_for(ceil_div(alone, each), alone * (sizes.pixels + sizes.hidden) * sizes.channels,
+               [&](int64_t group) { body({group * each, std::min(alone, (group + 1) * each), false}); });
   if (rest > 0) body({alone, sizes.images, true});
+}
+
+// y = act(x weight^T + bias), weight [outputs, inputs].
+void layer(const Images& images, const float* x, int64_t inputs, const float* weight, const float* bias, int64_t outputs,
+           int64_t activation, float* y) {
+  images.loop(ceil_div(outputs, kPart), images.count() * inputs * outputs, [&](int64_t task) {
+    const int64_t k = task * kPart;
+    Dots part{};
+    part.x = x + images.begin * inputs;
+    part.weight = weight + k * inputs;
+    if (bias != nullptr) part.bias = bias + k;
+    part.images = images.count();
+    part.inputs = inputs;
+    part.outputs = std::min(kPart, outputs - k);
+    part.activation = activation;
+    part.y = y + images.begin * outputs + k;
+    part.ldy = outputs;
+    kernels().dots(part);
+  });
+}
+
+void product(const Images& images, const Product& all) {
+  const int64_t across = ceil_div(all.columns, kPart), tasks = ceil_div(all.rows, kPart) * across;
+  images.loop(tasks, all.rows * all.inner * all.columns, [&](int64_t task) {
+    const int64_t k = task / across * kPart, j = task % across * kPart;
+    Product part = all;
+    part.a = all.a + k * all.step_k;
+    part.b = all.b + j;
+    part.rows = std::min(kPart, all.rows - k);
+    part.columns = std::min(kPart, all.columns - j);
+    part.y = all.y + k * all.ldy + j;
+    kernels().product(part);
+  });
+}
+
+// Of the values of a layer in front of its activation, d [images, outputs], to those that it reads.
+void layer_input(const Images& images, const float* d, int64_t outputs, const float* weight, int64_t inputs, float* dx) {
+  product(images, {d + images.begin * outputs, outputs, 1, weight, inputs, images.count(), outputs, inputs,
+                   dx + images.begin * inputs, inputs});
+}
+
+// dweight = d^T x, [outputs, inputs], and dbias = sum d over all images.
+void layer_weights(const Sizes& sizes, const float* d, int64_t outputs, const float* x, int64_t inputs, float* dweight,
+                   float* dbias) {
+  if (dweight != nullptr)
+    product({0, sizes.images, true}, {d, 1, outputs, x, inputs, outputs, sizes.images, inputs, dweight, inputs});
+  for (int64_t k = 0; dbias != nullptr && k < outputs; ++k) {
+    double sum = 0.0;
+    for (int64_t n = 0; n < sizes.images; ++n) sum += d[n * outputs + k];
+    dbias[k] = static_cast<float>(sum);
+  }
 }
 
 // body(image, its first pixel of all, how many) in pieces, from the last one to the first.
 void for_pieces(const Images& images, const Sizes& sizes, const std::function<void(int64_t, int64_t, int64_t)>& body) {
   const int64_t each = std::max<int64_t>(kPieceFloats / sizes.channels, 1), pieces = ceil_div(sizes.pixels, each);
-  const int64_t count = (images.end - images.begin) * pieces;
+  const int64_t count = images.count() * pieces;
   images.loop(count, count * each * sizes.channels, [&](int64_t i) {
     const int64_t task = count - 1 - i, image = images.begin + task / pieces, first = task % pieces * each;
     body(image, image * sizes.pixels + first, std::min(each, sizes.pixels - first));
@@ -94,9 +107,10 @@ void for_pieces(const Images& images, const Sizes& sizes, const std::function<vo
 }
 
 // finish(image, channel, sum over pixels of dz * x).
-void for_sums(const Images& images, const Sizes& sizes, Sums all, const std::function<void(int64_t, int64_t, double)>& finish) {
+template <typename Finish>
+void for_sums(const Images& images, const Sizes& sizes, const Sums& all, const Finish& finish) {
   const int64_t width = images.together ? kPart : kWidth, parts = ceil_div(sizes.channels, width);
-  const int64_t count = (images.end - images.begin) * parts;
+  const int64_t count = images.count() * parts;
   images.loop(count, count * width * sizes.pixels, [&](int64_t task) {
     double sums[kWidth];
     float run[kWidth];
@@ -114,34 +128,18 @@ void for_sums(const Images& images, const Sizes& sizes, Sums all, const std::fun
   });
 }
 
-// dweight = d^T x, [outputs, inputs], and dbias = sum d over images.
-void layer_gradient(const Sizes& sizes, const float* d, int64_t outputs, const float* x, int64_t inputs, float* dweight,
-                    float* dbias) {
-  if (dweight != nullptr) {
-    const Layer product(sizes.images, inputs, transposed(x, sizes.images, inputs).data(), nullptr, kNone);
-    product.run(transposed(d, sizes.images, outputs).data(), outputs, dweight, 0);
-  }
-  for (int64_t k = 0; dbias != nullptr && k < outputs; ++k) {
-    double sum = 0.0;
-    for (int64_t n = 0; n < sizes.images; ++n) sum += d[n * outputs + k];
-    dbias[k] = static_cast<float>(sum);
-  }
-}
-
 }  // namespace
 
 void forward(const Forward& t) {
   const Sizes& s = t.sizes;
-  const Layer first(s.channels, s.hidden, t.weight1, t.bias1, kRelu), second(s.hidden, s.channels, t.weight2, t.bias2, kSigmoid);
   const auto pixels = static_cast<double>(s.pixels);
   Sums sums{};
   sums.x = t.x;
   for_images(s, [&](const Images& images) {
-    const int64_t n = images.begin, count = images.end - images.begin;
     for_sums(images, s, sums,
              [&](int64_t image, int64_t c, double sum) { t.means[image * s.channels + c] = static_cast<float>(sum / pixels); });
-    first.run(t.means + n * s.channels, count, t.hidden + n * s.hidden, images.threads());
-    second.run(t.hidden + n * s.hidden, count, t.gate + n * s.channels, images.threads());
+    layer(images, t.means, s.channels, t.weight1, t.bias1, s.hidden, kRelu, t.hidden);
+    layer(images, t.hidden, s.hidden, t.weight2, t.bias2, s.channels, kSigmoid, t.gate);
     for_pieces(images, s, [&](int64_t image, int64_t row, int64_t rows) {
       Apply part{};
       part.x = t.x.from(row);
@@ -164,18 +162,12 @@ void backward(const Backward& t) {
   const auto pixels = static_cast<float>(s.pixels);
   Floats d2(static_cast<size_t>(layers ? s.images * s.channels : 0)), d1(static_cast<size_t>(first ? s.images * s.hidden : 0));
   Floats share(static_cast<size_t>(t.dx != nullptr ? s.images * s.channels : 0));
-  std::unique_ptr<const Layer> to_hidden, to_means;
-  if (first)
-    to_hidden = std::make_unique<Layer>(s.channels, s.hidden, transposed(t.weight2, s.channels, s.hidden).data(), nullptr, kNone);
-  if (t.dx != nullptr)
-    to_means = std::make_unique<Layer>(s.hidden, s.channels, transposed(t.weight1, s.hidden, s.channels).data(), nullptr, kNone);
   Sums sums{};
   sums.dy = t.dy;
   sums.x = t.x;
   sums.mask = t.mask;
   sums.mask_ld = mask_stride(s.channels);
   for_images(s, [&](const Images& images) {
-    const int64_t n = images.begin, count = images.end - images.begin;
     if (layers) {
       for_sums(images, s, sums, [&](int64_t image, int64_t c, double sum) {
         const double gate = t.gate[image * s.channels + c];
@@ -183,13 +175,13 @@ void backward(const Backward& t) {
       });
     }
     if (first) {
-      to_hidden->run(&d2[n * s.channels], count, &d1[n * s.hidden], images.threads());
-      for (int64_t i = n * s.hidden; i < images.end * s.hidden; ++i)
+      layer_input(images, d2.data(), s.channels, t.weight2, s.hidden, d1.data());
+      for (int64_t i = images.begin * s.hidden; i < images.end * s.hidden; ++i)
         if (t.hidden[i] <= 0.0f) d1[i] = 0.0f;
     }
     if (t.dx != nullptr) {
-      to_means->run(&d1[n * s.hidden], count, &share[n * s.channels], images.threads());
-      for (int64_t i = n * s.channels; i < images.end * s.channels; ++i) share[i] /= pixels;
+      layer_input(images, d1.data(), s.hidden, t.weight1, s.channels, share.data());
+      for (int64_t i = images.begin * s.channels; i < images.end * s.channels; ++i) share[i] /= pixels;
     }
     if (t.dx == nullptr && t.dresidual == nullptr) return;
     for_pieces(images, s, [&](int64_t image, int64_t row, int64_t rows) {
@@ -207,8 +199,8 @@ void backward(const Backward& t) {
       kernels().gradient(part);
     });
   });
-  layer_gradient(s, d2.data(), s.channels, t.hidden, s.hidden, t.dweight2, t.dbias2);
-  layer_gradient(s, d1.data(), s.hidden, t.means, s.channels, t.dweight1, t.dbias1);
+  layer_weights(s, d2.data(), s.channels, t.hidden, s.hidden, t.dweight2, t.dbias2);
+  layer_weights(s, d1.data(), s.hidden, t.means, s.channels, t.dweight1, t.dbias1);
 }
 
 }  // namespace fb::squeeze_excite

@@ -44,7 +44,29 @@ struct Gradient {
   float *dx, *dresidual;      // dense; null: not wanted
 };
 
+// And to layers: y[n, k] = act(sum_i weight[k, i] x[n, i] + bias[k]), rows of the weight and of x side by side.
+struct Dots {
+  const float *x, *weight, *bias;  // the bias may be null
+  int64_t images, inputs, outputs;
+  int64_t activation;
+  float* y;
+  int64_t ldy;
+};
+
+// y[k, j] = sum_i a[k, i] b[i, j]
+struct Product {
+  const float* a;
+  int64_t step_k, step_i;  // floats between a[k, i] and its neighbours
+  const float* b;
+  int64_t ldb;
+  int64_t rows, inner, columns;  // k, i, j
+  float* y;
+  int64_t ldy;
+};
+
 struct Kernels {
+  void (*dots)(const Dots&);
+  void (*product)(const Product&);
   void (*sums)(const Sums&);
   void (*apply)(const Apply&);
   void (*gradient)(const Gradient&);
