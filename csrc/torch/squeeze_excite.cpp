@@ -1,4 +1,5 @@
-// The doors of squeeze_excite and of its gradient: y = act(x * sigmoid(weight2 relu(weight1 mean(x) + bias1) + bias2) + residual).
+// The doors of squeeze_excite and of its gradient: y = act(x * gate + residual),
+// gate = sigmoid(weight2 relu(weight1 mean(x) + bias1) + bias2).
 #include "cpu/squeeze_excite/squeeze_excite.h"
 
 #include <tuple>

@@ -1,4 +1,4 @@
-// Bits of what an activation passed (rows.h), a vector at a time. Included after a vector header and part.h, inside its target region.
+// Bits of what an activation passed (rows.h), a vector at a time. Included after a vector header and part.h, in its target region.
 #pragma once
 
 #include "../activation.h"

@@ -11,10 +11,9 @@ using fb::squeeze_excite::Gradient;
 using fb::squeeze_excite::Product;
 using fb::squeeze_excite::Sums;
 
-// Weights are read as they lie: to pack them would take longer than to multiply by them.
-
-constexpr int64_t kDotLanes =
-    16;  // partial sums of a dot product, whatever a vector holds: so AVX2 and AVX-512 give the same bits
+// Weights are read as they lie: to pack them would take longer than to multiply by them. A dot product has 16 partial sums, whatever
+// a vector holds, so that AVX2 and AVX-512 give the same bits.
+constexpr int64_t kDotLanes = 16;
 constexpr int kVectors = kDotLanes / kLanes;
 
 FB_INLINE float sum_of_lanes(const V (&sum)[kVectors]) {
@@ -68,27 +67,27 @@ void layer_dots(const Dots& t) {
 
 constexpr int64_t kBlock = 128;  // products in one chain
 
-template <int kRun, typename AnyPart>
+template <int kAcross, typename AnyPart>
 FB_INLINE void product_columns(const Product& t, int64_t j, const AnyPart& part) {
   for (int64_t k = 0; k < t.rows; ++k) {
-    V total[kRun];
+    V total[kAcross];
 #pragma GCC unroll 4
-    for (int v = 0; v < kRun; ++v) total[v] = vzero();
+    for (int v = 0; v < kAcross; ++v) total[v] = vzero();
     for (int64_t first = 0; first < t.inner; first += kBlock) {
-      V sum[kRun];
+      V sum[kAcross];
 #pragma GCC unroll 4
-      for (int v = 0; v < kRun; ++v) sum[v] = vzero();
+      for (int v = 0; v < kAcross; ++v) sum[v] = vzero();
       const int64_t end = first + kBlock < t.inner ? first + kBlock : t.inner;
       for (int64_t i = first; i < end; ++i) {
         const V a = vbroadcast(t.a[k * t.step_k + i * t.step_i]);
 #pragma GCC unroll 4
-        for (int v = 0; v < kRun; ++v) vfma_into(sum[v], a, part.load(t.b + i * t.ldb + j + v * kLanes));
+        for (int v = 0; v < kAcross; ++v) vfma_into(sum[v], a, part.load(t.b + i * t.ldb + j + v * kLanes));
       }
 #pragma GCC unroll 4
-      for (int v = 0; v < kRun; ++v) total[v] = vadd(total[v], sum[v]);
+      for (int v = 0; v < kAcross; ++v) total[v] = vadd(total[v], sum[v]);
     }
 #pragma GCC unroll 4
-    for (int v = 0; v < kRun; ++v) part.store(t.y + k * t.ldy + j + v * kLanes, total[v]);
+    for (int v = 0; v < kAcross; ++v) part.store(t.y + k * t.ldy + j + v * kLanes, total[v]);
   }
 }
 

@@ -1,6 +1,6 @@
-// A thread takes an image (or a few) through all passes, the small layers included, while the image is in its cache: x, or the gradient, comes
-// from memory once. Where there are fewer images than threads, each pass of all images is cut: sums by channels, the rest by pixels.
-// Both ways do the same arithmetic in the same order.
+// A thread takes an image (or a few) through all passes, the small layers included, while it is in cache: x, or the gradient, comes
+// from memory once (256 channels at 56x56 on one thread: backward 33 ms instead of 47, forward 24 instead of 27). Images that would leave threads
+// idle are done by all of them, pass by pass: sums are cut by channels, the rest by pixels. The arithmetic and its order are the same.
 #include "squeeze_excite.h"
 
 #include <algorithm>
@@ -35,8 +35,8 @@ struct Images {
   }
 };
 
-// body(images) until all have had their turn. As many at a time as make the layers' weights, read again for each group, a small part of what
-// is read. Images that would leave threads idle are done together.
+// body(images) until all have had their turn. As many at a time as make the layers' weights, read again for each group, a small part
+// of what is read.
 void for_images(const Sizes& sizes, const std::function<void(const Images&)>& body) {
   const int64_t threads = thread_count(), rest = sizes.images % threads, alone = sizes.images - rest;
   const int64_t each = std::clamp<int64_t>(ceil_div(8 * sizes.hidden, sizes.pixels), 1, std::max<int64_t>(alone / threads, 1));
