@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _dispatch, _native, _recompute
-from ._activation import NAMES, activated
+from ._activation import NAMES, activated, unpacked
 
 
 def batch_norm_ref(
@@ -114,17 +114,10 @@ class _NativeBatchNorm(torch.autograd.Function):
         return *(gradient if needed else None for gradient, needed in wanted), None, None, None, None
 
 
-def _unpacked(mask: Tensor, x: Tensor) -> Tensor:
-    """[pixels, bytes] as booleans like x."""
-    n, c, h, w = x.shape
-    bits = mask.unsqueeze(2) >> torch.arange(8, dtype=torch.uint8) & 1
-    return bits.flatten(1)[:, :c].reshape(n, h, w, c).permute(0, 3, 1, 2).bool()
-
-
 def _gradient_formula(grad, x, mask, weight, mean, var, eps, frozen) -> tuple[Tensor, ...]:
     """Of x, weight, bias and residual, in operations that autograd knows."""
     if mask is not None:
-        grad = grad.masked_fill(~_unpacked(mask, x), 0.0)
+        grad = grad.masked_fill(~unpacked(mask, x), 0.0)
     pixels, count = (0, 2, 3), x.numel() // x.shape[1]
     if not frozen:
         mean = x.mean(pixels)

@@ -1,4 +1,5 @@
-"""Channel gates from the means of channels (Hu et al., Squeeze-and-Excitation Networks, arXiv 1709.01507)."""
+"""Channel gates from the means of channels (Hu et al., Squeeze-and-Excitation Networks, arXiv 1709.01507),
+with the addition and activation behind them, forward and backward in two passes each."""
 
 import torch
 import torch.nn.functional as F
@@ -6,39 +7,53 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _dispatch, _native
+from ._activation import NAMES, activated, unpacked
+
+GATES = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": F.relu}
 
 
-def squeeze_excite_ref(x, weight1, bias1, weight2, bias2) -> Tensor:
+def squeeze_excite_ref(
+    x, weight1, bias1, weight2, bias2, *, residual=None, activation="none", gate="sigmoid"
+) -> Tensor:
     """The formula in plain PyTorch. Any floating dtype, any device."""
-    return _formula(x, weight1.flatten(1), bias1, weight2.flatten(1), bias2)
+    layers = weight1.flatten(1), bias1, weight2.flatten(1), bias2
+    return _formula(x, *layers, residual, activation, gate)
 
 
-def _gate(x, weight1, bias1, weight2, bias2) -> tuple[Tensor, Tensor, Tensor]:
+def _gate(x, weight1, bias1, weight2, bias2, gate="sigmoid") -> tuple[Tensor, Tensor, Tensor]:
     """Means, hidden layer and gate."""
     means = x.mean((-2, -1))
     hidden = F.relu(F.linear(means, weight1, bias1))
-    return means, hidden, torch.sigmoid(F.linear(hidden, weight2, bias2))
+    return means, hidden, GATES[gate](F.linear(hidden, weight2, bias2))
 
 
-def _formula(x, weight1, bias1, weight2, bias2) -> Tensor:
-    return x * _gate(x, weight1, bias1, weight2, bias2)[2][..., None, None]
+def _formula(x, weight1, bias1, weight2, bias2, residual, activation, gate) -> Tensor:
+    y = x * _gate(x, weight1, bias1, weight2, bias2, gate)[2][..., None, None]
+    return activated(y if residual is None else y + residual, activation)
 
 
-def _prepare(x, weight1, bias1, weight2, bias2) -> tuple:
+def _prepare(x, weight1, bias1, weight2, bias2, *, residual=None, activation="none", gate="sigmoid") -> tuple:
     op = "squeeze_excite"
+    _checks.activation(op, activation, "activation", NAMES)
+    _checks.activation(op, gate, "gate", tuple(GATES))
     for name, t in (("x", x), ("weight1", weight1), ("weight2", weight2)):
         _checks.tensor(op, name, t)
+    _checks.same_kind(
+        op, x, True, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2, residual=residual
+    )
+    if residual is not None and residual.shape != x.shape:
+        got = _checks.sizes(residual)
+        raise RuntimeError(f"{op}: residual has sizes {got}, expected those of x, {_checks.sizes(x)}")
     if x.dim() == 3:
-        x = x.unsqueeze(0)
+        x, residual = x.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
     _checks.image(op, x)
-    _checks.same_kind(op, x, True, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2)
     channels = x.shape[1]
     weight1 = _matrix("weight1", weight1, None, channels)
     weight2 = _matrix("weight2", weight2, channels, weight1.shape[0])
     for name, t, size in (("bias1", bias1, weight1.shape[0]), ("bias2", bias2, channels)):
         if t is not None and t.shape != (size,):
             raise RuntimeError(f"{op}: {name} has sizes {_checks.sizes(t)}, expected [{size}]")
-    return x, weight1, bias1, weight2, bias2
+    return x, weight1, bias1, weight2, bias2, residual, activation, gate
 
 
 def _matrix(name: str, weight: Tensor, outputs: int | None, inputs: int) -> Tensor:
@@ -51,50 +66,89 @@ def _matrix(name: str, weight: Tensor, outputs: int | None, inputs: int) -> Tens
 
 
 class _NativeSqueezeExcite(torch.autograd.Function):
-    """Native forward with the derivative of the formula; means, hidden layer and gate are computed again."""
+    """y, means, hidden layer, gate, and a bit for each element that the activation passed. Keeps x, the
+    layers and those, but not y."""
 
     @staticmethod
-    def forward(x, weight1, bias1, weight2, bias2):
-        return torch.ops.fast_backbones.squeeze_excite(x, weight1, bias1, weight2, bias2)
+    def forward(x, weight1, bias1, weight2, bias2, residual, activation):
+        op = torch.ops.fast_backbones.squeeze_excite
+        return op(x, weight1, bias1, weight2, bias2, residual, activation, True)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
+        *inputs, _, ctx.activation = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, *output[1:])
 
     @staticmethod
-    def backward(ctx, grad):
-        x, weight1, bias1, weight2, bias2 = ctx.saved_tensors
-        needs_x, needs_weight1, needs_bias1, needs_weight2, needs_bias2 = ctx.needs_input_grad
-        means, hidden, gate = _gate(x, weight1, bias1, weight2, bias2)
-        grad2 = (grad * x).sum((2, 3)) * gate * (1 - gate)
-        grad1 = torch.ops.aten.threshold_backward(grad2 @ weight2, hidden, 0)
-        grad_x = None
-        if needs_x:
-            share = (grad1 @ weight1) / (x.shape[2] * x.shape[3])
-            grad_x = grad * gate[:, :, None, None] + share[:, :, None, None]
-        return (
-            grad_x,
-            grad1.t() @ means if needs_weight1 else None,
-            grad1.sum(0) if needs_bias1 else None,
-            grad2.t() @ hidden if needs_weight2 else None,
-            grad2.sum(0) if needs_bias2 else None,
-        )
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 7
+        x, weight1, bias1, weight2, bias2, means, hidden, gate, mask = ctx.saved_tensors
+        mask = None if ctx.activation == "none" else mask
+        needs = ctx.needs_input_grad[:6]
+        if torch.is_grad_enabled() or grad.numel() == 0:  # somebody wants derivatives of this
+            found = _gradient_formula(grad, x, mask, weight1, bias1, weight2, bias2)
+        elif mask is None and not any(needs[:5]):
+            found = (*(None,) * 5, grad)
+        else:
+            plain = mask is None  # dresidual is grad itself
+            backward = torch.ops.fast_backbones.squeeze_excite_backward
+            kept = weight1, weight2, means, hidden, gate
+            found = backward(grad, x, mask, *kept, *needs[:5], needs[5] and not plain)
+            found = (*found[:5], grad if plain else found[5])
+        return *(gradient if needed else None for gradient, needed in zip(found, needs)), None
 
 
-def _refuse(x, weight1, bias1, weight2, bias2) -> str | None:
-    return _native.refusal(x, weight1, bias1, weight2, bias2, cast_by_autocast=True)
+def _gradient_formula(grad, x, mask, weight1, bias1, weight2, bias2) -> tuple[Tensor, ...]:
+    """Of x, the layers and residual, in operations that autograd knows."""
+    means, hidden, gate = _gate(x, weight1, bias1, weight2, bias2)
+    if mask is not None:
+        grad = grad.masked_fill(~unpacked(mask, x), 0.0)
+    grad2 = (grad * x).sum((2, 3)) * gate * (1 - gate)
+    grad1 = torch.ops.aten.threshold_backward(grad2 @ weight2, hidden, 0)
+    share = (grad1 @ weight1) / (x.shape[2] * x.shape[3])
+    dx = grad * gate[:, :, None, None] + share[:, :, None, None]
+    return dx, grad1.t() @ means, grad1.sum(0), grad2.t() @ hidden, grad2.sum(0), grad
 
 
-def _run(x, weight1, bias1, weight2, bias2) -> Tensor:
-    if _native.needs_grad(x, weight1, bias1, weight2, bias2):
-        return _NativeSqueezeExcite.apply(x, weight1, bias1, weight2, bias2)
-    return torch.ops.fast_backbones.squeeze_excite(x, weight1, bias1, weight2, bias2)
+def _refuse(x, weight1, bias1, weight2, bias2, residual, activation, gate) -> str | None:
+    if gate != "sigmoid":
+        return f"gate {gate}: native handles sigmoid"
+    tensors = x, weight1, bias1, weight2, bias2, residual
+    return _native.refusal(*tensors, cast_by_autocast=True)
+
+
+def _run(x, weight1, bias1, weight2, bias2, residual, activation, gate) -> Tensor:
+    tensors = x, weight1, bias1, weight2, bias2, residual
+    if _native.needs_grad(*tensors):
+        return _NativeSqueezeExcite.apply(*tensors, activation)[0]
+    return torch.ops.fast_backbones.squeeze_excite(*tensors, activation, False)[0]
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=_native.memory_format(x))
 
 
 @_native.register_fake("squeeze_excite")
-def _fake(x, weight1, bias1, weight2, bias2):
-    _checks.same_kind("squeeze_excite", x, False, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2)
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_native.memory_format(x))
+def _fake(x, weight1, bias1, weight2, bias2, residual=None, activation="none", needs_mask=False):
+    given = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2, "residual": residual}
+    _checks.same_kind("squeeze_excite", x, False, **given)
+    n, c, h, w = x.shape
+    rows = n * h * w if needs_mask and activation != "none" else 0
+    mask = x.new_empty((rows, (c + 15) // 16 * 2), dtype=torch.uint8)
+    return _like(x), x.new_empty(n, c), x.new_empty(n, weight1.shape[0]), x.new_empty(n, c), mask
+
+
+@_native.register_fake("squeeze_excite_backward")
+def _fake_backward(grad, x, mask, weight1, weight2, means, hidden, gate, *needs):
+    r, c = weight1.shape
+    sizes = None, (r, c), (r,), (c, r), (c,), None  # None: those of x
+    return tuple(
+        x.new_empty(0) if not needed else _like(x) if size is None else x.new_empty(size)
+        for size, needed in zip(sizes, needs)
+    )
 
 
 _OP = _dispatch.register(
@@ -112,25 +166,46 @@ def squeeze_excite(
     weight2: Tensor,
     bias2: Tensor | None,
     *,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    gate: str = "sigmoid",
     backend: str | None = None,
 ) -> Tensor:
-    """Multiply every channel by a gate between 0 and 1 that two small layers make of the channels' means.
+    """Multiply every channel by a gate that two small layers make of the channels' means, add the shortcut,
+    apply the activation.
 
-    y[n, c, h, w] = x[n, c, h, w] * sigmoid(weight2 relu(weight1 mean_hw(x[n]) + bias1) + bias2)[c]
+    y[n, c, h, w] = act(x[n, c, h, w] * s[n, c] + residual[n, c, h, w])
+    s[n] = sigmoid(weight2 relu(weight1 mean_hw(x[n]) + bias1) + bias2)
 
     Args:
         x: [N, C, H, W] or [C, H, W], any floating dtype and layout; the output keeps its layout.
         weight1: [R, C], weight2: [C, R]; 1x1 filters [R, C, 1, 1] and [C, R, 1, 1] are taken as well.
         bias1: [R] or None. bias2: [C] or None. All of the dtype and on the device of x.
+        residual: like x, added before the activation; or None.
+        activation: "none", "relu" or "relu6".
+        gate: "sigmoid", or "tanh" or "relu" in its place.
         backend: None (the current one), "auto", "native" or "reference".
     Returns: the sizes of x.
     Raises: RuntimeError for sizes, dtypes or devices that do not fit together, or when a backend asked for by
-        name refuses; ValueError for an unknown backend; TypeError for what is not a tensor.
+        name refuses; ValueError for an unknown activation, gate or backend; TypeError for what is no tensor.
 
-    Fast path: float32 on the CPU. Derivatives come from the formula.
+    Fast path: float32 on the CPU, sigmoid. A thread takes an image through its means, the layers and y
+    while the image is in its cache; backward likewise, grad for the sums of grad * x and for dx. Sums over
+    pixels go over to double after 8; their order does not depend on threads, nor a sample on its batch. Kept
+    for backward: x, the layers and their values, and a bit of each element that the activation passed. Higher
+    derivatives come from the formula.
     """
-    if has_torch_function_variadic(x, weight1, bias1, weight2, bias2):
-        tensors = (x, weight1, bias1, weight2, bias2)
-        return handle_torch_function(squeeze_excite, tensors, *tensors, backend=backend)
-    y = _dispatch.run(_OP, _prepare(x, weight1, bias1, weight2, bias2), backend)
+    tensors = (x, weight1, bias1, weight2, bias2)
+    if has_torch_function_variadic(*tensors, residual):
+        return handle_torch_function(
+            squeeze_excite,
+            (*tensors, residual),
+            *tensors,
+            residual=residual,
+            activation=activation,
+            gate=gate,
+            backend=backend,
+        )
+    args = _prepare(*tensors, residual=residual, activation=activation, gate=gate)
+    y = _dispatch.run(_OP, args, backend)
     return y.squeeze(0) if x.dim() == 3 else y

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <tuple>
 
-#include "door.h"
+#include "rows.h"
 
 namespace {
 
@@ -27,43 +27,13 @@ Tensor of_doubles(const Doubles& values) {
   return t;
 }
 
-// The map of a call, as rows of channels; a converted copy lives as long as this.
-struct Rows {
-  Ints sizes;
-  int64_t channels, count;
-  bool channels_last;
-  std::vector<Map> owned;
-
-  Rows(const char* op, const Tensor& x) : sizes(x.sizes().begin(), x.sizes().end()), channels_last(suggests_channels_last(x)) {
-    check_tensor(op, "x", x, 4);
-    channels = sizes[1];
-    count = sizes[0] * sizes[2] * sizes[3];
-    check(channels >= 1 && count >= 1, op, ": x has sizes ", sizes_text(x), ", none may be 0");
-  }
-
-  fb::batch_norm::Map read(const char* op, const char* name, const Tensor& t) {
-    check_tensor(op, name, t, 4);
-    check(Ints(t.sizes().begin(), t.sizes().end()) == sizes, op, ": ", name, " has sizes ", sizes_text(t),
-          ", expected those of x");
-    owned.push_back(as_nhwc(t));
-    return {owned.back().data, owned.back().ld};
-  }
-
-  fb::batch_norm::Map read(const char* op, const char* name, const std::optional<Tensor>& t) {
-    return t ? read(op, name, *t) : fb::batch_norm::Map{nullptr, 0};
-  }
-};
-
-Tensor empty_mask(int64_t rows, int64_t channels) {
-  return empty_bytes({rows, fb::batch_norm::mask_stride(channels)});
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm(const Tensor& x, const std::optional<Tensor>& weight,
                                                       const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
                                                       const std::optional<Tensor>& mean, const std::optional<Tensor>& var,
                                                       double eps, const std::string& activation, bool needs_mask) {
   constexpr const char* kOp = "batch_norm";
   Rows rows(kOp, x);
+  rows.check_filled(kOp);
   check(mean.has_value() == var.has_value(), kOp, ": mean and var go together");
   const Floats scales = per_channel(kOp, "weight", weight, rows.channels, 1.0f);
   const Floats biases = per_channel(kOp, "bias", bias, rows.channels, 0.0f);
@@ -91,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm(const Tensor& x, c
   const Output y(rows.sizes, rows.channels_last);
   t.y = y.data();
   const bool masked = needs_mask && t.activation != fb::kNone;
-  const Tensor mask = empty_mask(masked ? t.rows : 0, t.channels);
+  const Tensor mask = rows.empty_mask(masked);
   if (masked) t.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());
   fb::batch_norm::apply(t);
   return {y.finish(), centre, of_doubles(vars), scale, mask};
@@ -101,6 +71,7 @@ Tensor batch_norm_again(const Tensor& x, const Tensor& mean, const Tensor& scale
                         const std::string& activation) {
   constexpr const char* kOp = "batch_norm_again";
   Rows rows(kOp, x);
+  rows.check_filled(kOp);
   const Floats means = per_channel(kOp, "mean", mean, rows.channels, 0.0f), scales = per_channel(kOp, "scale", scale, rows.channels, 1.0f),
                biases = per_channel(kOp, "bias", bias, rows.channels, 0.0f);
   fb::batch_norm::Apply t{};
@@ -124,6 +95,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& gra
                                                                bool needs_affine, bool needs_residual) {
   constexpr const char* kOp = "batch_norm_backward";
   Rows rows(kOp, x);
+  rows.check_filled(kOp);
   const Floats scales = per_channel(kOp, "weight", weight, rows.channels, 1.0f);
   const Floats means = per_channel(kOp, "mean", mean, rows.channels, 0.0f),
                vars = per_channel(kOp, "var", var, rows.channels, 1.0f);
@@ -133,11 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& gra
   s.dy = rows.read(kOp, "grad", grad);
   s.x = rows.read(kOp, "x", x);
   if (mask) {
-    check(mask->is_cpu() && mask->scalar_type() == torch::headeronly::ScalarType::Byte && mask->dim() == 2 &&
-              mask->is_contiguous() && mask->size(0) == rows.count && mask->size(1) == fb::batch_norm::mask_stride(rows.channels),
-          kOp, ": mask has sizes ", sizes_text(*mask), ", expected bytes [", rows.count, ", ",
-          fb::batch_norm::mask_stride(rows.channels), "] in one piece");
-    s.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
+    s.mask = rows.read_mask(kOp, *mask);
     s.mask_ld = mask->size(1);
   }
   s.mean = means.data();

@@ -33,7 +33,16 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
   m.def("local_response_norm(Tensor x, int size, float alpha, float beta, float k) -> Tensor");
   m.def("l2_normalize(Tensor x, float eps) -> Tensor");
   m.def("squared_distances(Tensor x, Tensor centers) -> Tensor");
-  m.def("squeeze_excite(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2) -> Tensor");
+  // y = act(x * gate + residual), gate = sigmoid(weight2 hidden + bias2), hidden = relu(weight1 means + bias1); what backward needs of
+  // these, and a bit for each element that the activation passed
+  m.def(
+      "squeeze_excite(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, Tensor? residual=None, "
+      "str activation=\"none\", bool needs_mask=False) -> (Tensor y, Tensor means, Tensor hidden, Tensor gate, Tensor mask)");
+  // gradients of x, weight1, bias1, weight2, bias2 and residual; empty where not needed
+  m.def(
+      "squeeze_excite_backward(Tensor grad, Tensor x, Tensor? mask, Tensor weight1, Tensor weight2, Tensor means, Tensor hidden, "
+      "Tensor gate, bool needs_x, bool needs_weight1, bool needs_bias1, bool needs_weight2, bool needs_bias2, "
+      "bool needs_residual) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor");
   // y = act((x - mean) / sqrt(var + eps) * weight + bias + residual), with the moments of x or those given; which they were; weight /
   // sqrt(var + eps); and a bit for each element that the activation passed

@@ -57,8 +57,6 @@ struct Pieces {
   }
 };
 
-Map from_row(Map map, int64_t row) { return map.data == nullptr ? map : Map{map.data + row * map.ld, map.ld}; }
-
 }  // namespace
 
 void moments(Map x, int64_t rows, int64_t channels, double* mean, double* variance) {
@@ -68,7 +66,7 @@ void moments(Map x, int64_t rows, int64_t channels, double* mean, double* varian
   const auto centres = array_of<float>(2 * size);
   pieces.run_columns([&](int64_t piece, int64_t c, int64_t width) {
     const int64_t at = piece * channels + c;
-    const Map columns{from_row(x, pieces.begin(piece)).data + c, x.ld};
+    const Map columns{x.from(pieces.begin(piece)).data + c, x.ld};
     kernels().moments({columns, pieces.size(piece), width, &all[at], &all[size + at], &centres[at], &centres[size + at]});
   });
   pieces.add_up([&](int64_t c) {
@@ -92,8 +90,8 @@ void apply(const Apply& t) {
   pieces.run([&](int64_t piece) {
     const int64_t row = pieces.begin(piece);
     Apply part = t;
-    part.x = from_row(t.x, row);
-    part.residual = from_row(t.residual, row);
+    part.x = t.x.from(row);
+    part.residual = t.residual.from(row);
     part.rows = pieces.size(piece);
     part.y = t.y + row * t.channels;
     if (t.mask != nullptr) part.mask = t.mask + row * mask_stride(t.channels);
@@ -109,8 +107,8 @@ void sums(const Sums& t, double* dz, double* dz_x) {
   pieces.run_columns([&](int64_t piece, int64_t c, int64_t width) {
     const int64_t row = pieces.begin(piece), at = piece * t.channels + c;
     Sums part = t;
-    part.dy.data = from_row(t.dy, row).data + c;
-    part.x.data = from_row(t.x, row).data + c;
+    part.dy.data = t.dy.from(row).data + c;
+    part.x.data = t.x.from(row).data + c;
     if (t.mask != nullptr) part.mask = t.mask + row * t.mask_ld + c / 8;
     part.mean = t.mean + c;
     part.rows = pieces.size(piece);
@@ -134,9 +132,9 @@ void gradient(const Gradient& t) {
   pieces.run([&](int64_t piece) {
     const int64_t row = pieces.begin(piece);
     Gradient part = t;
-    part.dy = from_row(t.dy, row);
+    part.dy = t.dy.from(row);
     if (t.mask != nullptr) part.mask = t.mask + row * mask_stride(t.channels);
-    part.x = from_row(t.x, row);
+    part.x = t.x.from(row);
     part.rows = pieces.size(piece);
     if (t.dx != nullptr) part.dx = t.dx + row * t.channels;
     if (t.dresidual != nullptr) part.dresidual = t.dresidual + row * t.channels;

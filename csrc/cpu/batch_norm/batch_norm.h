@@ -12,16 +12,11 @@
 #include <cstdint>
 
 #include "../isa.h"
+#include "../rows.h"
 
 namespace fb::batch_norm {
 
-struct Map {
-  const float* data;  // null: absent
-  int64_t ld;         // floats from row to row
-};
-
-// Bit c % 8 of byte c / 8 of a row: whether the activation passed its input.
-constexpr int64_t mask_stride(int64_t channels) { return (channels + 15) / 16 * 2; }  // bytes from row to row
+using Map = RowMap;
 
 // What the kernels of an instruction set do to `rows` rows.
 struct Moments {

@@ -9,40 +9,8 @@ namespace {
 
 using fb::batch_norm::Apply;
 using fb::batch_norm::Gradient;
-using fb::batch_norm::Map;
 using fb::batch_norm::Moments;
 using fb::batch_norm::Sums;
-
-template <int64_t kActivation>
-FB_INLINE uint32_t passed(V z) {
-  uint32_t bits = vnot_at_most(z, vzero());
-  if constexpr (kActivation == fb::kRelu6) bits &= vnot_at_least(z, vbroadcast(6.0f));
-  return bits;
-}
-
-// The bits of the vector at channel c of a row.
-FB_INLINE void store_bits(uint8_t* row, int64_t c, uint32_t bits) {
-  uint8_t* const p = row + c / 8;
-  if constexpr (kLanes == 16) {
-    p[0] = static_cast<uint8_t>(bits);
-    p[1] = static_cast<uint8_t>(bits >> 8);
-  } else if constexpr (kLanes == 8) {
-    *p = static_cast<uint8_t>(bits);
-  } else {
-    *p = static_cast<uint8_t>(c % 8 == 0 ? bits : *p | bits << 4);
-  }
-}
-
-FB_INLINE uint32_t load_bits(const uint8_t* row, int64_t c) {
-  const uint8_t* const p = row + c / 8;
-  if constexpr (kLanes == 16) {
-    return p[0] | static_cast<uint32_t>(p[1]) << 8;
-  } else if constexpr (kLanes == 8) {
-    return *p;
-  } else {
-    return *p >> c % 8 & 15;
-  }
-}
 
 FB_INLINE void vclear(float* p, int64_t count) {
   for_vectors(count, [&](int64_t c, const auto& part) __attribute__((always_inline)) { part.store(p + c, vzero()); });
@@ -88,7 +56,7 @@ FB_INLINE void apply_rows(const Apply& t) {
   for (int64_t row = 0; row < t.rows; ++row) {
     const float *x = t.x.data + row * t.x.ld, *residual = kResidual ? t.residual.data + row * t.residual.ld : nullptr;
     float* const y = t.y + row * t.channels;
-    uint8_t* const mask = t.mask != nullptr ? t.mask + row * fb::batch_norm::mask_stride(t.channels) : nullptr;
+    uint8_t* const mask = t.mask != nullptr ? t.mask + row * fb::mask_stride(t.channels) : nullptr;
     for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
       V v = part.load(t.bias + c);
       vfma_into(v, vsub(part.load(x + c), part.load(t.mean + c)), part.load(t.scale + c));
@@ -118,15 +86,6 @@ void piece_apply(const Apply& t) {
       return apply_with<fb::kRelu6>(t);
     default:
       return apply_with<fb::kNone>(t);
-  }
-}
-
-template <bool kMasked, typename Part>
-FB_INLINE V vdz(const float* dy, const uint8_t* mask, int64_t c, const Part& part) {
-  if constexpr (kMasked) {
-    return vkeep(load_bits(mask, c), part.load(dy + c));
-  } else {
-    return part.load(dy + c);
   }
 }
 
@@ -165,7 +124,7 @@ template <bool kMasked, bool kCentred>
 FB_INLINE void gradient_of_rows(const Gradient& t) {
   for (int64_t row = 0; row < t.rows; ++row) {
     const float *dy = t.dy.data + row * t.dy.ld, *x = kCentred ? t.x.data + row * t.x.ld : nullptr;
-    const uint8_t* const mask = kMasked ? t.mask + row * fb::batch_norm::mask_stride(t.channels) : nullptr;
+    const uint8_t* const mask = kMasked ? t.mask + row * fb::mask_stride(t.channels) : nullptr;
     float *const dx = t.dx != nullptr ? t.dx + row * t.channels : nullptr, *const dresidual = t.dresidual != nullptr
                                                                                                   ? t.dresidual + row * t.channels
                                                                                                   : nullptr;

@@ -3,5 +3,6 @@
 #include "../simd/vec_portable.h"
 #include "../simd/activation.h"
 #include "../simd/part.h"
+#include "../simd/mask.h"
 #include "generic.h"
 const fb::batch_norm::Kernels fb::batch_norm::kPortable = FB_BATCH_NORM_KERNELS;
