@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _checks, _dispatch, _native
+from . import _checks, _dispatch, _native, _recompute
 from ._activation import NAMES, activated, unpacked
 
 GATES = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": F.relu}
@@ -66,8 +66,8 @@ def _matrix(name: str, weight: Tensor, outputs: int | None, inputs: int) -> Tens
 
 
 class _NativeSqueezeExcite(torch.autograd.Function):
-    """y, means, hidden layer, gate, and a bit for each element that the activation passed. Keeps x, the
-    layers and those, but not y."""
+    """y, means, hidden layer, gate, and a bit for each element that the activation passed. Keeps the layers
+    and those, and x or what x is computed from, but not y."""
 
     @staticmethod
     def forward(x, weight1, bias1, weight2, bias2, residual, activation):
@@ -76,16 +76,18 @@ class _NativeSqueezeExcite(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *inputs, _, ctx.activation = inputs
+        x, *layers, _, ctx.activation = inputs
+        kept, ctx.how = _recompute.keep(x)
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs, *output[1:])
+        ctx.save_for_backward(*layers, *output[1:], *kept)
 
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * 7
-        x, weight1, bias1, weight2, bias2, means, hidden, gate, mask = ctx.saved_tensors
+        weight1, bias1, weight2, bias2, means, hidden, gate, mask, *kept = ctx.saved_tensors
+        x = _recompute.restore(kept, ctx.how)
         mask = None if ctx.activation == "none" else mask
         needs = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled() or grad.numel() == 0:  # somebody wants derivatives of this
