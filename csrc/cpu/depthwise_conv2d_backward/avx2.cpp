@@ -1,0 +1,11 @@
+#include "../simd/region.h"
+#include "depthwise_conv2d_backward.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+FB_BEGIN_TARGET("avx2,fma")
+#include "../simd/vec_avx2.h"
+#include "../simd/part.h"
+#include "generic.h"
+FB_END_TARGET
+const fb::depthwise_conv2d_backward::Kernels fb::depthwise_conv2d_backward::kAvx2 = FB_DEPTHWISE_BACKWARD_KERNELS;
+#endif

@@ -1,0 +1,11 @@
+#include "../simd/region.h"
+#include "depthwise_conv2d_backward.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+FB_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")
+#include "../simd/vec_avx512.h"
+#include "../simd/part.h"
+#include "generic.h"
+FB_END_TARGET
+const fb::depthwise_conv2d_backward::Kernels fb::depthwise_conv2d_backward::kAvx512 = FB_DEPTHWISE_BACKWARD_KERNELS;
+#endif

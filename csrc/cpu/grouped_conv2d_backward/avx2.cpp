@@ -1,0 +1,13 @@
+#include "../simd/region.h"
+#include "grouped_conv2d_backward.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+FB_BEGIN_TARGET("avx2,fma")
+#include "../simd/vec_avx2.h"
+namespace {
+constexpr int kMostPairs = 4, kMostChannels = 4;
+}
+#include "generic.h"
+FB_END_TARGET
+const fb::grouped_conv2d_backward::Kernels fb::grouped_conv2d_backward::kAvx2 = FB_GROUPED_BACKWARD_KERNELS;
+#endif
