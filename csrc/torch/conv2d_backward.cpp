@@ -135,8 +135,10 @@ Pair depthwise_conv2d_backward(const Tensor& grad, const Tensor& x, const Tensor
   const int64_t groups = std::max<int64_t>(1, x.size(1));
   const fb::OpSpec spec = forward_spec(kOp, "depthwise_conv2d", grad, x, weight, stride, padding, dilation, groups);
   const auto input = [](const fb::OpSpec& spec, const float* dy, int64_t ldg, const float* weight, float* dx) {
-    const bool inside = spec.pad_h <= (spec.r - 1) * spec.dilation_h && spec.pad_w <= (spec.s - 1) * spec.dilation_w;
-    if (spec.stride_h == 1 && spec.stride_w == 1 && inside) {
+    // The forward's tiles of 3x3 windows; of others it shares no loads, and kernels::input_gradient does.
+    const bool tiles =
+        spec.r == 3 && spec.s == 3 && spec.dilation_h == 1 && spec.dilation_w == 1 && spec.pad_h <= 2 && spec.pad_w == 1;
+    if (spec.stride_h == 1 && spec.stride_w == 1 && tiles) {
       return convolve_back(spec, dy, ldg, floats(turned(spec, weight)), dx);
     }
     const Tensor packed = empty({fb::packed_floats(spec)});

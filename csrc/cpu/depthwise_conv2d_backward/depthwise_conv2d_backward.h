@@ -3,7 +3,7 @@
 //   dx[n, h, w, c] = sum_rs dy[n, p, q, c] * w[r, s, c]      over the taps with p*stride + r*dilation - pad = h, and q likewise
 //   dw[r, s, c]    = sum_npq dy[n, p, q, c] * x[n, p*stride + r*dilation - pad, q*stride + s*dilation - pad, c]
 //
-// With stride 1 dx is a depthwise convolution of dy with the filters turned round: the forward kernel computes it.
+// With stride 1 dx is a depthwise convolution of dy with the filters turned round: the forward's kernel computes it for 3x3.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace fb::depthwise_conv2d_backward {
 
 constexpr int64_t kMaxWindow = 7;
 
-// A row of dx. Products are added in the order r, s, by multiply-adds that start at zero.
+// A row of dx. Products are added by ascending r and descending s, by multiply-adds that start at zero.
 struct InputRow {
   const float* grad[kMaxWindow];    // the rows of dy that this row of x went into, by ascending r
   const float* weight[kMaxWindow];  // [s] taps of their r

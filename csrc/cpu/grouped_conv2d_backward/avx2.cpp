@@ -5,8 +5,17 @@
 FB_BEGIN_TARGET("avx2,fma")
 #include "../simd/vec_avx2.h"
 namespace {
-constexpr int kMostPairs = 4, kMostChannels = 4;
+constexpr int kMostPairs = 4, kMostChannels = 4, kPixels = 2;
+
+template <int>
+constexpr bool kRepeatsInFma = false;
+
+template <int kUnit>
+FB_INLINE void vfma_repeated(V& acc, const float* p, V b) {
+  vfma_into(acc, vrepeat<kUnit>(p), b);
 }
+
+}  // namespace
 #include "generic.h"
 FB_END_TARGET
 const fb::grouped_conv2d_backward::Kernels fb::grouped_conv2d_backward::kAvx2 = FB_GROUPED_BACKWARD_KERNELS;

@@ -5,8 +5,22 @@
 FB_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")
 #include "../simd/vec_avx512.h"
 namespace {
-constexpr int kMostPairs = 8, kMostChannels = 8;
+constexpr int kMostPairs = 8, kMostChannels = 8, kPixels = 4;
+
+template <int kUnit>
+constexpr bool kRepeatsInFma = kUnit == 1;
+
+// acc += vrepeat<kUnit>(p) * b
+template <int kUnit>
+FB_INLINE void vfma_repeated(V& acc, const float* p, V b) {
+  if constexpr (kUnit == 1) {
+    asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(b), "m"(*p));
+  } else {
+    vfma_into(acc, vrepeat<kUnit>(p), b);
+  }
 }
+
+}  // namespace
 #include "generic.h"
 FB_END_TARGET
 const fb::grouped_conv2d_backward::Kernels fb::grouped_conv2d_backward::kAvx512 = FB_GROUPED_BACKWARD_KERNELS;

@@ -147,7 +147,8 @@ void weight_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const f
   const int64_t per_x_block = x_block / group * filters / block;
   const int64_t block_sums = block * group * 9, all_sums = spec.k * group * 9;
   const Copy copy_grad = copy_of(filters), copy_x = copy_of(group);
-  void (*const weight_rows)(const WeightRows&) = own.weight_rows[log2_of(filters / group)][log2_of(filters) - 2];
+  void (*const weight_rows)(const WeightRows&) =
+      own.weight_rows[log2_of(filters / group)][log2_of(filters) - 2][spec.stride_h - 1];
   const Cut cut(spec);
   const int64_t blocks_of_part =
       std::clamp<int64_t>(kSumBytes / 4 / block_sums / per_x_block, 1, blocks / per_x_block) * per_x_block;
@@ -165,7 +166,6 @@ void weight_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const f
     t.x_step = spec.w * x_block;
     t.width = spec.w;
     t.pixels = q;
-    t.stride = spec.stride_h;
     t.pad = spec.pad_w;
     std::fill(sums, sums + count, 0.0f);
     const int64_t first_run = chunk * cut.runs_of_chunk, end_run = std::min(cut.runs, first_run + cut.runs_of_chunk);

@@ -39,15 +39,16 @@ struct WeightRows {
   int64_t height;     // rows of x
   int64_t width;
   int64_t rows, pixels;  // of dy
-  int64_t stride, pad;
+  int64_t pad;
   float* sums;
 };
 
 struct Kernels {
   int lanes;
-  int64_t pairs;                                 // the longest tile of input_row, in pairs of columns
-  void (*input_row[4])(const InputRow&);         // by channels per group 4, 8, 16, 32
-  void (*weight_rows[2][4])(const WeightRows&);  // by output channels per input channel 1, 2, and output channels per group
+  int64_t pairs;                          // the longest tile of input_row, in pairs of columns
+  void (*input_row[4])(const InputRow&);  // by channels per group 4, 8, 16, 32
+  void (*weight_rows[2][4][2])(
+      const WeightRows&);  // by output channels per input channel 1, 2, output channels per group, stride
   void (*add)(double* total, const float* sums, int64_t count);
 };
 

@@ -2,7 +2,16 @@
 #include "grouped_conv2d_backward.h"
 #include "../simd/vec_portable.h"
 namespace {
-constexpr int kMostPairs = 4, kMostChannels = 4;
+constexpr int kMostPairs = 4, kMostChannels = 4, kPixels = 2;
+
+template <int>
+constexpr bool kRepeatsInFma = false;
+
+template <int kUnit>
+FB_INLINE void vfma_repeated(V& acc, const float* p, V b) {
+  vfma_into(acc, vrepeat<kUnit>(p), b);
 }
+
+}  // namespace
 #include "generic.h"
 const fb::grouped_conv2d_backward::Kernels fb::grouped_conv2d_backward::kPortable = FB_GROUPED_BACKWARD_KERNELS;
