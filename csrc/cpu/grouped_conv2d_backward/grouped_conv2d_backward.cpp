@@ -168,6 +168,7 @@ void weight_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const f
     t.pixels = q;
     t.pad = spec.pad_w;
     std::fill(sums, sums + count, 0.0f);
+    const int64_t first_x = first_block / per_x_block * x_block;
     const int64_t first_run = chunk * cut.runs_of_chunk, end_run = std::min(cut.runs, first_run + cut.runs_of_chunk);
     for (int64_t run = first_run; run < end_run; ++run) {
       const int64_t image = run / cut.runs_of_image, row = run % cut.runs_of_image * cut.rows_of_run;
@@ -177,10 +178,13 @@ void weight_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const f
       t.first = top - from;
       t.height = to - from;
       for (int64_t b = first_block; b < end_block; ++b) {
-        const int64_t ahead = b + 1 < end_block ? block : 0, x_from = b / per_x_block * x_block;
+        // What is fetched into L2 meanwhile: the next block, or the first one of the next run.
+        const int64_t x_from = b / per_x_block * x_block;
+        const bool last = b + per_x_block >= end_block;
+        const int64_t ahead = b + 1 < end_block ? block : run + 1 < end_run ? t.rows * q * ldg - (b - first_block) * block : 0;
+        const int64_t x_ahead = !last ? x_block : run + 1 < end_run ? t.rows * spec.stride_h * spec.w * spec.ldx + first_x - x_from : 0;
         copy_grad(grad + (image * p + row) * q * ldg + b * block, ldg, t.rows * q, ahead, grad_rows);
         if (b % per_x_block == 0) {
-          const int64_t x_ahead = x_from + x_block < spec.c ? x_block : 0;
           copy_x(x + (image * spec.h + from) * spec.w * spec.ldx + x_from, spec.ldx, t.height * spec.w, x_ahead, image_rows);
         }
         t.x = image_rows + b % per_x_block * (lanes / std::min(filters, lanes));
@@ -201,14 +205,16 @@ void weight_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const f
       for (int64_t i = 0; i < block_sums; ++i) sums[i] += more[i];
     }
     const double* next = sums;
-    for (int64_t k0 = b * block; k0 < (b + 1) * block; k0 += lanes)
+    for (int64_t k0 = b * block; k0 < (b + 1) * block; k0 += lanes) {
+      int64_t at[16];
+      for (int64_t lane = 0; lane < lanes; ++lane) at[lane] = (k0 + lane % unit * (lanes / unit) + lane / unit) * steps[0];
       for (int64_t r = 0; r < 3; ++r)
         for (int64_t c = 0; c < group; ++c)
           for (int64_t s = 0; s < 3; ++s) {
             float* const to = dw + c * steps[1] + r * steps[2] + s * steps[3];
-            for (int64_t lane = 0; lane < lanes; ++lane)
-              to[(k0 + lane % unit * (lanes / unit) + lane / unit) * steps[0]] = static_cast<float>(*next++);
+            for (int64_t lane = 0; lane < lanes; ++lane) to[at[lane]] = static_cast<float>(*next++);
           }
+    }
   });
 }
 
