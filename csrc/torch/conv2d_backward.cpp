@@ -5,6 +5,7 @@
 #include "cpu/depthwise_conv2d_backward/depthwise_conv2d_backward.h"
 #include "cpu/grouped_conv2d_backward/grouped_conv2d_backward.h"
 #include "door.h"
+#include "ops.h"
 
 namespace {
 
@@ -94,12 +95,12 @@ void convolve_back(const fb::OpSpec& spec, const float* grad, int64_t ldg, const
 Tensor turned(const fb::OpSpec& spec, const float* weight) {
   const int64_t group = spec.c / spec.groups, filters = spec.k / spec.groups, taps = spec.r * spec.s;
   const Tensor t = empty({spec.c * filters * taps});
-  float* to = mutable_floats(t);
-  for (int64_t c = 0; c < spec.c; ++c)
-    for (int64_t k = 0; k < filters; ++k, to += taps) {
-      const float* const from = weight + ((c / group * filters + k) * group + c % group) * taps;
-      std::reverse_copy(from, from + taps, to);
-    }
+  float* const out = mutable_floats(t);
+  fb::parallel_for(spec.c, t.numel(), [&](int64_t c) {
+    const float* from = weight + (c / group * filters * group + c % group) * taps;
+    float* to = out + c * filters * taps;
+    for (int64_t k = 0; k < filters; ++k, from += group * taps, to += taps) std::reverse_copy(from, from + taps, to);
+  });
   return t;
 }
 

@@ -109,13 +109,14 @@ FB_INLINE void phase_channels(const InputRow& row, const Phase& phase) {
 template <int kTaps>
 void input_phase(const InputRow& row, const Phase& phase) {
   const bool inside = kTaps > 0 && phase.begin == 0 && phase.end >= kTile + kTaps - 1 && phase.count == kTile;
-  if (inside) return phase_channels<kTaps, kTaps != 0>(row, phase);
+  if (inside) return phase_channels < kTaps, kTaps != 0 > (row, phase);
   phase_channels<kTaps, false>(row, phase);
 }
 
 void input_row(const InputRow& row) {
   static constexpr void (*kPhases[kMaxWindow + 1])(const InputRow&, const Phase&) = {
-      input_phase<0>, input_phase<1>, input_phase<2>, input_phase<3>, input_phase<4>, input_phase<5>, input_phase<6>, input_phase<7>};
+      input_phase<0>, input_phase<1>, input_phase<2>, input_phase<3>,
+      input_phase<4>, input_phase<5>, input_phase<6>, input_phase<7>};
   for (int64_t w0 = 0; w0 < row.width; w0 += kTile * row.stride) {
     for (int64_t w = w0; w < w0 + row.stride && w < row.width; ++w) {
       const Phase phase = phase_of(row, w);

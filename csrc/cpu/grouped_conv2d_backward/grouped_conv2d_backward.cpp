@@ -35,8 +35,8 @@ constexpr int64_t kCopyBytes = 28 * 1024;
 constexpr int64_t kTaskProducts = 3 << 19;
 constexpr int64_t kRunPixels = 196;  // summed in registers
 constexpr int64_t kRunsInFloat = 8;
-constexpr int64_t kSumBytes = 64 * 1024;   // of a task
-constexpr int64_t kMostSums = 300 * 1000;  // of all chunks
+constexpr int64_t kSumBytes = 32 * 1024;   // of a task
+constexpr int64_t kMostSums = 150 * 1000;  // of all chunks
 constexpr int64_t kMostChunks = 32;
 
 const Kernels& kernels() { return FB_TABLE_OF(isa()); }
@@ -51,9 +51,11 @@ Copy copy_of(int64_t group) { return grouped_conv2d::forward_kernels().copy[log2
 std::vector<float> exchanged(const OpSpec& spec, const float* weight) {
   const int64_t group = spec.c / spec.groups;
   std::vector<float> out(static_cast<size_t>(spec.k * group * 9));
-  float* to = out.data();
-  for (int64_t c = 0; c < spec.c; ++c)
-    for (int64_t k = 0; k < group; ++k, to += 9) std::copy_n(weight + ((c / group * group + k) * group + c % group) * 9, 9, to);
+  parallel_for(spec.c, spec.k * group * 9, [&](int64_t c) {
+    const float* from = weight + (c / group * group * group + c % group) * 9;
+    float* to = out.data() + c * group * 9;
+    for (int64_t k = 0; k < group; ++k, from += group * 9, to += 9) std::copy_n(from, 9, to);
+  });
   return out;
 }
 
@@ -182,7 +184,9 @@ void weight_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const f
         const int64_t x_from = b / per_x_block * x_block;
         const bool last = b + per_x_block >= end_block;
         const int64_t ahead = b + 1 < end_block ? block : run + 1 < end_run ? t.rows * q * ldg - (b - first_block) * block : 0;
-        const int64_t x_ahead = !last ? x_block : run + 1 < end_run ? t.rows * spec.stride_h * spec.w * spec.ldx + first_x - x_from : 0;
+        const int64_t x_ahead = !last               ? x_block
+                                : run + 1 < end_run ? t.rows * spec.stride_h * spec.w * spec.ldx + first_x - x_from
+                                                    : 0;
         copy_grad(grad + (image * p + row) * q * ldg + b * block, ldg, t.rows * q, ahead, grad_rows);
         if (b % per_x_block == 0) {
           copy_x(x + (image * spec.h + from) * spec.w * spec.ldx + x_from, spec.ldx, t.height * spec.w, x_ahead, image_rows);
