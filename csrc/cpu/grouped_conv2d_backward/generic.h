@@ -31,6 +31,10 @@ FB_INLINE void input_pairs(const InputRow& row, int64_t j0, int vector) {
   V even[kPairs], odd[kPairs];
 #pragma GCC unroll 8
   for (int i = 0; i < kPairs; ++i) even[i] = odd[i] = vzero();
+  const int64_t w0 = 2 * j0 - row.pad;
+  float* const y = row.y + w0 * row.y_stride + vector * kLanes;
+#pragma GCC unroll 16
+  for (int i = 0; i < 2 * kPairs; ++i) vprefetch_write(y + i * row.y_stride);  // one line in each pixel
   for (int64_t r = 0; r < row.rows; ++r) {
     const float* w = row.weight[r] + vector * (9 * kGroup * kLanes);
     const float* grad = row.grad[r] + j0 * kBlock<kGroup>;
@@ -49,8 +53,6 @@ FB_INLINE void input_pairs(const InputRow& row, int64_t j0, int vector) {
       }
     }
   }
-  const int64_t w0 = 2 * j0 - row.pad;
-  float* const y = row.y + w0 * row.y_stride + vector * kLanes;
 #pragma GCC unroll 8
   for (int i = 0; i < kPairs; ++i) {
     const int64_t w = w0 + 2 * i;

@@ -35,7 +35,7 @@ constexpr int64_t kCopyBytes = 28 * 1024;
 constexpr int64_t kTaskProducts = 3 << 19;
 constexpr int64_t kRunPixels = 196;  // summed in registers
 constexpr int64_t kRunsInFloat = 8;
-constexpr int64_t kSumBytes = 32 * 1024;   // of a task
+constexpr int64_t kSumBytes = 40 * 1024;   // of a task
 constexpr int64_t kMostSums = 150 * 1000;  // of all chunks
 constexpr int64_t kMostChunks = 32;
 
