@@ -17,7 +17,7 @@ using fb::depthwise_conv2d_backward::kMaxWindow;
 using fb::depthwise_conv2d_backward::WeightRow;
 
 constexpr int kTile = 7;
-constexpr int64_t kWeightTile = 28;
+constexpr int64_t kWeightTile = 16;
 constexpr int kPixels = 4;
 
 // The taps of one phase of a tile by ascending column of dy; kTile columns of dx `stride` apart from w on, of which `count` exist.
@@ -101,7 +101,10 @@ FB_INLINE void phase_channels(const InputRow& row, const Phase& phase) {
     float* const y = row.y + phase.w * row.ldy + c;
 #pragma GCC unroll 8
     for (int i = 0; i < kTile; ++i) {
-      if (kInside || i < phase.count) part.store(y + i * row.stride * row.ldy, acc[i]);
+      if (kInside || i < phase.count) {
+        part.store(y + i * row.stride * row.ldy, acc[i]);
+        vprefetch_write(y + (i * row.stride + row.width) * row.ldy);
+      }
     }
   });
 }
@@ -162,6 +165,16 @@ struct Window {
     V g[kPixels];
 #pragma GCC unroll 4
     for (int i = 0; i < kPixels; ++i) g[i] = grad(q + i);
+    // The rows that the next row of dy adds to these: 128x56x56 takes 4.5 ms, 5.9 without (one thread).
+    if (first_r + kR == row.r) {
+      const float* const p = x(kR - 1, row.width + q * kStride - row.pad);
+#pragma GCC unroll 8
+      for (int r = 0; r < kStride; ++r)
+#pragma GCC unroll 8
+        for (int j = 0; j < kPixels * kStride; ++j) vprefetch_l2(p + (r * row.width + j) * row.ldx);
+#pragma GCC unroll 8
+      for (int i = 0; i < kPixels; ++i) vprefetch_l2(row.grad + (q + i + row.pixels) * row.ldg + c);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
       const float* const p = x(r, q * kStride - row.pad);
@@ -207,8 +220,9 @@ template <int kR, int kS, int kStride>
 FB_INLINE void weight_tiles(const WeightRow& row, int64_t first_r) {
   const int64_t reach = (kS - 1) * row.dilation, room = row.width + row.pad - reach;
   const int64_t lo = (row.pad + row.stride - 1) / row.stride, hi = room <= 0 ? 0 : (room - 1) / row.stride + 1;
-  for (int64_t q = 0; q < row.pixels; q += kWeightTile) {
-    const int64_t end = q + kWeightTile < row.pixels ? q + kWeightTile : row.pixels;
+  for (int64_t q = 0, end; q < row.pixels; q = end) {
+    end = (q < lo ? lo : q) + kWeightTile;
+    if (end > row.pixels) end = row.pixels;
     for_vectors(row.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
       weight_tile<kR, kS, kStride>(row, first_r, q, end, lo, hi, c, part);
     });
