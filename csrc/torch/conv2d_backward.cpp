@@ -51,7 +51,7 @@ fb::OpSpec forward_spec(const char* op, const char* kind, const Tensor& grad, co
   return spec;
 }
 
-// dx of stride 1: the same kind of convolution, of dy, back to the sizes of x; `weight` is as that one wants it.
+// dx of stride 1: the forward's kind of convolution, grouped, of dy, back to the sizes of x; `weight` is as that one wants it.
 void convolve_back(const fb::OpSpec& spec, const float* grad, int64_t ldg, const float* weight, float* dx) {
   fb::OpSpec back = spec;
   back.c = spec.k;
@@ -61,7 +61,7 @@ void convolve_back(const fb::OpSpec& spec, const float* grad, int64_t ldg, const
   back.pad_h = (spec.r - 1) * spec.dilation_h - spec.pad_h;
   back.pad_w = (spec.s - 1) * spec.dilation_w - spec.pad_w;
   Tensor padded;
-  if (back.kind == "grouped_conv2d" && std::max(back.pad_h, back.pad_w) > 1) {  // grouped rows pad by 1 at most
+  if (std::max(back.pad_h, back.pad_w) > 1) {  // grouped rows pad by 1 at most
     fb::OpSpec pad = back;
     pad.kind = "pad2d";
     pad.k = pad.c;
@@ -136,12 +136,6 @@ Pair depthwise_conv2d_backward(const Tensor& grad, const Tensor& x, const Tensor
   const int64_t groups = std::max<int64_t>(1, x.size(1));
   const fb::OpSpec spec = forward_spec(kOp, "depthwise_conv2d", grad, x, weight, stride, padding, dilation, groups);
   const auto input = [](const fb::OpSpec& spec, const float* dy, int64_t ldg, const float* weight, float* dx) {
-    // The forward's tiles of 3x3 windows; of others it shares no loads, and kernels::input_gradient does.
-    const bool tiles =
-        spec.r == 3 && spec.s == 3 && spec.dilation_h == 1 && spec.dilation_w == 1 && spec.pad_h <= 2 && spec.pad_w == 1;
-    if (spec.stride_h == 1 && spec.stride_w == 1 && tiles) {
-      return convolve_back(spec, dy, ldg, floats(turned(spec, weight)), dx);
-    }
     const Tensor packed = empty({fb::packed_floats(spec)});
     fb::pack_weight(spec, weight, mutable_floats(packed));
     kernels::input_gradient(spec, dy, ldg, floats(packed), dx);

@@ -18,6 +18,10 @@ constexpr int64_t kPixelsPerTap = 32;  // of a chunk: with fewer, its sums are m
 constexpr int64_t kMostChunks = 64;
 constexpr int64_t kWidth = 256;  // channels of a task: its sums fit in L1
 
+// Larger maps do not wait in a cache for whoever reads them. Not reading them before they are written: 64x112x112, stride 2, takes 3.0 ms
+// for 16 images instead of 5.8 (one thread).
+constexpr int64_t kStreamBytes = 16 << 20;
+
 const Kernels& kernels() { return FB_TABLE_OF(isa()); }
 
 }  // namespace
@@ -26,6 +30,8 @@ void input_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const fl
   const int64_t p = spec.p(), q = spec.q(), rows = spec.n * spec.h;
   const int64_t products = std::max<int64_t>(1, q * spec.c * spec.r * spec.s / spec.stride_h);
   const int64_t rows_of_task = std::clamp<int64_t>(kTaskProducts / products, 1, spec.h);
+  const bool whole_lines = spec.c % 16 == 0 && reinterpret_cast<uintptr_t>(dx) % 64 == 0;
+  const bool stream = whole_lines && rows * spec.w * spec.c * 4 >= kStreamBytes;
   parallel_for(ceil_div(rows, rows_of_task), rows * products, [&](int64_t task) {
     InputRow row{};
     row.ldg = ldg;
@@ -36,6 +42,7 @@ void input_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const fl
     row.stride = spec.stride_w;
     row.dilation = spec.dilation_w;
     row.pad = spec.pad_w;
+    row.stream = stream;
     for (int64_t i = task * rows_of_task; i < std::min(rows, (task + 1) * rows_of_task); ++i) {
       const int64_t image = i / spec.h, h = i % spec.h;
       row.rows = 0;

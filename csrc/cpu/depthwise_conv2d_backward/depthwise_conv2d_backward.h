@@ -3,7 +3,8 @@
 //   dx[n, h, w, c] = sum_rs dy[n, p, q, c] * w[r, s, c]      over the taps with p*stride + r*dilation - pad = h, and q likewise
 //   dw[r, s, c]    = sum_npq dy[n, p, q, c] * x[n, p*stride + r*dilation - pad, q*stride + s*dilation - pad, c]
 //
-// With stride 1 dx is a depthwise convolution of dy with the filters turned round: the forward's kernel computes it for 3x3.
+// With stride 1 dx is a depthwise convolution of dy with the filters turned round. The forward's kernel is as fast at that for 3x3, slower
+// for larger windows, whose pixels it loads once for each tap.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +27,7 @@ struct InputRow {
   float* y;
   int64_t ldy, width, channels;
   int64_t s, stride, dilation, pad;  // of the columns
+  bool stream;                       // past the caches; y is whole cache lines
 };
 
 // What a row of dy adds to dw. Each tap is summed over a tile of pixels in a register, over tiles in `sums`.

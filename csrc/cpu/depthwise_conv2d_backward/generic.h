@@ -70,6 +70,11 @@ FB_INLINE void input_neighbours(const InputRow& row, const Phase& phase, V (&acc
       }
     }
   }
+  if (kInside && row.rows > 0) {  // the row of dy that the next row of dx sees, too
+    const float* const next = row.grad[row.rows - 1] + (row.q + phase.first[0]) * row.ldg + c;
+#pragma GCC unroll 8
+    for (int j = 0; j < kTile; ++j) vprefetch_l2(next + j * row.ldg);
+  }
 }
 
 template <typename Part>
@@ -99,6 +104,13 @@ FB_INLINE void phase_channels(const InputRow& row, const Phase& phase) {
       input_neighbours<kTaps, kInside>(row, phase, acc, c, part);
     }
     float* const y = row.y + phase.w * row.ldy + c;
+    if (row.stream) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kTile; ++i) {
+        if (kInside || i < phase.count) vstream(y + i * row.stride * row.ldy, acc[i]);
+      }
+      return;
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < kTile; ++i) {
       if (kInside || i < phase.count) {
@@ -126,6 +138,7 @@ void input_row(const InputRow& row) {
       kPhases[phase.neighbours ? phase.taps : 0](row, phase);
     }
   }
+  if (row.stream) vstreamed();
 }
 
 // One vector of channels of a row: sums of kS taps of kR rows from first_r on.

@@ -15,6 +15,9 @@ FB_INLINE void vfma_repeated(V& acc, const float* p, V b) {
   vfma_into(acc, vrepeat<kUnit>(p), b);
 }
 
+// A store of an aligned vector that does not read the cache line first; what makes all of them visible.
+FB_INLINE void vstream(float* p, V v) { _mm256_stream_ps(p, v); }
+FB_INLINE void vstreamed() { _mm_sfence(); }
 }  // namespace
 #include "generic.h"
 FB_END_TARGET

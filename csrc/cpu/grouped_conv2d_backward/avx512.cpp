@@ -20,6 +20,9 @@ FB_INLINE void vfma_repeated(V& acc, const float* p, V b) {
   }
 }
 
+// A store of an aligned vector that does not read the cache line first; what makes all of them visible.
+FB_INLINE void vstream(float* p, V v) { _mm512_stream_ps(p, v); }
+FB_INLINE void vstreamed() { _mm_sfence(); }
 }  // namespace
 #include "generic.h"
 FB_END_TARGET

@@ -33,8 +33,10 @@ FB_INLINE void input_pairs(const InputRow& row, int64_t j0, int vector) {
   for (int i = 0; i < kPairs; ++i) even[i] = odd[i] = vzero();
   const int64_t w0 = 2 * j0 - row.pad;
   float* const y = row.y + w0 * row.y_stride + vector * kLanes;
+  if (!row.stream) {
 #pragma GCC unroll 16
-  for (int i = 0; i < 2 * kPairs; ++i) vprefetch_write(y + i * row.y_stride);  // one line in each pixel
+    for (int i = 0; i < 2 * kPairs; ++i) vprefetch_write(y + i * row.y_stride);  // one line in each pixel
+  }
   for (int64_t r = 0; r < row.rows; ++r) {
     const float* w = row.weight[r] + vector * (9 * kGroup * kLanes);
     const float* grad = row.grad[r] + j0 * kBlock<kGroup>;
@@ -53,11 +55,19 @@ FB_INLINE void input_pairs(const InputRow& row, int64_t j0, int vector) {
       }
     }
   }
+  const auto store = [&](int i, V v) __attribute__((always_inline)) {
+    if (w0 + i < 0 || w0 + i >= row.width) return;
+    v = vtranspose<kLanes / kUnit>(v);
+    if (row.stream) {
+      vstream(y + i * row.y_stride, v);
+    } else {
+      vstore(y + i * row.y_stride, v);
+    }
+  };
 #pragma GCC unroll 8
   for (int i = 0; i < kPairs; ++i) {
-    const int64_t w = w0 + 2 * i;
-    if (w >= 0 && w < row.width) vstore(y + 2 * i * row.y_stride, vtranspose<kLanes / kUnit>(even[i]));
-    if (w + 1 < row.width) vstore(y + (2 * i + 1) * row.y_stride, vtranspose<kLanes / kUnit>(odd[i]));
+    store(2 * i, even[i]);
+    store(2 * i + 1, odd[i]);
   }
 }
 
@@ -73,6 +83,7 @@ void input_row(const InputRow& row) {
     for (; kMostPairs > 4 && pairs - j > 4; j += kMostPairs) input_pairs<kGroup, kMostPairs>(row, j, vector);
     for (; j < pairs; j += 4) input_pairs<kGroup, 4>(row, j, vector);
   }
+  if (row.stream) vstreamed();
 }
 
 // Taps kFrom to kTo of channels [c, c + kChannels) of the group, one vector of dy, one pixel.

@@ -39,6 +39,8 @@ constexpr int64_t kSumBytes = 40 * 1024;   // of a task
 constexpr int64_t kMostSums = 150 * 1000;  // of all chunks
 constexpr int64_t kMostChunks = 32;
 
+constexpr int64_t kStreamBytes = 16 << 20;  // larger maps do not wait in a cache for whoever reads them
+
 const Kernels& kernels() { return FB_TABLE_OF(isa()); }
 
 using Copy = void (*)(const float*, int64_t, int64_t, int64_t, float*);
@@ -87,6 +89,8 @@ void input_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const fl
   const int64_t fitting = std::max<int64_t>(2, 2 * (kCopyBytes / 4 / row_floats - 1));
   const int64_t enough = ceil_div(kTaskProducts, std::max<int64_t>(1, q * spec.c * group * 9 / 2));
   const int64_t rows_of_task = std::min({fitting, round_up(enough, 2), spec.h}), blocks = ceil_div(spec.h, rows_of_task);
+  const bool whole_lines = own.lanes == 16 && reinterpret_cast<uintptr_t>(dx) % 64 == 0;
+  const bool stream = whole_lines && spec.n * spec.h * spec.w * spec.c * 4 >= kStreamBytes;
   parallel_for(spec.n * blocks, spec.n * p * q * spec.c * group * 9, [&](int64_t task) {
     const int64_t image = task / blocks, first = task % blocks * rows_of_task, end = std::min(spec.h, first + rows_of_task);
     const int64_t from = std::max<int64_t>(0, (first + spec.pad_h - 1) / 2), to = std::min(p, (end - 1 + spec.pad_h) / 2 + 1);
@@ -101,6 +105,7 @@ void input_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const fl
     row.y_stride = spec.c;
     row.width = spec.w;
     row.pad = spec.pad_w;
+    row.stream = stream;
     for (int64_t c = 0; c < spec.c; c += block) {
       for (int64_t i = from; i < to; ++i) {
         copy(grad + (image * p + i) * q * ldg + c, ldg, q, c + block < spec.c ? block : 0,

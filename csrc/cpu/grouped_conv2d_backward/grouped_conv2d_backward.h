@@ -28,6 +28,7 @@ struct InputRow {
   int64_t y_stride;
   int64_t width;
   int64_t pad;
+  bool stream;  // past the caches; vectors of y are cache lines
 };
 
 // What some rows of dy, one channel block, add to dw, which is [vector][r][channel of the group][s][lane].
