@@ -196,6 +196,34 @@ def test_same_bits_for_any_number_of_threads(case):
             assert_bit_equal(mine, other, name)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("grouped, stride 2", (1, 128, 185, 190), 32, stride=TWO),
+        Case("depthwise", (1, 128, 185, 190)),
+        Case("depthwise, stride 2", (1, 128, 185, 190), stride=TWO),
+    ],
+    ids=lambda case: case.why,
+)
+def test_maps_that_are_written_past_the_caches(case):
+    data = case.inputs(integers)
+    assert data[1].nbytes > 16 << 20
+    expected = case.reference(*data)
+    with poisoned():
+        found = case.native(*data)
+    for name, mine, other in zip(NAMES, found, expected):
+        assert_equal(mine, other, name)
+
+
+def test_what_is_slower_is_declined_in_words():
+    grad, x, weight = Case("", (2, 16, 7, 7)).inputs(reals)
+    decline = _conv_backward.decline_depthwise_backward
+    assert "rows of 7 pixels" in decline(grad, x, weight, (1, 1), (1, 1), (1, 1), False)
+    assert decline(grad, x, weight, (1, 1), (1, 1), (1, 1), True) is None
+    grad, x, weight = Case("", (2, 64, 14, 14), 16).inputs(reals)
+    assert _conv_backward.decline_grouped_backward(grad, x, weight, (1, 1), (1, 1), (1, 1), True) is None
+
+
 def real_results():
     found = {}
     for case in (*GROUPED, *DEPTHWISE, *LARGE):
