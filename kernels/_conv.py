@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling as is_compiling
 
-from . import _checks, _native, _recompute
+from . import _checks, _conv_backward, _native, _recompute
 from ._dispatch import Candidate
 
 Pair = tuple[int, int]
@@ -165,28 +165,43 @@ class _NativeConv(torch.autograd.Function):
         weight, y, *kept = ctx.saved_tensors
         if y is not None:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[1:5]
+        *needs, needs_residual = ctx.needs_input_grad[1:5]
         # What is not needed is not there: of x only the sizes matter then.
-        x = _recompute.restore(kept, ctx.how) if needs_weight else grad.new_empty(()).expand(ctx.sizes)
-        dx = None
-        if needs_x and not torch.is_grad_enabled() and not is_compiling():
-            dx = _native_input_gradient(grad, weight, ctx.sizes, *ctx.geometry)
-        needs = [needs_x and dx is None, needs_weight, needs_bias]
+        x = _recompute.restore(kept, ctx.how) if needs[1] else grad.new_empty(()).expand(ctx.sizes)
         found = _gradients(grad, x, weight, ctx.bias_sizes, ctx.geometry, needs)
-        found = (found[0] if dx is None else dx, *found[1:], grad if needs_residual else None)
-        return None, *found, None, None, None, None, None
+        return None, *found, grad if needs_residual else None, None, None, None, None, None
 
 
 def _gradients(grad, x, weight, bias_sizes, geometry, needs) -> tuple[Tensor | None, ...]:
-    """Of x, weight and bias, by PyTorch."""
-    if not any(needs):
-        return None, None, None
-    stride, padding, dilation, groups = geometry
+    """Of x, weight and bias: by native kernels what they are good at, the rest by PyTorch."""
+    dx = dweight = None
+    if fast_backward(grad, weight):
+        if geometry[-1] > 1:
+            dx, dweight = _conv_backward.grouped(grad, x, weight, *geometry, *needs[:2])
+        if needs[0] and dx is None:
+            dx = _input_gradient(grad, weight, *geometry)
+    return completed((dx, dweight), grad, x, weight, bias_sizes, geometry, needs)
+
+
+def completed(found, grad, x, weight, bias_sizes, geometry, needs) -> tuple[Tensor | None, ...]:
+    """The gradients of x, weight and bias; those that are needed and not among the `found` by PyTorch."""
+    first, (stride, padding, dilation, groups) = (*found, None), geometry
+    rest = [needed and ours is None for needed, ours in zip(needs, first)]
+    if not any(rest):
+        return first
     call = torch.ops.aten.convolution_backward
-    return call(grad, x, weight, bias_sizes, stride, padding, dilation, False, [0, 0], groups, needs)
+    theirs = call(grad, x, weight, bias_sizes, stride, padding, dilation, False, [0, 0], groups, rest)
+    return tuple(b if a is None else a for a, b in zip(first, theirs))
 
 
-def _native_input_gradient(grad, weight, sizes, stride, padding, dilation, groups) -> Tensor | None:
+def fast_backward(grad: Tensor, weight: Tensor) -> bool:
+    """Whether native kernels may compute a gradient: nobody wants derivatives of it, nobody traces it."""
+    if torch.is_grad_enabled() or is_compiling() or grad.numel() == 0:
+        return False
+    return _native.refusal(grad, weight) is None
+
+
+def _input_gradient(grad, weight, stride, padding, dilation, groups) -> Tensor | None:
     """The gradient of x, where it is a convolution that a native kernel is good at; else None.
 
     At stride 1 dx is the convolution of dy with the filters upside down, inputs and outputs exchanged:
@@ -194,20 +209,13 @@ def _native_input_gradient(grad, weight, sizes, stride, padding, dilation, group
         dx[n, c, i, j] = sum_krs dy[n, k, i + padding - r, j + padding - s] * weight[k, c, r, s]
     """
     rows, columns = weight.shape[2:]
-    if stride != (1, 1) or dilation != (1, 1) or padding[0] >= rows or padding[1] >= columns:
-        return None
-    if grad.numel() == 0 or _native.refusal(grad, weight) is not None:
+    if groups > 1 or stride != (1, 1) or dilation != (1, 1) or padding[0] >= rows or padding[1] >= columns:
         return None
     padding = (rows - 1 - padding[0], columns - 1 - padding[1])
     filters = torch.ops.fast_backbones.transposed_filters(weight, groups)
     args = (grad, filters, None, None, stride, padding, dilation, groups, "none")
-    if groups > 1:
-        kernel = None if refuse_grouped(*args) else "grouped_conv2d"
-    elif refuse_winograd(*args) is None and decline_winograd(*args) is None:
-        kernel = "winograd_conv2d"
-    else:
-        kernel = "conv2d"
-    return getattr(torch.ops.fast_backbones, kernel)(*args) if kernel is not None else None
+    winograd = refuse_winograd(*args) is None and decline_winograd(*args) is None
+    return getattr(torch.ops.fast_backbones, "winograd_conv2d" if winograd else "conv2d")(*args)
 
 
 def native(name: str, kernel: str, refuse: Callable[..., str | None], **options) -> Candidate:

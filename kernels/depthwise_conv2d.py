@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _checks, _dispatch, _native
+from . import _checks, _conv, _conv_backward, _dispatch, _native, _recompute
 from ._activation import NAMES, activated
 
 _LARGEST_WINDOW = 7
@@ -69,21 +69,28 @@ class _NativeDepthwise(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, weight, bias, ctx.stride, ctx.padding, ctx.dilation, ctx.activation = inputs
-        ctx.bias_sizes = None if bias is None else list(bias.shape)
-        ctx.save_for_backward(x, weight, None if ctx.activation == "none" else output)
+        x, weight, bias, *geometry, ctx.activation = inputs
+        ctx.geometry = tuple(geometry)
+        ctx.sizes, ctx.bias_sizes = x.shape, None if bias is None else list(bias.shape)
+        kept, ctx.how = _recompute.keep(x) if ctx.needs_input_grad[1] else ((None,), None)
+        ctx.save_for_backward(weight, None if ctx.activation == "none" else output, *kept)
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, y = ctx.saved_tensors
+        weight, y, *kept = ctx.saved_tensors
         if ctx.activation == "relu":
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
         elif ctx.activation == "relu6":
             grad = torch.ops.aten.hardtanh_backward(grad, y, 0.0, 6.0)
-        geometry = (ctx.stride, ctx.padding, ctx.dilation, False, [0, 0], x.shape[1])
-        needs = list(ctx.needs_input_grad[:3])
-        gradients = torch.ops.aten.convolution_backward(grad, x, weight, ctx.bias_sizes, *geometry, needs)
-        return *gradients, None, None, None, None
+        needs = ctx.needs_input_grad[:3]
+        # What is not needed is not there: of x only the sizes matter then.
+        x = _recompute.restore(kept, ctx.how) if needs[1] else grad.new_empty(()).expand(ctx.sizes)
+        found = None, None
+        if _conv.fast_backward(grad, weight):
+            found = _conv_backward.depthwise(grad, x, weight, *ctx.geometry, *needs[:2])
+        geometry = (*ctx.geometry, ctx.sizes[1])
+        found = _conv.completed(found, grad, x, weight, ctx.bias_sizes, geometry, needs)
+        return *found, None, None, None, None
 
 
 def _refuse(x, weight, bias, stride, padding, dilation, activation) -> str | None:

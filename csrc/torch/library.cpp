@@ -25,6 +25,13 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
   m.def(
       "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
       "str activation) -> Tensor");
+  // gradients of x and weight; empty where not needed
+  m.def(
+      "depthwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding, int[] dilation, "
+      "bool needs_x, bool needs_weight) -> (Tensor, Tensor)");
+  m.def(
+      "grouped_conv2d_backward(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups, "
+      "bool needs_x, bool needs_weight) -> (Tensor, Tensor)");
   m.def("max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode) -> Tensor");
   m.def(
       "avg_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, bool count_include_pad) -> "

@@ -163,20 +163,26 @@ std::string grouped_conv2d_refusal(const OpSpec& spec) {
 
 int64_t grouped_conv2d_packed_floats(const OpSpec& spec) { return spec.k * grouped_conv2d::words_of_group(spec) * 9; }
 
-// [vector of output channels][r][word of the group][s][lane], lanes transposed as grouped_conv2d/generic.h says.
+// [vector of output channels][r][word of the group][s][lane], lanes transposed as grouped_conv2d/generic.h says. Training packs on every
+// call: on all threads, and without divisions for every lane.
 void grouped_conv2d_pack(const OpSpec& spec, const float* weight, float* out) {
   const int64_t lanes = grouped_conv2d::kernels(spec).lanes, group = spec.c / spec.groups;
   const int64_t step = grouped_conv2d::kernels(spec).channels_per_word;
+  const int64_t vector_floats = grouped_conv2d::words_of_group(spec) * 9 * lanes;
   const int64_t unit = std::max<int64_t>(1, lanes / (spec.k / spec.groups));
-  for (int64_t k0 = 0; k0 < spec.k; k0 += lanes)
+  parallel_for(spec.k / lanes, spec.k * group * 9, [&](int64_t vector) {
+    const float* filters[16];
+    for (int64_t lane = 0; lane < lanes; ++lane)
+      filters[lane] = weight + (vector * lanes + lane % unit * (lanes / unit) + lane / unit) * group * 9;
+    float* to = out + vector * vector_floats;
     for (int64_t r = 0; r < 3; ++r)
       for (int64_t c = 0; c < group; c += step)
         for (int64_t s = 0; s < 3; ++s)
           for (int64_t lane = 0; lane < lanes; ++lane) {
-            const int64_t k = k0 + lane % unit * (lanes / unit) + lane / unit;
-            const float* filter = weight + (k * group + c) * 9 + r * 3 + s;
-            *out++ = step == 1 ? filter[0] : conv2d::pair_word(filter[0], filter[9]);
+            const float* filter = filters[lane] + c * 9 + r * 3 + s;
+            *to++ = step == 1 ? filter[0] : conv2d::pair_word(filter[0], filter[9]);
           }
+  });
 }
 
 }  // namespace fb
