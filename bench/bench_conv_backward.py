@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fast_backbones.kernels import _conv_backward
+from fast_backbones import kernels  # noqa: F401 - loads the operators
 
 # Name: channels, rows and columns, groups, window, stride. Of a batch of 16.
 LAYERS = {
@@ -34,8 +34,10 @@ pytestmark = pytest.mark.benchmark(
 def native(grad, x, weight, stride, padding, groups, needs_x, needs_weight):
     geometry = (stride, stride), (padding, padding), (1, 1)
     if groups == x.shape[1]:
-        return _conv_backward.depthwise_backward(grad, x, weight, *geometry, needs_x, needs_weight)
-    return _conv_backward.grouped_backward(grad, x, weight, *geometry, groups, needs_x, needs_weight)
+        op = torch.ops.fast_backbones.depthwise_conv2d_backward
+        return op(grad, x, weight, *geometry, needs_x, needs_weight)
+    op = torch.ops.fast_backbones.grouped_conv2d_backward
+    return op(grad, x, weight, *geometry, groups, needs_x, needs_weight)
 
 
 def reference(grad, x, weight, stride, padding, groups, needs_x, needs_weight):

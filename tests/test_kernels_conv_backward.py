@@ -72,9 +72,11 @@ class Case:
         return [grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout), weight]
 
     def native(self, grad, x, weight, needs=None):
-        rest = (*self.geometry, *([self.groups] if self.groups else []), *(needs or self.needs))
-        call = _conv_backward.grouped_backward if self.groups else _conv_backward.depthwise_backward
-        return call(grad, x, weight, *rest)
+        needs = needs or self.needs
+        rest = (*self.geometry, *([self.groups] if self.groups else []), *needs)
+        ops = torch.ops.fast_backbones
+        op = ops.grouped_conv2d_backward if self.groups else ops.depthwise_conv2d_backward
+        return tuple(t if needed else None for t, needed in zip(op(grad, x, weight, *rest), needs))
 
     def reference(self, grad, x, weight):
         geometry = (*self.geometry, False, [0, 0], self.groups or self.x[1])
