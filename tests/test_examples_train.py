@@ -375,6 +375,15 @@ def test_data_errors_name_the_folder(train, photographs, tmp_path, capsys, case)
     assert re.match(f"train: {message}", capsys.readouterr().err)
 
 
+def test_a_broken_image_in_a_worker_ends_the_program(photographs, tmp_path):
+    (tmp_path / "data").mkdir()
+    data = folder_with(tmp_path / "data", photographs, extra=[("train/bird/0.png", b"no image")])
+    process = begin(*command(data, tmp_path / "run", *LENET, "--workers", "1", "--epochs", "1"))
+    output = finished(process)
+    assert process.returncode == 2
+    assert re.search(r"^train: DATA: .*bird.0.png is no usable image: cannot identify", output, re.MULTILINE)
+
+
 OPTION_PROBLEMS = {
     "unknown model": (
         ["--model", "resnet19"],

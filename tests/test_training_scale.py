@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 import training_ranks as ranks
-from helpers import ROOT, assert_as_accurate, assert_bit_equal, run_python
+from helpers import ROOT, assert_as_accurate, assert_bit_equal, needs_native, run_python
 from helpers import one_thread as one_thread
 from torch.utils.checkpoint import checkpoint
 
@@ -52,6 +52,7 @@ def test_two_processes_train_as_one_does_on_the_joined_batch(results, one_proces
         assert torch.equal(results[1][kind][name], tensor), name
 
 
+@needs_native
 def test_plans_notice_the_steps_of_ddp(results):
     evaluations = results[0]["evaluations"]
     assert [each["why_not"] for each in evaluations] == [None] * ranks.STEPS
@@ -61,6 +62,7 @@ def test_plans_notice_the_steps_of_ddp(results):
         assert not torch.allclose(before["plan"], after["plan"], rtol=1e-3, atol=1e-3)
 
 
+@needs_native
 def test_sharded_models_run_through_their_modules(results):
     assert results[0]["fsdp_why_not"] == "blocks.0.0 has forward hooks"  # which gather its weights
     model = ranks.make_model().eval()
@@ -71,6 +73,7 @@ def test_sharded_models_run_through_their_modules(results):
         torch.testing.assert_close(each["fsdp_logits"], expected, rtol=1e-5, atol=1e-5)
 
 
+@needs_native
 def test_norms_become_synchronised_ones_and_plans_take_them(results):
     """On the CPU PyTorch has them for eval() only."""
     result = results[0]

@@ -23,6 +23,8 @@ from .processes import Processes
 
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
+GRACE = 30  # seconds in which the main process may save after SIGTERM; torchrun waits as long
+
 Key = tuple[int, int]  # epoch and index of a sample
 
 
@@ -137,6 +139,13 @@ def make_loader(dataset: ImageFolder, batches: Any, workers: int, device: torch.
 def _outlive_first_sigterm(_worker: int) -> None:
     """A SIGTERM to the whole group is for the main process, which saves and then ends its workers.
 
-    The second one ends a worker, as when the main process leaves by an exception.
+    The alarm ends them where it does not get that far.
     """
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+
+
+def end_workers(loader: DataLoader[Any]) -> None:
+    """Now, and not when the program ends: a traceback may keep the loader until then."""
+    iterator = getattr(loader, "_iterator", None)  # of persistent workers
+    if iterator is not None:
+        iterator._shutdown_workers()

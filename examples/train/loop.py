@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from fast_backbones import training, transforms_for
 
 from . import Refused, checkpoint
-from .data import ImageFolder, TrainingBatches, class_folders, make_loader, validation_batches
+from .data import ImageFolder, TrainingBatches, class_folders, end_workers, make_loader, validation_batches
 from .processes import Processes
 from .settings import (
     TOLD_BY_OPTIONS,
@@ -138,6 +138,8 @@ class Run:
             self.show.line(f"best top-1 {self.best:.2%}: {o.output / checkpoint.BEST}")
         finally:
             self.show.close()
+            end_workers(self.loader)
+            end_workers(self.held_out)
 
     def _train_epoch(self) -> None:
         o = self.options
