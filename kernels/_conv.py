@@ -166,21 +166,21 @@ class _NativeConv(torch.autograd.Function):
         if y is not None:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
         *needs, needs_residual = ctx.needs_input_grad[1:5]
+        dx = dweight = None
+        fast = fast_backward(grad, weight)
+        if fast and needs[0]:
+            dx = _input_gradient(grad, weight, *ctx.geometry)
+        if fast and needs[1] and ctx.geometry[-1] == 1:
+            dweight = _conv_backward.dense_weight(
+                grad, *_recompute.before(kept, ctx.how), weight, *ctx.geometry[:3]
+            )
         # What is not needed is not there: of x only the sizes matter then.
-        x = _recompute.restore(kept, ctx.how) if needs[1] else grad.new_empty(()).expand(ctx.sizes)
-        found = _gradients(grad, x, weight, ctx.bias_sizes, ctx.geometry, needs)
+        needs_kept = needs[1] and dweight is None
+        x = _recompute.restore(kept, ctx.how) if needs_kept else grad.new_empty(()).expand(ctx.sizes)
+        if fast and ctx.geometry[-1] > 1:
+            dx, dweight = _conv_backward.grouped(grad, x, weight, *ctx.geometry, *needs[:2])
+        found = completed((dx, dweight), grad, x, weight, ctx.bias_sizes, ctx.geometry, needs)
         return None, *found, grad if needs_residual else None, None, None, None, None, None
-
-
-def _gradients(grad, x, weight, bias_sizes, geometry, needs) -> tuple[Tensor | None, ...]:
-    """Of x, weight and bias: by native kernels what they are good at, the rest by PyTorch."""
-    dx = dweight = None
-    if fast_backward(grad, weight):
-        if geometry[-1] > 1:
-            dx, dweight = _conv_backward.grouped(grad, x, weight, *geometry, *needs[:2])
-        if needs[0] and dx is None:
-            dx = _input_gradient(grad, weight, *geometry)
-    return completed((dx, dweight), grad, x, weight, bias_sizes, geometry, needs)
 
 
 def completed(found, grad, x, weight, bias_sizes, geometry, needs) -> tuple[Tensor | None, ...]:

@@ -1,4 +1,4 @@
-"""Compiled gradients of the depthwise and the grouped convolution: what they cannot do, fakes, thin callers.
+"""Compiled gradients of convolutions: what the kernels cannot do, fakes, callers.
 
     y[n, k, p, q]       = sum_crs x[n, c, h, w] * weight[k, c, r, s]       c in the group of k
     dx[n, c, h, w]      = sum_krs grad[n, k, p, q] * weight[k, c, r, s]
@@ -18,6 +18,7 @@ from . import _checks, _ext, _native
 Pair = tuple[int, int]
 
 _LARGEST_WINDOW = 7
+_LEAST_CHANNELS = 16  # of a dense convolution: a vector of them is filled up with zeros
 
 
 def refuse_depthwise_backward(
@@ -89,6 +90,22 @@ def decline_grouped_backward(
     return None
 
 
+def dense_weight(
+    grad: Tensor,
+    x: Tensor,
+    norm: tuple[Tensor | None, Tensor | None, Tensor | None, str],
+    weight: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> Tensor | None:
+    """The gradient of weight [K, C, R, S] where the convolution has seen act((x - mean) * scale + bias), norm
+    being (mean, scale, bias, act), or x; None where PyTorch is faster."""
+    if weight.shape[1] < _LEAST_CHANNELS or _native.refusal(x) is not None:
+        return None
+    return torch.ops.fast_backbones.conv2d_backward_weight(grad, x, weight, stride, padding, dilation, *norm)
+
+
 def depthwise(
     grad: Tensor,
     x: Tensor,
@@ -150,6 +167,11 @@ def _fake(op, grad, x, weight, needs_x, needs_weight):
         for t, needed, layout in wanted
     )
     return dx, dweight
+
+
+@_native.register_fake("conv2d_backward_weight")
+def _fake_weight(grad, x, weight, stride, padding, dilation, mean, scale, bias, activation):
+    return _fake("conv2d_backward_weight", grad, x, weight, False, True)[1]
 
 
 @_native.register_fake("depthwise_conv2d_backward")

@@ -8,9 +8,10 @@ the forward pass.
     note(y, source)        batch norm tells where y comes from
     keep(y)                what an op saves in the place of y: the source's tensors, or y itself
     restore(kept, how)     y again, from those
+    before(kept, how)      x and the numbers that make y of it
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,15 @@ def keep(y: Tensor) -> tuple[tuple[Tensor | None, ...], How | None]:
     if source is None or source.versions != (source.tensors[0]._version, y._version):
         return (y,), None
     return source.tensors, source.how
+
+
+def before(kept: tuple[Tensor | None, ...], how: How | None) -> tuple[Tensor, tuple[Any, ...]]:
+    """What y is made of, for kernels that compute it as they read: x and mean, scale, bias, activation."""
+    if how is None:
+        return kept[0], (None, None, None, "none")
+    x, _, bias, mean, _, scale = kept
+    bias = torch.zeros_like(mean) if bias is None else bias
+    return x, (mean, scale, bias, how.activation)
 
 
 def restore(kept: tuple[Tensor | None, ...], how: How | None) -> Tensor:

@@ -1,8 +1,7 @@
 // The doors of the convolutions: y = act(conv(x, weight) + bias + residual), x [N, C, H, W], weight [K, C/groups, R, S].
 //
 // The output is channels_last when x or weight is, as in torch. The weight is packed on every call: a cache could go stale.
-#include <algorithm>
-
+#include "cpu/layout/turned_filters.h"
 #include "door.h"
 
 namespace {
@@ -122,22 +121,7 @@ Tensor transposed_filters(const Tensor& weight, int64_t groups) {
   check(groups >= 1 && filters % groups == 0, kOp, ": ", filters, " filters in ", groups, " groups");
   const int64_t of_group = filters / groups;
   const Tensor plain = torch::stable::contiguous(weight), out = empty({depth * groups, of_group, weight.size(2), weight.size(3)});
-  const float* const from = floats(plain);
-  float* const to = mutable_floats(out);
-  constexpr int64_t kBlock = 32;  // of filters and of channels: both sides stay in the first cache
-  for (int64_t g = 0; g < groups; ++g) {
-    for (int64_t k0 = 0; k0 < of_group; k0 += kBlock) {
-      for (int64_t c0 = 0; c0 < depth; c0 += kBlock) {
-        for (int64_t c = c0; c < std::min(c0 + kBlock, depth); ++c) {
-          for (int64_t k = k0; k < std::min(k0 + kBlock, of_group); ++k) {
-            const float* const source = from + ((g * of_group + k) * depth + c) * taps;
-            float* const target = to + ((g * depth + c) * of_group + k) * taps;
-            for (int64_t t = 0; t < taps; ++t) target[taps - 1 - t] = source[t];
-          }
-        }
-      }
-    }
-  }
+  fb::turn_filters(floats(plain), groups, of_group, depth, taps, mutable_floats(out));
   return out;
 }
 

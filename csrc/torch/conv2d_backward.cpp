@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <tuple>
 
+#include "cpu/conv2d_backward/conv2d_backward.h"
 #include "cpu/depthwise_conv2d_backward/depthwise_conv2d_backward.h"
 #include "cpu/grouped_conv2d_backward/grouped_conv2d_backward.h"
+#include "cpu/layout/turned_filters.h"
 #include "door.h"
 #include "ops.h"
 
@@ -95,12 +97,7 @@ void convolve_back(const fb::OpSpec& spec, const float* grad, int64_t ldg, const
 Tensor turned(const fb::OpSpec& spec, const float* weight) {
   const int64_t group = spec.c / spec.groups, filters = spec.k / spec.groups, taps = spec.r * spec.s;
   const Tensor t = empty({spec.c * filters * taps});
-  float* const out = mutable_floats(t);
-  fb::parallel_for(spec.c, t.numel(), [&](int64_t c) {
-    const float* from = weight + (c / group * filters * group + c % group) * taps;
-    float* to = out + c * filters * taps;
-    for (int64_t k = 0; k < filters; ++k, from += group * taps, to += taps) std::reverse_copy(from, from + taps, to);
-  });
+  fb::turn_filters(weight, spec.groups, filters, group, taps, mutable_floats(t));
   return t;
 }
 
@@ -165,9 +162,42 @@ Pair grouped_conv2d_backward(const Tensor& grad, const Tensor& x, const Tensor& 
   return gradients(spec, grad, x, weight, needs_x, needs_weight, input, weights);
 }
 
+// One value for each channel, in one piece, or nothing.
+std::optional<Tensor> per_channel(const char* op, const char* name, const std::optional<Tensor>& t, int64_t channels) {
+  if (!t) return std::nullopt;
+  check_tensor(op, name, *t, 1);
+  check(t->size(0) == channels, op, ": ", name, " has sizes ", sizes_text(*t), ", expected [", channels, "]");
+  return torch::stable::contiguous(*t);
+}
+
+Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& x, const Tensor& weight, const Ints& stride, const Ints& padding,
+                              const Ints& dilation, const std::optional<Tensor>& mean, const std::optional<Tensor>& scale,
+                              const std::optional<Tensor>& bias, const std::string& activation) {
+  constexpr const char* kOp = "conv2d_backward_weight";
+  fb::OpSpec spec = forward_spec(kOp, "conv2d", grad, x, weight, stride, padding, dilation, 1);
+  const auto means = per_channel(kOp, "mean", mean, spec.c), scales = per_channel(kOp, "scale", scale, spec.c),
+             biases = per_channel(kOp, "bias", bias, spec.c);
+  fb::conv2d_backward::Norm norm{nullptr, nullptr, nullptr, check_activation(kOp, activation, fb::kRelu6)};
+  check((mean && scale && bias) || (!mean && !scale && !bias && norm.activation == fb::kNone), kOp,
+        ": mean, scale and bias go together, and an activation with them");
+  if (means) norm = {floats(*means), floats(*scales), floats(*biases), norm.activation};
+  const auto sizes = weight.sizes();
+  const Tensor dw = empty(Ints(sizes.begin(), sizes.end()), suggests_channels_last(weight));
+  if (spec.n == 0) {
+    std::fill_n(mutable_floats(dw), dw.numel(), 0.0f);
+    return dw;
+  }
+  const Map dy = as_nhwc(grad), image = as_nhwc(x);
+  const auto strides = dw.strides();
+  const Ints steps(strides.begin(), strides.end());
+  fb::conv2d_backward::weight_gradient(spec, {dy.data, dy.ld}, {image.data, image.ld}, norm, mutable_floats(dw), steps.data());
+  return dw;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fast_backbones, CPU, m) {
+  m.impl("conv2d_backward_weight", TORCH_BOX(&conv2d_backward_weight));
   m.impl("depthwise_conv2d_backward", TORCH_BOX(&depthwise_conv2d_backward));
   m.impl("grouped_conv2d_backward", TORCH_BOX(&grouped_conv2d_backward));
 }

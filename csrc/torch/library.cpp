@@ -25,6 +25,10 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
   m.def(
       "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
       "str activation) -> Tensor");
+  // the gradient of weight, of one group, where conv2d has seen act((x - mean) * scale + bias), or x
+  m.def(
+      "conv2d_backward_weight(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding, int[] dilation, "
+      "Tensor? mean, Tensor? scale, Tensor? bias, str activation) -> Tensor");
   // gradients of x and weight; empty where not needed
   m.def(
       "depthwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding, int[] dilation, "

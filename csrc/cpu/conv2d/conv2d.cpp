@@ -26,9 +26,13 @@ namespace {
 
 bool is_pointwise(const OpSpec& spec) { return spec.r == 1 && spec.s == 1 && spec.padded_h() == spec.h && spec.padded_w() == spec.w; }
 
+constexpr int64_t kLeastReuse = 64;  // output channels that pay for a copy of the input
+
 Form form_of(const OpSpec& spec) {
   if (!is_pointwise(spec)) return Form::rows;
-  const bool as_is = spec.stride_h == 1 && spec.stride_w == 1 && !spec.nchw_in && spec.pre == 0 && spec.pre_activation == kNone && spec.bf16 == 0;
+  // Pixels of 1024 channels, dense, as PyTorch has them: copied apart they take 15.7 ms instead of 20.8 (to 512 channels, 16 images of 14x14).
+  const bool crowded = spaced(spec.ldx) != spec.ldx && spec.k > kLeastReuse;
+  const bool as_is = !crowded && spec.stride_h == 1 && spec.stride_w == 1 && !spec.nchw_in && spec.pre == 0 && spec.pre_activation == kNone && spec.bf16 == 0;
   return as_is ? Form::flat : Form::gathered;
 }
 
