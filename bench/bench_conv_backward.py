@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fast_backbones import kernels  # noqa: F401 - loads the operators
+from fast_backbones.kernels import _conv
 
 # Name: channels, rows and columns, groups, window, stride. Of a batch of 16.
 LAYERS = {
@@ -25,6 +25,10 @@ LAYERS = {
     "depthwise 1024 7x7": (1024, 7, 1024, 3, 1),
     "depthwise 728 19x19": (728, 19, 728, 3, 1),
     "depthwise 120 28x28 5x5": (120, 28, 120, 5, 1),
+    "1x1 256 56x56": (256, 56, 1, 1, 1),
+    "1x1 1024 14x14": (1024, 14, 1, 1, 1),
+    "3x3 64 56x56": (64, 56, 1, 3, 1),
+    "3x3 256 14x14": (256, 14, 1, 3, 1),
 }
 pytestmark = pytest.mark.benchmark(
     max_time=0.3, min_rounds=5, warmup=True, warmup_iterations=2, disable_gc=True
@@ -33,6 +37,12 @@ pytestmark = pytest.mark.benchmark(
 
 def native(grad, x, weight, stride, padding, groups, needs_x, needs_weight):
     geometry = (stride, stride), (padding, padding), (1, 1)
+    if groups == 1 and needs_x:
+        return _conv._input_gradient(grad, weight, *geometry, groups)
+    if groups == 1:
+        return torch.ops.fast_backbones.conv2d_backward_weight(
+            grad, x, weight, *geometry, None, None, None, "none"
+        )
     if groups == x.shape[1]:
         op = torch.ops.fast_backbones.depthwise_conv2d_backward
         return op(grad, x, weight, *geometry, needs_x, needs_weight)

@@ -32,6 +32,7 @@ from ..kernels import _ext
 from .guard import Guard
 from .locks import ForkSafeLock
 from .rules import training_refusal
+from .train_concat import Chain, Concat
 
 Node = torch.fx.Node
 _ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6"}
@@ -295,7 +296,9 @@ def make_program(model: nn.Module, plain: MethodType) -> Program | Unprogrammed:
     return Program(guard, containers(model), *_steps(model, graph))
 
 
-Group = tuple[Norm | Gate, tuple[Node, ...], list[Node]]  # the call, its arguments, the nodes it replaces
+Group = tuple[
+    Norm | Gate | Concat, tuple[Node, ...], list[Node]
+]  # the call, its arguments, the nodes it replaces
 
 
 def _steps(model: nn.Module, graph: torch.fx.Graph) -> tuple[list[Step], Any]:
@@ -304,6 +307,7 @@ def _steps(model: nn.Module, graph: torch.fx.Graph) -> tuple[list[Step], Any]:
         parts.gate_at(node) for node in graph.nodes
     ]  # first: a shortcut's norm leaves them the addition
     groups += [parts.norm_at(node) for node in graph.nodes]
+    groups += parts.chains(graph)
     fused = {group[2][-1]: group for group in groups if group is not None}
     inside = parts.claimed - set(fused)
 
@@ -387,6 +391,31 @@ class _Parts:
                 call = Gate(tuple(module for _, module in reversed(layers)), tail)
                 return self.group(call, (x, *residual), [*inner, *members])
         return None
+
+    def chains(self, graph: torch.fx.Graph) -> list[Group]:
+        """Concatenations that continue another one by one map, and that nobody but norms can see."""
+        cats = {tuple(items): node for node in graph.nodes if (items := self.concatenated(node)) is not None}
+        follows = {node: cats[items[:-1]] for items, node in cats.items() if items[:-1] in cats}
+        chain_of: dict[Node, Chain] = {}
+        groups = []
+        for items, node in cats.items():  # in the order of the graph
+            before = follows.get(node)
+            if before is None and node not in follows.values():
+                continue
+            chain = chain_of[node] = Chain() if before is None else chain_of[before]
+            args = items if before is None else (before, items[-1])
+            groups.append((Concat(chain, before is None), args, [node]))
+        return groups
+
+    def concatenated(self, node: Node) -> list[Node] | None:
+        """The maps that a node concatenates along the channels."""
+        if node.op != "call_function" or node.target is not torch.cat or node.kwargs or len(node.args) != 2:
+            return None
+        items, axis = node.args
+        if axis != 1 or not isinstance(items, (list, tuple)) or not all(isinstance(i, Node) for i in items):
+            return None
+        seen = all(type(self.module(u)) is nn.BatchNorm2d or u.target is torch.cat for u in node.users)
+        return list(items) if seen else None
 
     def group(self, call: Norm | Gate, args: tuple[Any, ...], members: list[Node]) -> Group:
         self.claimed.update(members)

@@ -145,7 +145,8 @@ def decline_winograd(x, weight, bias, residual, stride, padding, *_) -> str | No
 
 
 class _NativeConv(torch.autograd.Function):
-    """A native forward with the derivative of the formula. Entered only when autograd must record."""
+    """A native forward, and gradients by native kernels where they are good at them. Keeps weight, and x or
+    what x is made of. Entered only when autograd must record."""
 
     @staticmethod
     def forward(kernel, x, weight, bias, residual, stride, padding, dilation, groups, activation):

@@ -97,7 +97,8 @@ def conv2d(
     or 32 output channels a group, from as many or half as many, takes its own kernel, the rest register tiles
     straight from the image. Products are added in blocks of at most 128, so the order of summation differs
     from PyTorch's. With Winograd an infinite or NaN pixel spoils the whole output tiles that touch it, where
-    the formula spoils single pixels. Derivatives of first and second order come from the formula; forward
+    the formula spoils single pixels. Gradients come from native kernels: of the filters from 16 channels on,
+    of x at stride 1, of groups of 4 to 32 channels; others, and second derivatives, from the formula. Forward
     mode and torch.func take the reference.
     """
     if has_torch_function_variadic(x, weight, bias, residual):

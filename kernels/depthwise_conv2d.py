@@ -60,7 +60,7 @@ def _output_sizes(x, weight, stride, padding, dilation) -> tuple[int, int]:
 
 
 class _NativeDepthwise(torch.autograd.Function):
-    """A native forward with the derivative of the formula."""
+    """A native forward and gradients. Keeps weight, and x or what x is made of."""
 
     @staticmethod
     def forward(x, weight, bias, stride, padding, dilation, activation):
@@ -148,8 +148,8 @@ def depthwise_conv2d(
     Raises: as `conv2d`.
 
     Fast path: float32 on the CPU, kernels up to 7x7; 3x3 with stride 1 or 2 and padding up to 1 reads every
-    pixel once for the outputs around it. Products are added in the order of the kernel. Derivatives come from
-    the formula.
+    pixel once for the outputs around it. Products are added in the order of the kernel. Gradients come
+    from native kernels, second derivatives from the formula.
     """
     if has_torch_function_variadic(x, weight, bias):
         return handle_torch_function(

@@ -61,7 +61,8 @@ def grouped_conv2d(
 
     Fast path: float32 on the CPU. "rows" takes 3x3 with 4, 8, 16 or 32 output channels per group from as
     many (ResNeXt) or half as many (SENet-154), padding 0 or 1, stride 1 or 2; "direct" takes anything, group
-    by group. Derivatives come from the formula.
+    by group. 3x3 with 4 to 32 channels per group has native gradients; others, and second derivatives, come
+    from the formula.
     """
     if has_torch_function_variadic(x, weight, bias, residual):
         return handle_torch_function(

@@ -7,7 +7,9 @@ process keeps as much as it needed at the fullest moment, until `release`.
 
 from typing import NamedTuple
 
-from . import _ext
+import torch
+
+from . import _ext, _native
 
 __all__ = ["Usage", "release", "usage"]
 
@@ -17,6 +19,12 @@ class Usage(NamedTuple):
 
     live: int
     held: int
+
+
+@_native.register_fake("empty_map")
+def _fake_empty_map(x, channels):
+    size = (x.shape[0], channels, *x.shape[2:])
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def usage() -> Usage:

@@ -54,8 +54,8 @@ def pointwise_conv2d(
     Returns: [N, K, P, Q], P = (H - 1) // stride + 1.
     Raises: as `conv2d`.
 
-    Fast path: float32 on the CPU, any sizes. Products are added in blocks of at most 128. Derivatives come
-    from the formula.
+    Fast path: float32 on the CPU, any sizes. Products are added in blocks of at most 128. Gradients as
+    of `conv2d`.
     """
     if has_torch_function_variadic(x, weight, bias, residual):
         return handle_torch_function(

@@ -52,8 +52,8 @@ def stem_conv2d(
     Returns: [N, K, P, Q], P = (H + 2*padding - R) // stride + 1.
     Raises: as `conv2d`.
 
-    Fast path: float32 on the CPU; a contiguous image of up to 4 channels is read as it lies. Derivatives come
-    from the formula.
+    Fast path: float32 on the CPU; a contiguous image of up to 4 channels is read as it lies. Gradients as of
+    `conv2d`.
     """
     if has_torch_function_variadic(x, weight, bias):
         return handle_torch_function(

@@ -246,7 +246,7 @@ def test_the_operators_keep_what_their_schemas_say(activation):
     ops = torch.ops.fast_backbones
     args = (x, weight, bias, residual, None, None, 1e-5, activation, True)
     torch.library.opcheck(ops.batch_norm.default, args, test_utils=checks)
-    mask = ops.batch_norm(*args)[3] if activation != "none" else None
+    mask = ops.batch_norm(*args)[4] if activation != "none" else None
     args = (grad, x, mask, weight, mean, var, 1e-5, False, True, True, True)
     torch.library.opcheck(ops.batch_norm_backward.default, args, test_utils=checks)
 

@@ -141,6 +141,16 @@ Tensor empty(const Ints& sizes, bool channels_last) { return recycled(sizes, cha
 
 Tensor empty_bytes(const Ints& sizes) { return recycled(sizes, false, ScalarType::Byte, 1); }
 
+namespace {
+
+Tensor empty_map(const Tensor& x, int64_t channels) {
+  check_tensor("empty_map", "x", x, 4);
+  check(channels >= 1, "empty_map: channels is ", channels, ", expected at least 1");
+  return empty({x.size(0), channels, x.size(2), x.size(3)}, true);
+}
+
+}  // namespace
+
 Map as_nhwc(const Tensor& t) {
   if (const int64_t ld = pixel_stride(t)) return {t, floats(t), ld};
   const auto sizes = t.sizes();
@@ -245,3 +255,5 @@ const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_
 float* mutable_floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 
 }  // namespace fb::door
+
+STABLE_TORCH_LIBRARY_IMPL(fast_backbones, CPU, m) { m.impl("empty_map", TORCH_BOX(&fb::door::empty_map)); }

@@ -16,6 +16,8 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
       "grouped_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int[] padding, int[] "
       "dilation, "
       "int groups, str activation) -> Tensor");
+  // [N, channels, H, W] for x [N, C, H, W], channels last, not initialised
+  m.def("empty_map(Tensor x, int channels) -> Tensor");
   // weight [K, C/groups, R, S] to [C, K/groups, R, S], upside down: what convolves the gradient of y into that of x
   m.def("transposed_filters(Tensor weight, int groups) -> Tensor");
   // y = act(conv1x1(depth_act(depthwise(x) + depth_bias)) + bias)

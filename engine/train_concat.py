@@ -1,0 +1,87 @@
+"""Concatenations that grow by a few channels, in one buffer: the dense blocks of DenseNet in train().
+
+Layer i of a dense block reads cat(x, f1, ..., fi), layer i + 1 the same and one map more. PyTorch copies all
+of it for each layer and keeps every copy for backward. Here the maps lie side by side in a buffer as wide as
+the last concatenation: each step writes its new channels behind the others and shows the buffer up to there.
+
+What a tensor shows is never written again: a step that finds the place behind its channels taken (a forward
+that branches) begins a buffer of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ATTRIBUTE = "_fb_room"
+
+
+class Room:
+    """A buffer [N, C, H, W], channels last, of which `used` channels are written."""
+
+    def __init__(self, like: Tensor, channels: int) -> None:
+        self.map = torch.ops.fast_backbones.empty_map(like, channels)
+        self.used = 0
+        self.version = 0  # of the tensor that shows all of it
+
+    def append(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """Write the parts behind what is there, and show everything."""
+        for part in parts:
+            end = self.used + part.shape[1]
+            self.map.data[:, self.used : end].copy_(part)  # .data: what is shown has versions of its own
+            self.used = end
+        n, _, h, w = self.map.shape
+        shown = torch.empty(0, dtype=self.map.dtype)
+        return shown.set_(self.map.untyped_storage(), 0, (n, self.used, h, w), self.map.stride())
+
+
+class _Append(torch.autograd.Function):
+    """shown = cat(parts). With `has_first` the first part is shown by the room already."""
+
+    @staticmethod
+    def forward(ctx, room, has_first, *parts):
+        ctx.sizes = [part.shape[1] for part in parts]
+        return room.append(parts[1:] if has_first else parts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, None, *grad.split(ctx.sizes, 1)
+
+
+class Chain:
+    """The concatenations that continue each other; how wide the last one is, is known after the first run."""
+
+    def __init__(self) -> None:
+        self.channels = 0
+
+
+class Concat:
+    """One of them. Called with the result of the one before, if there is one, and the maps that follow."""
+
+    def __init__(self, chain: Chain, is_first: bool) -> None:
+        self.chain, self.is_first = chain, is_first
+
+    def __call__(self, *parts: Tensor) -> Tensor:
+        if not all(map(_is_plain, parts)):
+            return torch.cat(parts, 1)
+        channels = sum(part.shape[1] for part in parts)
+        self.chain.channels = max(self.chain.channels, channels)
+        found: tuple[Room, int] | None = None if self.is_first else getattr(parts[0], _ATTRIBUTE, None)
+        room = None
+        if found is not None and found[0].used == found[1] and parts[0]._version == found[0].version:
+            room = found[0] if found[0].map.shape[1] >= channels else None
+        continues = room is not None
+        if room is None:
+            room = Room(parts[0], self.chain.channels)
+        shown: Any = _Append.apply(room, continues, *parts)
+        room.version = shown._version
+        setattr(shown, _ATTRIBUTE, (room, room.used))
+        return shown
+
+
+def _is_plain(x: Any) -> bool:
+    if type(x) is not Tensor or x.dim() != 4 or x.dtype is not torch.float32 or not x.is_cpu:
+        return False
+    return x.numel() > 0 and x.stride(1) == 1
