@@ -11,7 +11,7 @@ PAGE = (ROOT / "docs" / "training.md").read_text()
 
 def test_code_blocks_run_in_order():
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "docs/training.md", "exec"), names)
