@@ -90,7 +90,8 @@ def test_gradients_of_every_parameter_keep_the_2x_rule(name):
     keys = set.intersection(*(set(ours) for ours, _ in errors))  # a gate's ReLU may block all of a layer
     ours, theirs = ({key: sorted(each[who][key] for each in errors)[1] for key in keys} for who in (0, 1))
     worst = max(ours, key=ours.__getitem__)
-    assert ours[worst] < 0.1, f"the gradient of {worst} is wrong by {ours[worst]:.3g}"
+    most = max(0.1, 2 * max(theirs.values()))  # Inception v4 amplifies rounding: PyTorch's are off by 0.2
+    assert ours[worst] < most, f"the gradient of {worst} is wrong by {ours[worst]:.3g}"
     tiny = 1e-7  # of what is exact but for the last bit
     ratios = [math.log((ours[key] + tiny) / (theirs[key] + tiny)) for key in ours]
     assert math.exp(sum(ratios) / len(ratios)) <= 2, (worst, ours[worst], theirs[worst])
