@@ -63,7 +63,7 @@ class Stack:
 
 
 STACKS = {
-    "ours": Stack("fast_backbones"),
+    "ours": Stack("fast_backbones", torch.channels_last),
     "reference": Stack("fast_backbones, reference", reference=True),
     "channels_last": Stack("eager channels_last", torch.channels_last, reference=True, public=True),
     "eager": Stack("eager NCHW", reference=True, public=True),

@@ -209,6 +209,24 @@ def test_frozen_weights_get_no_gradient_and_the_rest_does():
     assert model.conv2.weight.grad is None and model.shortcut[0].weight.grad is not None
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_planar_images_give_planar_maps_and_are_computed_with_channels_last(channels):
+    torch.manual_seed(0)
+    model = fb.create_model("resnet18", features_only=True, in_chans=channels).train()
+    x = image(2, channels, 64, 64)
+    assert engine.why_not_fused(model, x) is None
+    taps = model(x)
+    with kernels.backend("reference"):
+        plain = copy.deepcopy(model)(x)
+    for tap, expected in zip(taps, plain, strict=True):
+        assert tap.stride() == expected.stride()
+        torch.testing.assert_close(tap, expected, rtol=1e-3, atol=1e-3)
+    seen = []
+    model.layer1[0].conv2.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model(x)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_memory_format_of_gradients_is_kept(layout):
     x = X.clone(memory_format=layout).requires_grad_()
