@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels import memory
+
 _ATTRIBUTE = "_fb_room"
 
 
@@ -22,7 +24,7 @@ class Room:
     """A buffer [N, C, H, W], channels last, of which `used` channels are written."""
 
     def __init__(self, like: Tensor, channels: int) -> None:
-        self.map = torch.ops.fast_backbones.empty_map(like, channels)
+        self.map = memory.empty_map(like, channels)
         self.used = 0
         self.version = 0  # of the tensor that shows all of it
 

@@ -8,10 +8,11 @@ process keeps as much as it needed at the fullest moment, until `release`.
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from . import _ext, _native
 
-__all__ = ["Usage", "release", "usage"]
+__all__ = ["Usage", "empty_map", "release", "usage"]
 
 
 class Usage(NamedTuple):
@@ -25,6 +26,11 @@ class Usage(NamedTuple):
 def _fake_empty_map(x, channels):
     size = (x.shape[0], channels, *x.shape[2:])
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def empty_map(x: Tensor, channels: int) -> Tensor:
+    """[N, channels, H, W] for a map x [N, C, H, W], float32 on the CPU, channels last, not initialised."""
+    return torch.ops.fast_backbones.empty_map(x, channels)
 
 
 def usage() -> Usage:
