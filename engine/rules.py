@@ -64,7 +64,8 @@ def _forward_differentiation() -> bool:
 
 
 def _global_hooks() -> bool:
-    return bool(nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)
+    forward = nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks
+    return bool(forward or nn_module._global_backward_hooks or nn_module._global_backward_pre_hooks)
 
 
 def _reference_backend() -> bool:
@@ -161,6 +162,10 @@ def training_call_refusal(x: Tensor) -> str | None:
     if x.dtype is not torch.float32 or not x.is_cpu or x.layout is not torch.strided or x.dim() != 4:
         got = f"{x.dtype} on {x.device} in {x.dim()} dimensions"
         return f"the input is {got}: training is fused for float32 on the CPU in 4"
+    if x.numel() == 0:
+        return "the input is empty"
+    if torch.is_inference_mode_enabled() or x.is_inference():
+        return "inference mode is on, or made the input"
     return _environment_refusal()
 
 

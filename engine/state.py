@@ -38,6 +38,7 @@ from .train_program import Program, Unprogrammed, hooked_container, make_program
 from .weights import WeightStore
 
 MAX_PLANS = 32  # a plan is less than 1 MB: plans of a model share its packed weights and arenas
+MAX_PROGRAMS = 64  # of train(): a model that changes more often runs its modules
 MAX_FAILURES = 4  # shapes that cannot be captured before the model is taken for one that cannot
 FREE_CAPTURES = 64  # from then on one in CALLS_PER_CAPTURE calls may capture, which costs many forwards
 CALLS_PER_CAPTURE = 16
@@ -97,6 +98,7 @@ class EngineState:
         self.warned = False
         self.captures = 0
         self.program: Program | Unprogrammed | None = None  # for train()
+        self.programs = 0  # made so far
         self.calls = 0  # roughly: threads may overwrite each other's count
 
     def __deepcopy__(self, memo: Any) -> EngineState:
@@ -154,7 +156,10 @@ class EngineState:
         if program is None or not program.guard.same_structure(model):
             if (reason := hooked_container(model)) is not None:  # tracing would call the hooks
                 return reason
+            if self.programs >= MAX_PROGRAMS:
+                return f"{MAX_PROGRAMS} programs were made: the model changes too often"
             with _build_lock:
+                self.programs += 1
                 program = self.program = make_program(model, plain)
         return program.ready()
 

@@ -38,6 +38,7 @@ Node = torch.fx.Node
 _ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6"}
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _FUNCTIONS = {F.relu: "relu", torch.relu: "relu", F.relu6: "relu6"}
+_OURS = f"{__package__.rpartition('.')[0]}.backbones"
 _trace_lock = ForkSafeLock()  # torch.fx patches nn.Module for the whole process while it traces
 
 
@@ -70,15 +71,24 @@ def hooked(module: nn.Module) -> bool:
     )
 
 
+def is_traced_through(module: nn.Module) -> bool:
+    """Whether a program makes the calls of a module, not the call of it: of our own and of nn.Sequential.
+
+    What a forward does beside calling on tensors (no_grad, random choices, a change of a buffer, an
+    autograd.Function) leaves no trace. Ours do nothing of the kind; others' modules are called as they are.
+    """
+    return type(module) is nn.Sequential or type(module).__module__.startswith(_OURS)
+
+
 def containers(model: nn.Module) -> list[nn.Module]:
-    """Modules inside the model that have modules inside: a program does not call them."""
-    return [module for module in model.modules() if module is not model and any(module.children())]
+    """Modules inside the model that a program does not call."""
+    return [module for module in model.modules() if module is not model and is_traced_through(module)]
 
 
 def hooked_container(model: nn.Module) -> str | None:
     """Which part of the model, if any, has hooks that a program would not call."""
     for name, module in model.named_modules():
-        if hooked(module) and module is not model and any(module.children()):
+        if hooked(module) and module is not model and is_traced_through(module):
             return f"{name} has hooks"
     return None
 
@@ -97,7 +107,8 @@ class Convolution:
 
     @staticmethod
     def takes(module: nn.Module) -> bool:
-        return type(module) is nn.Conv2d and module.padding_mode == "zeros"
+        plain = type(module) is nn.Conv2d and module.padding_mode == "zeros"
+        return plain and not isinstance(module.padding, str)
 
     def __call__(self, x: Tensor) -> Tensor:
         module = self.module
@@ -183,8 +194,10 @@ def _name_of(activation: Any) -> str:
 
 
 def _fits(x: Tensor, residual: Tensor | None) -> bool:
-    """Whether nothing is broadcast: that is PyTorch's affair."""
-    return residual is None or residual.shape == x.shape
+    """Whether nothing is broadcast or promoted: that is PyTorch's affair."""
+    if residual is None:
+        return True
+    return isinstance(residual, Tensor) and (residual.shape, residual.dtype) == (x.shape, x.dtype)
 
 
 class Attribute:
@@ -216,6 +229,7 @@ class Program:
 
     def __init__(self, guard: Guard, containers: list[nn.Module], steps: list[Step], result: Any) -> None:
         self.guard, self.containers, self.steps, self.result = guard, containers, steps, result
+        self.weights = [tensor for tensor in guard.every if tensor.dim() == 4]
 
     def ready(self) -> Program | str:
         """The program; why it may not run now, while a part whose call it does not make has hooks."""
@@ -229,7 +243,7 @@ class Program:
             for number in last:
                 values[number] = None
         result = _filled(self.result, values)
-        return _planar(result) if planar else result
+        return _planar(result) if planar and not any(map(_is_channels_last, self.weights)) else result
 
 
 def _with_channels_last(x: Tensor) -> Tensor:
@@ -237,6 +251,11 @@ def _with_channels_last(x: Tensor) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     n, c, h, w = x.shape
     return x if c > 1 else x.as_strided((n, c, h, w), (h * w, 1, w, 1))  # PyTorch calls it both
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    """Whether PyTorch would answer a planar image with channels last for its sake."""
+    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
 def _planar(result: Any) -> Any:
@@ -288,6 +307,9 @@ class _Tracer(torch.fx.Tracer):
         self.traced_func_name = plain.__func__.__name__
         self.thread = threading.get_ident()
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not is_traced_through(m)
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self.thread:
             return forward(*args, **kwargs)
@@ -303,6 +325,8 @@ def make_program(model: nn.Module, plain: MethodType) -> Program | Unprogrammed:
     """Trace and fuse, or say why that cannot be done."""
     guard = Guard(model, _ext.require())
     refusal = training_refusal(model)
+    if not is_traced_through(model):
+        refusal = f"the forward of {type(model).__name__} is not one of this library's"
     if refusal is not None:
         return Unprogrammed(guard, refusal)
     with _trace_lock, kernels.backend("reference"):
@@ -415,7 +439,10 @@ class _Parts:
 
     def chains(self, graph: torch.fx.Graph) -> list[Group]:
         """Concatenations that continue another one by one map, and that nobody but norms can see."""
-        cats = {tuple(items): node for node in graph.nodes if (items := self.concatenated(node)) is not None}
+        cats: dict[tuple[Node, ...], Node] = {}
+        for node in graph.nodes:
+            if (items := self.concatenated(node)) is not None:
+                cats.setdefault(tuple(items), node)
         follows = {node: cats[items[:-1]] for items, node in cats.items() if items[:-1] in cats}
         chain_of: dict[Node, Chain] = {}
         groups = []
@@ -463,6 +490,8 @@ class _Parts:
         first, second = user.args
         if first is second or not isinstance(first, Node) or not isinstance(second, Node):
             return False
+        if user.target is operator.iadd:  # changes its first operand
+            return node is first
         both = type(self.module(first)) is nn.BatchNorm2d and _only_user(first) is not None
         return node is first or not both
 

@@ -3,7 +3,8 @@
 A convolution keeps its input for the gradient of its weight. Where that input is act(batch norm of x), and
 batch norm keeps x for its own gradient, the convolution keeps x, too, and the few numbers of each channel:
 one map for two ops instead of two. Backward normalises once more, a pass over x; the result has the bits of
-the forward pass.
+the forward pass. Second derivatives go from the convolution to x past y itself: the derivative of a gradient
+with respect to y is not seen.
 
     note(y, source)        batch norm tells where y comes from
     keep(y)                what an op saves in the place of y: the source's tensors, or y itself
@@ -32,27 +33,44 @@ class How(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a map comes from. `versions`: of x and of the map itself when they were read and written."""
+    """Where a map comes from. `versions`: of these and of the map itself, when it was made."""
 
-    tensors: tuple[Tensor | None, ...]  # x, weight, bias, mean, var, scale
+    tensors: tuple[Tensor | None, ...]  # x, weight, bias, mean, var, scale, a copy of bias
     how: How
-    versions: tuple[int, int]
+    versions: tuple[int, ...]
+    made_by: Any  # the node of the graph
+
+
+def _versions(tensors: tuple[Tensor | None, ...], y: Tensor) -> tuple[int, ...]:
+    return *(t._version for t in tensors if t is not None), y._version
 
 
 def note(y: Tensor, tensors: tuple[Tensor | None, ...], how: How) -> None:
     """Say that y is the batch norm of tensors[0]; y holds them from now on, as its graph does anyway."""
-    if is_compiling() or type(y) is not Tensor or type(tensors[0]) is not Tensor:
+    x, _, bias = tensors[:3]
+    if (
+        is_compiling()
+        or type(y) is not Tensor
+        or type(x) is not Tensor
+        or y.is_inference()
+        or x.is_inference()
+    ):
         return
-    setattr(y, _ATTRIBUTE, Source(tensors, how, (tensors[0]._version, y._version)))
+    # A copy: an optimizer may step between forward and backward, and scale is of before that.
+    tensors = (*tensors, None if bias is None else bias.detach().clone())
+    setattr(y, _ATTRIBUTE, Source(tensors, how, _versions(tensors, y), y.grad_fn))
 
 
 def keep(y: Tensor) -> tuple[tuple[Tensor | None, ...], How | None]:
     """Tensors to save instead of y, and what to hand to `restore` with them.
 
-    y itself and None, where y is not known to be a batch norm, or where it or its x was changed since.
+    y itself and None, where y is not known to be a batch norm, where anything was changed since, and where
+    somebody looks at y in backward.
     """
     source = None if is_compiling() else getattr(y, _ATTRIBUTE, None)
-    if source is None or source.versions != (source.tensors[0]._version, y._version):
+    if source is None or source.versions != _versions(source.tensors, y) or source.made_by is not y.grad_fn:
+        return (y,), None
+    if y.retains_grad or y._backward_hooks:
         return (y,), None
     return source.tensors, source.how
 
@@ -61,7 +79,7 @@ def before(kept: tuple[Tensor | None, ...], how: How | None) -> tuple[Tensor, tu
     """What y is made of, for kernels that compute it as they read: x and mean, scale, bias, activation."""
     if how is None:
         return kept[0], (None, None, None, "none")
-    x, _, bias, mean, _, scale = kept
+    x, _, _, mean, _, scale, bias = kept
     bias = torch.zeros_like(mean) if bias is None else bias
     return x, (mean, scale, bias, how.activation)
 
@@ -71,9 +89,9 @@ def restore(kept: tuple[Tensor | None, ...], how: How | None) -> Tensor:
     if how is None:
         assert kept[0] is not None
         return kept[0]
-    x, weight, bias, mean, var, scale = kept
+    x, weight, bias, mean, var, scale, copied_bias = kept
     if torch.is_grad_enabled():
         moments = (mean, var) if how.frozen else (None, None)
         y = F.batch_norm(x, *moments, weight, bias, not how.frozen, 0.0, how.eps)
         return activated(y, how.activation)
-    return torch.ops.fast_backbones.batch_norm_again(x, mean, scale, bias, how.activation)
+    return torch.ops.fast_backbones.batch_norm_again(x, mean, scale, copied_bias, how.activation)

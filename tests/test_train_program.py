@@ -124,6 +124,8 @@ def test_saved_memory_is_less():
 class Net(backbones.Backbone):
     """Everything that can be fused, small."""
 
+    __module__ = "fast_backbones.backbones.net"  # others' forwards are not traced
+
     def __init__(self, **norm):
         super().__init__(num_classes=5)
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
@@ -417,17 +419,19 @@ def test_other_threads_run_modules_while_one_traces():
 
 
 def test_copies_and_pickles_of_a_model_that_was_trained(tmp_path):
-    model = net()
-    model(X)
+    model, x = built("mobilenetv1_025"), picture("mobilenetv1_025")
+    model(x)
     again = copy.deepcopy(model)
     torch.save(model, tmp_path / "model.pt")
     loaded = torch.load(tmp_path / "model.pt", weights_only=False)
     for other in (again, loaded):
-        assert_bit_equal(other(X).detach(), copy.deepcopy(model)(X).detach())
+        assert_bit_equal(other(x).detach(), copy.deepcopy(model)(x).detach())
 
 
 class Dense(backbones.Backbone):
     """Concatenations that grow, and one place where two grow out of the same."""
+
+    __module__ = "fast_backbones.backbones.dense"
 
     def __init__(self):
         super().__init__(num_classes=5)
@@ -500,3 +504,120 @@ def test_what_a_concatenation_shows_is_not_written_again():
         one = then(first(x, a), b)
         assert torch.equal(one, torch.cat([x, a, b], 1))
     assert chain.channels == 16
+
+
+class Foreign(nn.Module):
+    """A block that does what no trace shows."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        with torch.no_grad():
+            return self.norm(x)
+
+
+def test_blocks_of_others_are_called_as_they_are():
+    model = net()
+    model.bn1 = Foreign(model.bn1)
+    assert engine.why_not_fused(model, X) is None
+    for _ in range(2):
+        model(X).sum().backward()
+    assert model.bn1.calls == 2 and model.bn1.norm.weight.grad is None and model.conv1.weight.grad is None
+    same_as_modules(model, X)
+
+
+def test_models_of_others_run_their_modules():
+    class Mine(Net):
+        pass
+
+    assert "Mine is not one of this library's" in engine.why_not_fused(Mine().train(), X)
+
+
+def test_hooks_of_layers_of_ours_are_called():
+    model, seen = fb.create_model("mobilenetv1_025", pad_type="same").train(), []
+    x = picture("mobilenetv1_025")
+    assert engine.why_not_fused(model, x) is None
+    handle = model.conv_stem.register_forward_hook(lambda *_: seen.append(1))
+    model(x)
+    assert seen == [1]
+    handle.remove()
+    model.conv_stem.register_full_backward_hook(lambda *_: seen.append(2))
+    model(x.requires_grad_()).sum().backward()
+    assert seen == [1, 2]
+
+
+def test_global_backward_hooks_are_called():
+    seen = []
+    handle = nn.modules.module.register_module_full_backward_hook(
+        lambda module, *_: seen.append(type(module).__name__)
+    )
+    try:
+        model, x = built("lenet5"), picture("lenet5")  # nothing in place, which PyTorch refuses beside these
+        assert "global" in engine.why_not_fused(model, x)
+        model(x).sum().backward()
+    finally:
+        handle.remove()
+    assert seen.count("Conv2d") >= 2
+
+
+def test_a_bias_that_changes_later_does_not_change_gradients():
+    x, bias = image(2, 8, 6, 6).requires_grad_(), torch.zeros(8, requires_grad=True)
+    weight = image(4, 8, 1, 1).requires_grad_()
+
+    def gradient(change):
+        y = kernels.batch_norm(x, None, bias, activation="relu")
+        if change:
+            with torch.no_grad():
+                bias.add_(1)
+        return torch.autograd.grad(kernels.conv2d(y, weight).square().sum(), weight)[0]
+
+    assert_bit_equal(gradient(change=True), gradient(change=False) * 0 + gradient_with_zero_bias(x, weight))
+
+
+def gradient_with_zero_bias(x, weight):
+    y = kernels.batch_norm(x, None, torch.zeros(8, requires_grad=True), activation="relu")
+    return torch.autograd.grad(kernels.conv2d(y, weight).square().sum(), weight)[0]
+
+
+def test_a_map_that_somebody_looks_at_is_kept_itself():
+    x, weight = image(2, 8, 6, 6).requires_grad_(), image(4, 8, 1, 1).requires_grad_()
+    y = kernels.batch_norm(x, activation="relu")
+    y.retain_grad()
+    (first,) = torch.autograd.grad(kernels.conv2d(y, weight).square().sum(), weight, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), y)
+    plain = y.detach().clone().requires_grad_()
+    (first,) = torch.autograd.grad(F.conv2d(plain, weight).square().sum(), weight, create_graph=True)
+    (expected,) = torch.autograd.grad(first.square().sum(), plain)
+    torch.testing.assert_close(second, expected, rtol=1e-4, atol=1e-2)
+
+
+def test_inference_mode_and_empty_batches_run_the_modules():
+    model, x = built("densenet121"), picture("densenet121")
+    with torch.inference_mode():
+        assert "inference mode" in engine.why_not_fused(model, x)
+        assert model(x).shape == (2, 10)
+    assert "empty" in engine.why_not_fused(model, x[:0])
+
+
+def test_named_padding_and_weights_with_channels_last():
+    model = net()
+    model.conv2 = nn.Conv2d(16, 16, 3, padding="same", groups=16, bias=False)
+    same_as_modules(model, X)
+    model = fb.create_model("resnet18", features_only=True).train().to(memory_format=torch.channels_last)
+    x = image(2, 3, 64, 64)
+    with kernels.backend("reference"):
+        expected = [tap.stride() for tap in copy.deepcopy(model)(x)]
+    assert [tap.stride() for tap in model(x)] == expected
+
+
+def test_a_model_that_changes_at_every_call_stops_being_traced():
+    model = net()
+    for i in range(engine.state.MAX_PROGRAMS + 2):
+        model.drop_rate = i / 1000
+        model(X)
+    assert "changes too often" in engine.why_not_fused(model, X)
+    same_as_modules(model, X)
