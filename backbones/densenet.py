@@ -54,7 +54,8 @@ class DenseLayer(nn.Module):
 
     With `memory_efficient` the concatenation, norm1 and ReLU are not kept for backward but computed again
     there: the same bits, and the running statistics of norm1 see each batch once. Under `torch.compile`,
-    whose compiler decides itself what to recompute, and in TorchScript, the option has no effect.
+    whose compiler decides itself what to recompute, in TorchScript, and in the fused steps of `train()`,
+    where all concatenations of a block share one buffer, the option has no effect.
     """
 
     __constants__ = ("bottleneck",)  # lets TorchScript leave out the layers that do not exist
