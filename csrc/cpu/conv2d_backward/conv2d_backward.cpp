@@ -30,7 +30,8 @@ int64_t part_begin(int64_t count, int64_t parts, int64_t index) { return count /
 
 class Gradient {
  public:
-  Gradient(const OpSpec& spec, RowMap dy, RowMap x, const Norm& norm) : spec_(spec), dy_(dy), x_(x), norm_(norm), kernels_(kernels()) {
+  Gradient(const OpSpec& spec, RowMap dy, RowMap x, const Norm& norm)
+      : spec_(spec), dy_(dy), x_(x), norm_(norm), kernels_(kernels()) {
     p_ = spec.p();
     q_ = spec.q();
     taps_ = spec.r * spec.s;
@@ -62,7 +63,8 @@ class Gradient {
     for (int64_t pixel = first; pixel < end; pixel += kPixels) {
       const int64_t pixels = std::min(kPixels, end - pixel);
       Fetched next_dy = next_rows(dy_, pixel + pixels, std::min(pixel + pixels + kPixels, end), 1.0),
-              next_x = next_rows(x_, pixel + pixels, std::min(pixel + pixels + kPixels, end), static_cast<double>(spec_.h * spec_.w) / (p_ * q_));
+              next_x = next_rows(x_, pixel + pixels, std::min(pixel + pixels + kPixels, end),
+                                 static_cast<double>(spec_.h * spec_.w) / (p_ * q_));
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t k = part_begin(count, tiles, i), height = part_begin(count, tiles, i + 1) - k;
         kernels_.rows_of({dy_.data + pixel * dy_.ld + k0 + k, dy_.ld, pixels, height, rows.get() + k * pixels});
@@ -73,8 +75,8 @@ class Gradient {
           for (int64_t i = 0; i < tiles; ++i) {
             const int64_t k = part_begin(count, tiles, i), height = part_begin(count, tiles, i + 1) - k;
             float* const y = out + ((k0 + k) * taps_ + tap) * spec_.c + c;
-            kernels_.tile[height]({rows.get() + k * pixels, columns.get(), pixels, y, taps_ * spec_.c, std::min(panel, spec_.c - c), pixel > first,
-                                   next_dy.lines(pixels), next_x.lines(pixels)});
+            kernels_.tile[height]({rows.get() + k * pixels, columns.get(), pixels, y, taps_ * spec_.c,
+                                   std::min(panel, spec_.c - c), pixel > first, next_dy.lines(pixels), next_x.lines(pixels)});
           }
         }
       }
@@ -136,7 +138,8 @@ class Gradient {
 void weight_gradient(const OpSpec& spec, RowMap dy, RowMap x, const Norm& norm, float* dw, const int64_t steps[4]) {
   const Gradient gradient(spec, dy, x, norm);
   const int64_t size = gradient.part_floats(), taps = spec.r * spec.s;
-  const bool in_place = gradient.parts() == 1 && steps[1] == 1 && steps[3] == spec.c && steps[2] == spec.s * spec.c && steps[0] == taps * spec.c;
+  const bool in_place =
+      gradient.parts() == 1 && steps[1] == 1 && steps[3] == spec.c && steps[2] == spec.s * spec.c && steps[0] == taps * spec.c;
   if (in_place) return gradient.run(dw);
   const auto parts = floats(gradient.parts() * size);
   gradient.run(parts.get());

@@ -81,7 +81,8 @@ void panel_of(const Panel& t) {
     float* out = t.out;
     const float* x = t.x;
     for (int64_t i = 0; i < t.pixels; ++i, x += t.step, out += kPanel) {
-      for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) { vstore(out + c, part.load(x + c)); });
+      for_vectors(t.channels,
+                  [&](int64_t c, const auto& part) __attribute__((always_inline)) { vstore(out + c, part.load(x + c)); });
     }
     return;
   }

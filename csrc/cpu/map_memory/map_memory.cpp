@@ -21,8 +21,8 @@ namespace fb::map_memory {
 namespace {
 
 constexpr size_t kGrain = 64;
-constexpr size_t kStep = size_t{64} << 20;         // addresses become usable in such steps
-constexpr size_t kMostRange = size_t{1} << 40;     // reserved addresses cost nothing; where a limit forbids so many, half, and so on
+constexpr size_t kStep = size_t{64} << 20;      // addresses become usable in such steps
+constexpr size_t kMostRange = size_t{1} << 40;  // reserved addresses cost nothing; where a limit forbids so many, half, and so on
 constexpr size_t kLeastRange = size_t{256} << 20;
 constexpr size_t kHugePage = size_t{2} << 20;
 
@@ -79,7 +79,8 @@ class Range {
     size_t total = 0, end = 0;
     for (const auto& [offset, size] : live_) end = offset + size > end ? offset + size : end;
     for (const auto& [offset, size] : free_) {
-      const size_t from = rounded_up(offset, page), to = (offset + size < held_ ? offset + size : rounded_up(held_, page)) / page * page;
+      const size_t from = rounded_up(offset, page),
+                   to = (offset + size < held_ ? offset + size : rounded_up(held_, page)) / page * page;
       if (from >= to) continue;
       madvise(base_ + from, to - from, MADV_DONTNEED);
       total += to - from;
@@ -130,8 +131,8 @@ class Range {
 
   char* base_ = nullptr;
   size_t size_ = 0, usable_ = 0, held_ = 0, live_bytes_ = 0;
-  std::map<size_t, size_t> free_;                 // offset -> bytes; no two touch
-  std::set<std::pair<size_t, size_t>> by_size_;   // the same, (bytes, offset)
+  std::map<size_t, size_t> free_;                // offset -> bytes; no two touch
+  std::set<std::pair<size_t, size_t>> by_size_;  // the same, (bytes, offset)
   std::unordered_map<size_t, size_t> live_;
 };
 
