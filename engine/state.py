@@ -34,7 +34,7 @@ from .run_cuda import CudaRunner
 from .select import make_plan
 from .shortcut import Shortcut, make_shortcut
 from .strides import follows_input, true_strides
-from .train_program import Program, Unprogrammed, hooked_container, make_program
+from .train_program import Program, Unprogrammed, containers, hooked_among, make_program
 from .weights import WeightStore
 
 MAX_PLANS = 32  # a plan is less than 1 MB: plans of a model share its packed weights and arenas
@@ -154,7 +154,7 @@ class EngineState:
         """The steps of the model in train(), made if need be; or why its modules run."""
         program = self.program
         if program is None or not program.guard.same_structure(model):
-            if (reason := hooked_container(model)) is not None:  # tracing would call the hooks
+            if (reason := hooked_among(containers(model))) is not None:  # tracing would call them
                 return reason
             if self.programs >= MAX_PROGRAMS:
                 return f"{MAX_PROGRAMS} programs were made: the model changes too often"

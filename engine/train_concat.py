@@ -26,7 +26,6 @@ class Room:
     def __init__(self, like: Tensor, channels: int) -> None:
         self.map = memory.empty_map(like, channels)
         self.used = 0
-        self.version = 0  # of the tensor that shows all of it
 
     def append(self, parts: tuple[Tensor, ...]) -> Tensor:
         """Write the parts behind what is there, and show everything."""
@@ -70,17 +69,21 @@ class Concat:
             return torch.cat(parts, 1)
         channels = sum(part.shape[1] for part in parts)
         self.chain.channels = max(self.chain.channels, channels)
-        found: tuple[Room, int] | None = None if self.is_first else getattr(parts[0], _ATTRIBUTE, None)
-        room = None
-        if found is not None and found[0].used == found[1] and parts[0]._version == found[0].version:
-            room = found[0] if found[0].map.shape[1] >= channels else None
+        room = None if self.is_first else _room_behind(parts[0], channels)
         continues = room is not None
         if room is None:
             room = Room(parts[0], self.chain.channels)
         shown: Any = _Append.apply(room, continues, *parts)
-        room.version = shown._version
-        setattr(shown, _ATTRIBUTE, (room, room.used))
+        setattr(shown, _ATTRIBUTE, (room, room.used, shown._version))
         return shown
+
+
+def _room_behind(shown: Tensor, channels: int) -> Room | None:
+    """The room that shows this tensor, unchanged and as its last, if so many channels fit."""
+    room, used, version = getattr(shown, _ATTRIBUTE, (None, 0, 0))
+    if room is None or room.used != used or shown._version != version or room.map.shape[1] < channels:
+        return None
+    return room
 
 
 def _is_plain(x: Any) -> bool:

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -42,7 +43,8 @@ _OURS = f"{__package__.rpartition('.')[0]}.backbones"
 _trace_lock = ForkSafeLock()  # torch.fx patches nn.Module for the whole process while it traces
 
 
-class Value(NamedTuple):
+@dataclass(frozen=True)
+class Value:
     """Stands for the result of an earlier step among the arguments of a step."""
 
     number: int
@@ -80,29 +82,25 @@ def is_traced_through(module: nn.Module) -> bool:
     return type(module) is nn.Sequential or type(module).__module__.startswith(_OURS)
 
 
-def containers(model: nn.Module) -> list[nn.Module]:
-    """Modules inside the model that a program does not call."""
-    return [module for module in model.modules() if module is not model and is_traced_through(module)]
+def containers(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules inside the model that a program does not call, by name."""
+    return {name: m for name, m in model.named_modules() if m is not model and is_traced_through(m)}
 
 
-def hooked_container(model: nn.Module) -> str | None:
-    """Which part of the model, if any, has hooks that a program would not call."""
-    for name, module in model.named_modules():
-        if hooked(module) and module is not model and is_traced_through(module):
-            return f"{name} has hooks"
-    return None
+def hooked_among(parts: dict[str, nn.Module]) -> str | None:
+    """Which of them, if any, has hooks."""
+    return next((f"{name} has hooks" for name, part in parts.items() if hooked(part)), None)
 
 
 class Convolution:
     """An nn.Conv2d by the op of `kernels` that its groups ask for."""
 
     def __init__(self, module: nn.Conv2d) -> None:
-        self.module = module
-        self.window = {"stride": module.stride, "padding": module.padding}
+        self.module, self.op = module, kernels.conv2d
+        self.window = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
         if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
-            self.op, self.window["dilation"] = kernels.depthwise_conv2d, module.dilation
+            self.op = kernels.depthwise_conv2d
         else:
-            self.op, self.window["dilation"] = kernels.conv2d, module.dilation
             self.window["groups"] = module.groups
 
     @staticmethod
@@ -127,7 +125,9 @@ class Tail(NamedTuple):
     @property
     def name(self) -> str:
         """The activation, as `kernels` call it."""
-        return "none" if self.activation is None else _name_of(self.activation)
+        if self.activation is None:
+            return "none"
+        return _FUNCTIONS.get(self.activation) or _ACTIVATIONS[type(self.activation)]
 
     def modules(self) -> list[nn.Module]:
         return [self.activation] if isinstance(self.activation, nn.Module) else []
@@ -189,10 +189,6 @@ class Gate:
         return kernels.squeeze_excite(x, *small, residual=residual, activation=self.tail.name)
 
 
-def _name_of(activation: Any) -> str:
-    return _ACTIVATIONS[type(activation)] if isinstance(activation, nn.Module) else _FUNCTIONS[activation]
-
-
 def _fits(x: Tensor, residual: Tensor | None) -> bool:
     """Whether nothing is broadcast or promoted: that is PyTorch's affair."""
     if residual is None:
@@ -227,13 +223,13 @@ class Method:
 class Program:
     """The steps of one model in train(). Holds its modules, not the model itself."""
 
-    def __init__(self, guard: Guard, containers: list[nn.Module], steps: list[Step], result: Any) -> None:
-        self.guard, self.containers, self.steps, self.result = guard, containers, steps, result
+    def __init__(self, guard: Guard, parts: dict[str, nn.Module], steps: list[Step], result: Any) -> None:
+        self.guard, self.containers, self.steps, self.result = guard, parts, steps, result
         self.weights = [tensor for tensor in guard.every if tensor.dim() == 4]
 
     def ready(self) -> Program | str:
         """The program; why it may not run now, while a part whose call it does not make has hooks."""
-        return "a block or stage has hooks" if any(map(hooked, self.containers)) else self
+        return hooked_among(self.containers) or self
 
     def __call__(self, x: Tensor) -> Any:
         planar = _native.memory_format(x) is torch.contiguous_format
@@ -260,14 +256,7 @@ def _is_channels_last(weight: Tensor) -> bool:
 
 def _planar(result: Any) -> Any:
     """What the modules would have returned for a planar image: planar maps."""
-    if isinstance(result, Tensor):
-        return result.contiguous() if result.dim() == 4 else result
-    if isinstance(result, (list, tuple)):
-        parts = [_planar(part) for part in result]
-        return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)
-    if isinstance(result, dict):
-        return {key: _planar(part) for key, part in result.items()}
-    return result
+    return _mapped(result, lambda t: t.contiguous() if isinstance(t, Tensor) and t.dim() == 4 else t)
 
 
 class Unprogrammed(NamedTuple):
@@ -280,20 +269,24 @@ class Unprogrammed(NamedTuple):
         return self.reason
 
 
+def _mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """The same nesting of tuples (also named ones), lists, dicts and slices with `change` applied to what is
+    in them. torch.fx's own containers become plain ones."""
+    if isinstance(tree, (tuple, list)):
+        parts = [_mapped(part, change) for part in tree]
+        if hasattr(tree, "_fields"):
+            return type(tree)(*parts)
+        return tuple(parts) if isinstance(tree, tuple) else parts
+    if isinstance(tree, dict):
+        return {key: _mapped(part, change) for key, part in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(_mapped(part, change) for part in (tree.start, tree.stop, tree.step)))
+    return change(tree)
+
+
 def _filled(args: Any, values: list[Any]) -> Any:
     """The arguments with results in the place of `Value`s."""
-    kind = type(args)
-    if kind is Value:
-        return values[args.number]
-    if kind is tuple or kind is list:
-        return kind([_filled(a, values) for a in args])
-    if kind is dict:
-        return {key: _filled(a, values) for key, a in args.items()} if args else args
-    if isinstance(args, tuple):  # a named one
-        return kind(*(_filled(a, values) for a in args))
-    if kind is slice:
-        return slice(*(_filled(a, values) for a in (args.start, args.stop, args.step)))
-    return args
+    return _mapped(args, lambda leaf: values[leaf.number] if type(leaf) is Value else leaf)
 
 
 # ---- tracing ----
@@ -341,16 +334,14 @@ def make_program(model: nn.Module, plain: MethodType) -> Program | Unprogrammed:
     return Program(guard, containers(model), *_steps(model, graph))
 
 
-Group = tuple[
-    Norm | Gate | Concat, tuple[Node, ...], list[Node]
-]  # the call, its arguments, the nodes it replaces
+# The call, its arguments, the nodes it replaces.
+Group = tuple[Norm | Gate | Concat, tuple[Node, ...], list[Node]]
 
 
 def _steps(model: nn.Module, graph: torch.fx.Graph) -> tuple[list[Step], Any]:
     parts = _Parts(model)
-    groups = [
-        parts.gate_at(node) for node in graph.nodes
-    ]  # first: a shortcut's norm leaves them the addition
+    # Gates first: the norm of a shortcut leaves them the addition.
+    groups = [parts.gate_at(node) for node in graph.nodes]
     groups += [parts.norm_at(node) for node in graph.nodes]
     groups += parts.chains(graph)
     fused = {group[2][-1]: group for group in groups if group is not None}
@@ -373,9 +364,9 @@ def _steps(model: nn.Module, graph: torch.fx.Graph) -> tuple[list[Step], Any]:
 
 def _with_last_uses(planned: list[tuple[Callable[..., Any], Any, Any, int]], result: Any) -> list[Step]:
     steps: list[Step] = []
-    needed = set(_numbers(result))
+    needed = _numbers(result)
     for call, args, kwargs, out in reversed(planned):
-        used = {*_numbers(args), *_numbers(kwargs), out} - needed
+        used = (_numbers(args) | _numbers(kwargs) | {out}) - needed
         needed |= used
         steps.append(Step(call, args, kwargs, out, tuple(sorted(used))))
     return steps[::-1]
@@ -528,29 +519,12 @@ def _is_mean_of(node: Any, x: Any) -> bool:
 
 
 def _valued(args: Any, numbers: dict[Node, int]) -> Any:
-    """The arguments of a node, with `Value`s for nodes and without torch.fx's own containers."""
-    if isinstance(args, Node):
-        return Value(numbers[args])
-    if isinstance(args, tuple):
-        found = [_valued(a, numbers) for a in args]
-        return type(args)(*found) if hasattr(args, "_fields") else tuple(found)
-    if isinstance(args, list):
-        return [_valued(a, numbers) for a in args]
-    if isinstance(args, dict):
-        return {key: _valued(a, numbers) for key, a in args.items()}
-    if isinstance(args, slice):
-        return slice(*(_valued(a, numbers) for a in (args.start, args.stop, args.step)))
-    return args
+    """The arguments of a node, with `Value`s for nodes."""
+    return _mapped(args, lambda leaf: Value(numbers[leaf]) if isinstance(leaf, Node) else leaf)
 
 
-def _numbers(args: Any) -> Iterable[int]:
-    if type(args) is Value:
-        yield args.number
-    elif isinstance(args, (tuple, list)):
-        for a in args:
-            yield from _numbers(a)
-    elif isinstance(args, dict):
-        for a in args.values():
-            yield from _numbers(a)
-    elif isinstance(args, slice):
-        yield from _numbers((args.start, args.stop, args.step))
+def _numbers(args: Any) -> set[int]:
+    """Of the `Value`s among the arguments."""
+    found: set[int] = set()
+    _mapped(args, lambda leaf: found.add(leaf.number) if type(leaf) is Value else None)
+    return found

@@ -121,7 +121,6 @@ def depthwise(
     args = grad, x, weight, stride, padding, dilation
     if refuse_depthwise_backward(*args) is not None:
         return None, None
-    needs_x = needs_x and decline_depthwise_backward(*args, True) is None
     needs_weight = needs_weight and decline_depthwise_backward(*args, needs_x) is None
     if not needs_x and not needs_weight:
         return None, None

@@ -188,6 +188,28 @@ def isas() -> list[str]:
     return [name for name in order[: best + 1] if name in module.compiled_isas()]
 
 
+def results_of_isas(
+    script: str, folder: Path, rtol: float, atol: float, equal_nan: bool = False
+) -> dict[str, Tensor]:
+    """What a test file, run as a program, writes into the file it is given: AVX2 and AVX-512 have the same
+    bits, the portable kernels, which round products on their own, values within the tolerances.
+
+    Returns the portable results.
+    """
+    found = {}
+    for isa in isas():
+        path = folder / f"{isa}.pt"
+        run_python(script, str(path), FB_MAX_ISA=isa)
+        found[isa] = torch.load(path)
+    for name, value in found["portable"].items():
+        if "avx2" in found:
+            close = {"rtol": rtol, "atol": atol, "equal_nan": equal_nan, "msg": name}
+            torch.testing.assert_close(value, found["avx2"][name], **close)
+        if "avx512" in found:
+            assert_bit_equal(found["avx512"][name], found["avx2"][name], name)
+    return found["portable"]
+
+
 # ---- candidates ----
 
 

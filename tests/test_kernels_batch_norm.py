@@ -16,10 +16,9 @@ from helpers import (
     assert_bit_equal,
     assert_equal,
     generator,
-    isas,
     needs_native,
     reals,
-    run_python,
+    results_of_isas,
     threads,
 )
 
@@ -124,17 +123,8 @@ def real_results():
 
 
 def test_instruction_sets_give_the_same_bits(tmp_path):
-    found = {}
-    for isa in isas():
-        path = tmp_path / f"{isa}.pt"
-        run_python("tests/test_kernels_batch_norm.py", str(path), FB_MAX_ISA=isa)
-        found[isa] = torch.load(path)
-    assert len(found["portable"]) == len(SIZES) * len(ACTIVATIONS) * 2 * len(NAMES)
-    for name, value in found["portable"].items():
-        if "avx2" in found:
-            torch.testing.assert_close(value, found["avx2"][name], rtol=1e-4, atol=1e-5, msg=name)
-        if "avx512" in found:
-            assert_bit_equal(found["avx512"][name], found["avx2"][name], name)
+    found = results_of_isas("tests/test_kernels_batch_norm.py", tmp_path, 1e-4, 1e-5)
+    assert len(found) == len(SIZES) * len(ACTIVATIONS) * 2 * len(NAMES)
 
 
 def test_without_weights_records_and_addition():

@@ -16,12 +16,11 @@ from helpers import (
     assert_bit_equal,
     assert_equal,
     integers,
-    isas,
     layout_name,
     needs_native,
     poisoned,
     reals,
-    run_python,
+    results_of_isas,
     threads,
 )
 
@@ -148,8 +147,8 @@ def test_input_gradients_keep_the_2x_rule_and_are_exact(case):
 
 
 LARGE = [
-    Case("1x1", (6, 64, 30, 33), 128),
-    Case("3x3", (6, 48, 30, 33), 40, (3, 3), padding=(1, 1)),
+    Case("1x1, large", (6, 64, 30, 33), 128),
+    Case("3x3, large", (6, 48, 30, 33), 40, (3, 3), padding=(1, 1)),
     Case("few pixels", (3, 64, 7, 7), 300, (3, 3), padding=(1, 1)),
 ]
 
@@ -176,16 +175,8 @@ def real_results():
 
 
 def test_instruction_sets_give_the_same_bits(tmp_path):
-    found = {}
-    for isa in isas():
-        path = tmp_path / f"{isa}.pt"
-        run_python("tests/test_kernels_conv2d_backward.py", str(path), FB_MAX_ISA=isa)
-        found[isa] = torch.load(path)
-    for name, value in found["portable"].items():
-        if "avx2" in found:
-            torch.testing.assert_close(value, found["avx2"][name], rtol=1e-4, atol=1e-4, msg=name)
-        if "avx512" in found:
-            assert_bit_equal(found["avx512"][name], found["avx2"][name], name)
+    found = results_of_isas("tests/test_kernels_conv2d_backward.py", tmp_path, 1e-4, 1e-4)
+    assert len(found) == 2 * (len(CASES) + len(LARGE))
 
 
 def test_slices_of_wider_maps():

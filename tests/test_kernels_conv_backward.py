@@ -17,12 +17,11 @@ from helpers import (
     assert_bit_equal,
     assert_equal,
     integers,
-    isas,
     layout_name,
     needs_native,
     poisoned,
     reals,
-    run_python,
+    results_of_isas,
     threads,
 )
 from helpers import one_thread as one_thread
@@ -236,17 +235,8 @@ def real_results():
 
 
 def test_instruction_sets_give_the_same_bits(tmp_path):
-    found = {}
-    for isa in isas():
-        path = tmp_path / f"{isa}.pt"
-        run_python("tests/test_kernels_conv_backward.py", str(path), FB_MAX_ISA=isa)
-        found[isa] = torch.load(path)
-    assert len(found["portable"]) > 80
-    for name, value in found["portable"].items():
-        if "avx2" in found:
-            torch.testing.assert_close(value, found["avx2"][name], rtol=1e-4, atol=1e-4, msg=name)
-        if "avx512" in found:
-            assert_bit_equal(found["avx512"][name], found["avx2"][name], name)
+    found = results_of_isas("tests/test_kernels_conv_backward.py", tmp_path, 1e-4, 1e-4)
+    assert len(found) > 80
 
 
 @pytest.mark.parametrize("case", [GROUPED[1], DEPTHWISE[0]], ids=["grouped", "depthwise"])

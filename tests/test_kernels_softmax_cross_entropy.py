@@ -19,11 +19,10 @@ from helpers import (
     assert_bit_equal,
     assert_equal,
     generator,
-    isas,
     needs_native,
     poisoned,
     reals,
-    run_python,
+    results_of_isas,
     threads,
 )
 from helpers import one_thread as one_thread
@@ -301,19 +300,10 @@ def real_results() -> dict[str, torch.Tensor]:
 
 @needs_native
 def test_instruction_sets_give_the_same_bits(tmp_path):
-    found = {}
-    for isa in isas():
-        path = tmp_path / f"{isa}.pt"
-        run_python("tests/test_kernels_softmax_cross_entropy.py", str(path), FB_MAX_ISA=isa)
-        found[isa] = torch.load(path)
-    assert len(found["portable"]) == 7 * 2 * 2 * 2 * 3 * 2
-    for name, value in found["portable"].items():
-        if "avx2" in found:
-            torch.testing.assert_close(
-                value, found["avx2"][name], rtol=1e-5, atol=1e-6, equal_nan=True, msg=name
-            )
-        if "avx512" in found:
-            assert_bit_equal(found["avx512"][name], found["avx2"][name], name)
+    found = results_of_isas(
+        "tests/test_kernels_softmax_cross_entropy.py", tmp_path, 1e-5, 1e-6, equal_nan=True
+    )
+    assert len(found) == 7 * 2 * 2 * 2 * 3 * 2
 
 
 # ---- derivatives ----

@@ -18,13 +18,12 @@ from helpers import (
     assert_equal,
     generator,
     integers,
-    isas,
     layout_name,
     needs_native,
     poisoned,
     reals,
     refusal,
-    run_python,
+    results_of_isas,
     threads,
 )
 from helpers import one_thread as one_thread
@@ -139,17 +138,8 @@ def real_results():
 
 
 def test_instruction_sets_give_the_same_bits(tmp_path):
-    found = {}
-    for isa in isas():
-        path = tmp_path / f"{isa}.pt"
-        run_python("tests/test_kernels_squeeze_excite.py", str(path), FB_MAX_ISA=isa)
-        found[isa] = torch.load(path)
-    assert len(found["portable"]) == len(SIZES) * len(ACTIVATIONS) * (2 * len(NAMES) - 1)
-    for name, value in found["portable"].items():
-        if "avx2" in found:
-            torch.testing.assert_close(value, found["avx2"][name], rtol=1e-4, atol=1e-5, msg=name)
-        if "avx512" in found:
-            assert_bit_equal(found["avx512"][name], found["avx2"][name], name)
+    found = results_of_isas("tests/test_kernels_squeeze_excite.py", tmp_path, 1e-4, 1e-5)
+    assert len(found) == len(SIZES) * len(ACTIVATIONS) * (2 * len(NAMES) - 1)
 
 
 def test_the_values_do_not_depend_on_whether_autograd_records():

@@ -16,39 +16,9 @@ Tensor convolution(const char* kind, const Tensor& x, const Tensor& weight, cons
                    const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding, const Ints& dilation,
                    int64_t groups, const std::string& activation) {
   using namespace fb::door;
-  check_tensor(kind, "x", x, 4);
-  check_tensor(kind, "weight", weight, 4);
-  const auto strides = check_pair(kind, "stride", stride, 1);
-  const auto pads = check_pair(kind, "padding", padding, 0);
-  const auto dilations = check_pair(kind, "dilation", dilation, 1);
-  const auto x_sizes = x.sizes(), weight_sizes = weight.sizes();
-
-  fb::OpSpec spec;
-  spec.kind = kind;
-  spec.n = x_sizes[0];
-  spec.c = x_sizes[1];
-  spec.h = x_sizes[2];
-  spec.w = x_sizes[3];
-  spec.k = weight_sizes[0];
-  spec.r = weight_sizes[2];
-  spec.s = weight_sizes[3];
-  spec.stride_h = strides[0];
-  spec.stride_w = strides[1];
-  spec.pad_h = pads[0];
-  spec.pad_w = pads[1];
-  spec.dilation_h = dilations[0];
-  spec.dilation_w = dilations[1];
-  spec.groups = groups;
+  fb::OpSpec spec = convolution_spec(kind, kind, x, weight, stride, padding, dilation, groups);
   spec.activation = check_activation(kind, activation, spec.kind == "depthwise_conv2d" ? fb::kRelu6 : fb::kRelu);
-  check(groups >= 1, kind, ": groups is ", groups, ", expected at least 1");
-  check(spec.c >= 1 && spec.h >= 1 && spec.w >= 1, kind, ": x has sizes ", sizes_text(x),
-        ", only the batch may be empty");
-  check(spec.k >= 1 && spec.r >= 1 && spec.s >= 1, kind, ": weight has sizes ", sizes_text(weight), ", none may be 0");
-  check(spec.c == weight_sizes[1] * groups && spec.k % groups == 0, kind, ": weight ", sizes_text(weight), " with ",
-        groups, " groups does not fit x ", sizes_text(x));
-  check(spec.r <= INT32_MAX && spec.s <= INT32_MAX, kind, ": weight ", sizes_text(weight), " is too large");
-  const int64_t p = output_size(kind, "height", spec.h, spec.r, spec.stride_h, spec.pad_h, spec.dilation_h, false);
-  const int64_t q = output_size(kind, "width", spec.w, spec.s, spec.stride_w, spec.pad_w, spec.dilation_w, false);
+  const int64_t p = spec.p(), q = spec.q();
   check_addressable(kind, {spec.n, spec.k, p, q});
   check_addressable(kind, {spec.c, spec.h + 2 * spec.pad_h, spec.w + 2 * spec.pad_w});
   if (bias) {

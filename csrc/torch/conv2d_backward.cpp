@@ -8,6 +8,7 @@
 #include "cpu/layout/turned_filters.h"
 #include "door.h"
 #include "ops.h"
+#include "rows.h"
 
 namespace {
 
@@ -17,36 +18,9 @@ using Pair = std::tuple<Tensor, Tensor>;
 // The forward's spec, after all checks.
 fb::OpSpec forward_spec(const char* op, const char* kind, const Tensor& grad, const Tensor& x, const Tensor& weight,
                         const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
-  check_tensor(op, "x", x, 4);
-  check_tensor(op, "weight", weight, 4);
+  fb::OpSpec spec = convolution_spec(op, kind, x, weight, stride, padding, dilation, groups);
   check_tensor(op, "grad", grad, 4);
-  const auto strides = check_pair(op, "stride", stride, 1);
-  const auto pads = check_pair(op, "padding", padding, 0);
-  const auto dilations = check_pair(op, "dilation", dilation, 1);
-  fb::OpSpec spec;
-  spec.kind = kind;
-  spec.n = x.size(0);
-  spec.c = x.size(1);
-  spec.h = x.size(2);
-  spec.w = x.size(3);
-  spec.k = weight.size(0);
-  spec.r = weight.size(2);
-  spec.s = weight.size(3);
-  spec.stride_h = strides[0];
-  spec.stride_w = strides[1];
-  spec.pad_h = pads[0];
-  spec.pad_w = pads[1];
-  spec.dilation_h = dilations[0];
-  spec.dilation_w = dilations[1];
-  spec.groups = groups;
-  check(groups >= 1, op, ": groups is ", groups, ", expected at least 1");
-  check(spec.c >= 1 && spec.h >= 1 && spec.w >= 1, op, ": x has sizes ", sizes_text(x), ", only the batch may be empty");
-  check(spec.k >= 1 && spec.r >= 1 && spec.s >= 1, op, ": weight has sizes ", sizes_text(weight), ", none may be 0");
-  check(spec.c == weight.size(1) * groups && spec.k % groups == 0, op, ": weight ", sizes_text(weight), " with ", groups,
-        " groups does not fit x ", sizes_text(x));
-  check(spec.r <= INT32_MAX && spec.s <= INT32_MAX, op, ": weight ", sizes_text(weight), " is too large");
-  const int64_t p = output_size(op, "height", spec.h, spec.r, spec.stride_h, spec.pad_h, spec.dilation_h, false);
-  const int64_t q = output_size(op, "width", spec.w, spec.s, spec.stride_w, spec.pad_w, spec.dilation_w, false);
+  const int64_t p = spec.p(), q = spec.q();
   check(grad.size(0) == spec.n && grad.size(1) == spec.k && grad.size(2) == p && grad.size(3) == q, op, ": grad has sizes ",
         sizes_text(grad), ", expected [", spec.n, ", ", spec.k, ", ", p, ", ", q, "]");
   if (const std::string reason = fb::refusal(spec); !reason.empty()) check(false, op, ": ", reason);
@@ -162,25 +136,17 @@ Pair grouped_conv2d_backward(const Tensor& grad, const Tensor& x, const Tensor& 
   return gradients(spec, grad, x, weight, needs_x, needs_weight, input, weights);
 }
 
-// One value for each channel, in one piece, or nothing.
-std::optional<Tensor> per_channel(const char* op, const char* name, const std::optional<Tensor>& t, int64_t channels) {
-  if (!t) return std::nullopt;
-  check_tensor(op, name, *t, 1);
-  check(t->size(0) == channels, op, ": ", name, " has sizes ", sizes_text(*t), ", expected [", channels, "]");
-  return torch::stable::contiguous(*t);
-}
-
 Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& x, const Tensor& weight, const Ints& stride, const Ints& padding,
                               const Ints& dilation, const std::optional<Tensor>& mean, const std::optional<Tensor>& scale,
                               const std::optional<Tensor>& bias, const std::string& activation) {
   constexpr const char* kOp = "conv2d_backward_weight";
   fb::OpSpec spec = forward_spec(kOp, "conv2d", grad, x, weight, stride, padding, dilation, 1);
-  const auto means = per_channel(kOp, "mean", mean, spec.c), scales = per_channel(kOp, "scale", scale, spec.c),
-             biases = per_channel(kOp, "bias", bias, spec.c);
+  const Floats means = per_channel(kOp, "mean", mean, spec.c, 0.0f), scales = per_channel(kOp, "scale", scale, spec.c, 1.0f),
+               biases = per_channel(kOp, "bias", bias, spec.c, 0.0f);
   fb::conv2d_backward::Norm norm{nullptr, nullptr, nullptr, check_activation(kOp, activation, fb::kRelu6)};
   check((mean && scale && bias) || (!mean && !scale && !bias && norm.activation == fb::kNone), kOp,
         ": mean, scale and bias go together, and an activation with them");
-  if (means) norm = {floats(*means), floats(*scales), floats(*biases), norm.activation};
+  if (mean) norm = {means.data(), scales.data(), biases.data(), norm.activation};
   const auto sizes = weight.sizes();
   const Tensor dw = empty(Ints(sizes.begin(), sizes.end()), suggests_channels_last(weight));
   if (spec.n == 0) {

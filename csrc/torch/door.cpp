@@ -190,6 +190,40 @@ Tensor Output::finish() const {
   return y_;
 }
 
+OpSpec convolution_spec(const char* op, const char* kind, const Tensor& x, const Tensor& weight, const Ints& stride, const Ints& padding,
+                        const Ints& dilation, int64_t groups) {
+  check_tensor(op, "x", x, 4);
+  check_tensor(op, "weight", weight, 4);
+  const auto strides = check_pair(op, "stride", stride, 1);
+  const auto pads = check_pair(op, "padding", padding, 0);
+  const auto dilations = check_pair(op, "dilation", dilation, 1);
+  OpSpec spec;
+  spec.kind = kind;
+  spec.n = x.size(0);
+  spec.c = x.size(1);
+  spec.h = x.size(2);
+  spec.w = x.size(3);
+  spec.k = weight.size(0);
+  spec.r = weight.size(2);
+  spec.s = weight.size(3);
+  spec.stride_h = strides[0];
+  spec.stride_w = strides[1];
+  spec.pad_h = pads[0];
+  spec.pad_w = pads[1];
+  spec.dilation_h = dilations[0];
+  spec.dilation_w = dilations[1];
+  spec.groups = groups;
+  check(groups >= 1, op, ": groups is ", groups, ", expected at least 1");
+  check(spec.c >= 1 && spec.h >= 1 && spec.w >= 1, op, ": x has sizes ", sizes_text(x), ", only the batch may be empty");
+  check(spec.k >= 1 && spec.r >= 1 && spec.s >= 1, op, ": weight has sizes ", sizes_text(weight), ", none may be 0");
+  check(spec.c == weight.size(1) * groups && spec.k % groups == 0, op, ": weight ", sizes_text(weight), " with ", groups,
+        " groups does not fit x ", sizes_text(x));
+  check(spec.r <= INT32_MAX && spec.s <= INT32_MAX, op, ": weight ", sizes_text(weight), " is too large");
+  output_size(op, "height", spec.h, spec.r, spec.stride_h, spec.pad_h, spec.dilation_h, false);
+  output_size(op, "width", spec.w, spec.s, spec.stride_w, spec.pad_w, spec.dilation_w, false);
+  return spec;
+}
+
 OpSpec map_spec(const char* kind, const Tensor& x) {
   const auto sizes = x.sizes();
   return map_spec(kind, Ints(sizes.begin(), sizes.end()));

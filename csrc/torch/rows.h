@@ -49,4 +49,15 @@ struct Rows {
   }
 };
 
+using Floats = std::vector<float>;
+
+// One value for each channel; `otherwise` where there is no tensor.
+inline Floats per_channel(const char* op, const char* name, const std::optional<Tensor>& t, int64_t channels, float otherwise) {
+  if (!t) return Floats(static_cast<size_t>(channels), otherwise);
+  check_tensor(op, name, *t, 1);
+  check(t->size(0) == channels, op, ": ", name, " has sizes ", sizes_text(*t), ", expected [", channels, "]");
+  const Tensor plain = torch::stable::contiguous(*t);
+  return Floats(floats(plain), floats(plain) + channels);
+}
+
 }  // namespace fb::door

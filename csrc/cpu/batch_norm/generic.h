@@ -3,6 +3,7 @@
 // no memory traffic.
 #pragma once
 
+#include "../simd/by_activation.h"
 #include "batch_norm.h"
 
 namespace {
@@ -69,24 +70,14 @@ FB_INLINE void apply_rows(const Apply& t) {
   }
 }
 
-template <int64_t kActivation>
-FB_INLINE void apply_with(const Apply& t) {
-  if (t.residual.data != nullptr) {
-    apply_rows<kActivation, true>(t);
-  } else {
-    apply_rows<kActivation, false>(t);
-  }
-}
-
 void piece_apply(const Apply& t) {
-  switch (t.activation) {
-    case fb::kRelu:
-      return apply_with<fb::kRelu>(t);
-    case fb::kRelu6:
-      return apply_with<fb::kRelu6>(t);
-    default:
-      return apply_with<fb::kNone>(t);
-  }
+  by_activation(t.activation, [&](auto activation) __attribute__((always_inline)) {
+    if (t.residual.data != nullptr) {
+      apply_rows<activation.value, true>(t);
+    } else {
+      apply_rows<activation.value, false>(t);
+    }
+  });
 }
 
 template <bool kMasked>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../simd/activation.h"
+#include "../simd/by_activation.h"
 #include "../simd/part.h"
 #include "conv2d_backward.h"
 
@@ -86,14 +87,7 @@ void panel_of(const Panel& t) {
     }
     return;
   }
-  switch (t.norm.activation) {
-    case fb::kRelu:
-      return normed_panel<fb::kRelu>(t);
-    case fb::kRelu6:
-      return normed_panel<fb::kRelu6>(t);
-    default:
-      return normed_panel<fb::kNone>(t);
-  }
+  by_activation(t.norm.activation, [&](auto activation) __attribute__((always_inline)) { normed_panel<activation.value>(t); });
 }
 
 void rows_of(const Rows& t) {

@@ -1,6 +1,7 @@
 // Pixel after pixel, as they lie in memory; sums over pixels are kept in L1 (see batch_norm/generic.h).
 #pragma once
 
+#include "../simd/by_activation.h"
 #include "squeeze_excite.h"
 
 namespace {
@@ -162,24 +163,14 @@ FB_INLINE void apply_kept(const Apply& t) {
   apply_to_rows<kActivation, kResidual, false>(t);
 }
 
-template <int64_t kActivation>
-FB_INLINE void apply_with(const Apply& t) {
-  if (t.residual.data != nullptr) {
-    apply_kept<kActivation, true>(t);
-  } else {
-    apply_kept<kActivation, false>(t);
-  }
-}
-
 void rows_apply(const Apply& t) {
-  switch (t.activation) {
-    case fb::kRelu:
-      return apply_with<fb::kRelu>(t);
-    case fb::kRelu6:
-      return apply_with<fb::kRelu6>(t);
-    default:
-      return apply_with<fb::kNone>(t);
-  }
+  by_activation(t.activation, [&](auto activation) __attribute__((always_inline)) {
+    if (t.residual.data != nullptr) {
+      apply_kept<activation.value, true>(t);
+    } else {
+      apply_kept<activation.value, false>(t);
+    }
+  });
 }
 
 template <bool kMasked, bool kX, bool kResidual>
