@@ -5,7 +5,7 @@ of it for each layer and keeps every copy for backward. Here the maps lie side b
 the last concatenation: each step writes its new channels behind the others and shows the buffer up to there.
 
 What a tensor shows is never written again: a step that finds the place behind its channels taken (a forward
-that branches) begins a buffer of its own.
+that branches) begins a buffer of its own. So the moments of a channel are computed once, whoever norms it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class Room:
     def __init__(self, like: Tensor, channels: int) -> None:
         self.map = memory.empty_map(like, channels)
         self.used = 0
+        self.known = 0  # channels whose moments are computed
+        self.mean, self.var = torch.empty(2, channels)
 
     def append(self, parts: tuple[Tensor, ...]) -> Tensor:
         """Write the parts behind what is there, and show everything."""
@@ -36,6 +38,15 @@ class Room:
         n, _, h, w = self.map.shape
         shown = torch.empty(0, dtype=self.map.dtype)
         return shown.set_(self.map.untyped_storage(), 0, (n, self.used, h, w), self.map.stride())
+
+    def moments(self, channels: int) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of each of the first channels."""
+        if self.known < channels:
+            new = self.map.data[:, self.known : channels]
+            mean, var, *_ = torch.ops.fast_backbones.batch_norm_affine(new, None, None, None, None, 1.0)
+            self.mean[self.known : channels], self.var[self.known : channels] = mean, var
+            self.known = channels
+        return self.mean[:channels], self.var[:channels]
 
 
 class _Append(torch.autograd.Function):
@@ -78,10 +89,29 @@ class Concat:
         return shown
 
 
-def _room_behind(shown: Tensor, channels: int) -> Room | None:
-    """The room that shows this tensor, unchanged and as its last, if so many channels fit."""
+def moments_of(x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean and biased variance of each channel of a concatenation's result, unless somebody changed it."""
+    room, used = _room_of(x)
+    return None if room is None else room.moments(used)
+
+
+def hand_on(shown: Tensor, alias: Tensor) -> None:
+    """The alias shows the same: let later steps know."""
+    room, used = _room_of(shown)
+    if room is not None and alias is not shown:
+        setattr(alias, _ATTRIBUTE, (room, used, alias._version))
+
+
+def _room_of(shown: Tensor) -> tuple[Room | None, int]:
+    """The room that shows this tensor, unchanged, and of how many channels; None for another tensor."""
     room, used, version = getattr(shown, _ATTRIBUTE, (None, 0, 0))
-    if room is None or room.used != used or shown._version != version or room.map.shape[1] < channels:
+    return (room, used) if room is not None and shown._version == version else (None, 0)
+
+
+def _room_behind(shown: Tensor, channels: int) -> Room | None:
+    """The room that shows this tensor, as its last, if so many channels fit."""
+    room, used = _room_of(shown)
+    if room is None or room.used != used or room.map.shape[1] < channels:
         return None
     return room
 

@@ -1,9 +1,9 @@
 """Training: the model's forward as a list of steps, with norms, shortcuts and activations fused.
 
 In train() a backbone runs its own modules. Here the same calls are made from a list that torch.fx has traced
-once, because what belongs together lies in different modules: batch norm, the addition of the shortcut and
-the activation become one call of `kernels.batch_norm`, and convolutions go to `kernels` as well, which have
-compiled gradients and keep less for them. All gradients are autograd's, so accumulation, retained graphs,
+once, because what belongs together lies in different modules (train_steps.py): batch norm, the addition of
+the shortcut and the activation become one op, or batch norm, activation and convolution, whose gradients are
+compiled and keep less. All gradients are autograd's, so accumulation, retained graphs,
 DDP and gradient hooks work as with modules.
 
     make_program(model, plain)    the program, or the sentence why the modules run
@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.fx
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kernels
@@ -34,11 +33,33 @@ from .guard import Guard
 from .locks import ForkSafeLock
 from .rules import training_refusal
 from .train_concat import Chain, Concat
+from .train_steps import (
+    ACTIVATIONS,
+    FUNCTIONS,
+    Attribute,
+    Convolution,
+    Gate,
+    Method,
+    Norm,
+    NormConvolution,
+    Tail,
+    hooked,
+)
 
 Node = torch.fx.Node
-_ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6"}
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
-_FUNCTIONS = {F.relu: "relu", torch.relu: "relu", F.relu6: "relu6"}
+# What reads a map and leaves it as it is: types and functions.
+_READERS = {
+    Convolution,
+    NormConvolution,
+    Norm,
+    Gate,
+    Concat,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+}
+_READERS |= {torch.cat, operator.add, torch.add}
 _OURS = f"{__package__.rpartition('.')[0]}.backbones"
 _trace_lock = ForkSafeLock()  # torch.fx patches nn.Module for the whole process while it traces
 
@@ -51,26 +72,15 @@ class Value:
 
 
 class Step(NamedTuple):
-    """values[out] = call(*args, **kwargs); then nobody needs the values in `last` any more."""
+    """values[out] = call(*args, **kwargs); then nobody needs the values in `last` any more. Where it passes a
+    value on, the call returns that as well, for later steps."""
 
     call: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     out: int
     last: tuple[int, ...]
-
-
-# ---- what a step calls ----
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether somebody wants to see this module called."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+    passes: int | None = None
 
 
 def is_traced_through(module: nn.Module) -> bool:
@@ -92,131 +102,6 @@ def hooked_among(parts: dict[str, nn.Module]) -> str | None:
     return next((f"{name} has hooks" for name, part in parts.items() if hooked(part)), None)
 
 
-class Convolution:
-    """An nn.Conv2d by the op of `kernels` that its groups ask for."""
-
-    def __init__(self, module: nn.Conv2d) -> None:
-        self.module, self.op = module, kernels.conv2d
-        self.window = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-        if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
-            self.op = kernels.depthwise_conv2d
-        else:
-            self.window["groups"] = module.groups
-
-    @staticmethod
-    def takes(module: nn.Module) -> bool:
-        plain = type(module) is nn.Conv2d and module.padding_mode == "zeros"
-        return plain and not isinstance(module.padding, str)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        module = self.module
-        if hooked(module):
-            return module(x)
-        return self.op(x, module.weight, module.bias, **self.window)
-
-
-class Tail(NamedTuple):
-    """What follows a norm or a gate: the function that adds the shortcut, the activation (a module or a
-    function of one argument); each may be None."""
-
-    addition: Callable[..., Any] | None = None
-    activation: Any = None
-
-    @property
-    def name(self) -> str:
-        """The activation, as `kernels` call it."""
-        if self.activation is None:
-            return "none"
-        return _FUNCTIONS.get(self.activation) or _ACTIVATIONS[type(self.activation)]
-
-    def modules(self) -> list[nn.Module]:
-        return [self.activation] if isinstance(self.activation, nn.Module) else []
-
-    def __call__(self, y: Tensor, residual: Tensor | None) -> Tensor:
-        if self.addition is not None:
-            y = self.addition(y, residual)
-        return y if self.activation is None else self.activation(y)
-
-
-class Norm:
-    """An nn.BatchNorm2d and its tail."""
-
-    def __init__(self, norm: nn.BatchNorm2d, tail: Tail) -> None:
-        self.norm, self.tail = norm, tail
-        self.modules = [norm, *tail.modules()]
-
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        norm = self.norm
-        if any(map(hooked, self.modules)) or not _fits(x, residual):
-            return self.tail(norm(x), residual)
-        mean, var, momentum = norm.running_mean, norm.running_var, norm.momentum
-        batch = norm.training or mean is None
-        if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-            if momentum is None:  # the average of all batches
-                momentum = 1.0 / float(norm.num_batches_tracked)
-        if norm.training and not norm.track_running_stats:
-            mean = var = None
-        return kernels.batch_norm(
-            x,
-            norm.weight,
-            norm.bias,
-            mean,
-            var,
-            residual=residual,
-            training=batch,
-            momentum=0.0 if momentum is None else momentum,
-            eps=norm.eps,
-            activation=self.tail.name,
-        )
-
-
-class Gate:
-    """x * sigmoid(fc2(relu(fc1(mean of x)))) of squeeze-and-excitation, and its tail."""
-
-    def __init__(self, layers: tuple[nn.Module, ...], tail: Tail) -> None:
-        self.layers, self.tail = layers, tail
-        self.modules = [*layers, *tail.modules()]
-
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        fc1, _, fc2, _ = self.layers
-        if any(map(hooked, self.modules)) or not _fits(x, residual):
-            gate = x.mean((2, 3), keepdim=True)
-            for layer in self.layers:
-                gate = layer(gate)
-            return self.tail(x * gate, residual)
-        small = fc1.weight, fc1.bias, fc2.weight, fc2.bias
-        return kernels.squeeze_excite(x, *small, residual=residual, activation=self.tail.name)
-
-
-def _fits(x: Tensor, residual: Tensor | None) -> bool:
-    """Whether nothing is broadcast or promoted: that is PyTorch's affair."""
-    if residual is None:
-        return True
-    return isinstance(residual, Tensor) and (residual.shape, residual.dtype) == (x.shape, x.dtype)
-
-
-class Attribute:
-    """A parameter, buffer or constant of the model, read at every call."""
-
-    def __init__(self, model: nn.Module, target: str) -> None:
-        path, _, self.name = target.rpartition(".")
-        self.owner = model.get_submodule(path) if path else model
-
-    def __call__(self) -> Any:
-        return getattr(self.owner, self.name)
-
-
-class Method:
-    """A method of the first argument."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, owner: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(owner, self.name)(*args, **kwargs)
-
-
 # ---- the list ----
 
 
@@ -234,8 +119,12 @@ class Program:
     def __call__(self, x: Tensor) -> Any:
         planar = _native.memory_format(x) is torch.contiguous_format
         values: list[Any] = [_with_channels_last(x) if planar else x] + [None] * len(self.steps)
-        for call, args, kwargs, out, last in self.steps:
-            values[out] = call(*_filled(args, values), **_filled(kwargs, values))
+        for call, args, kwargs, out, last, passes in self.steps:
+            found = call(*_filled(args, values), **_filled(kwargs, values))
+            if passes is None:
+                values[out] = found
+            else:
+                values[out], values[passes] = found
             for number in last:
                 values[number] = None
         result = _filled(self.result, values)
@@ -335,7 +224,7 @@ def make_program(model: nn.Module, plain: MethodType) -> Program | Unprogrammed:
 
 
 # The call, its arguments, the nodes it replaces.
-Group = tuple[Norm | Gate | Concat, tuple[Node, ...], list[Node]]
+Group = tuple[Norm | NormConvolution | Gate | Concat, tuple[Node, ...], list[Node]]
 
 
 def _steps(model: nn.Module, graph: torch.fx.Graph) -> tuple[list[Step], Any]:
@@ -359,7 +248,7 @@ def _steps(model: nn.Module, graph: torch.fx.Graph) -> tuple[list[Step], Any]:
             numbers[node] = len(planned) + 1
             call, args, kwargs = (*fused[node][:2], {}) if node in fused else _call_of(model, node)
             planned.append((call, _valued(args, numbers), _valued(kwargs, numbers), numbers[node]))
-    return _with_last_uses(planned, result), result
+    return _with_passes(_with_last_uses(planned, result), _numbers(result)), result
 
 
 def _with_last_uses(planned: list[tuple[Callable[..., Any], Any, Any, int]], result: Any) -> list[Step]:
@@ -370,6 +259,24 @@ def _with_last_uses(planned: list[tuple[Callable[..., Any], Any, Any, int]], res
         needed |= used
         steps.append(Step(call, args, kwargs, out, tuple(sorted(used))))
     return steps[::-1]
+
+
+def _with_passes(steps: list[Step], returned: set[int]) -> list[Step]:
+    """A map that several steps read is passed on from one to the next, where they can and none changes it."""
+    readers: dict[int, list[Step]] = {}
+    for step in steps:
+        for number in _numbers(step.args) | _numbers(step.kwargs):
+            readers.setdefault(number, []).append(step)
+    changed = []
+    for step in steps:
+        number = step.args[0].number if step.args and type(step.args[0]) is Value else None
+        passes = (
+            isinstance(step.call, (Convolution, NormConvolution))
+            and number not in {*step.last, *returned}
+            and all(_READERS & {type(reader.call), reader.call} for reader in readers[number])
+        )
+        changed.append(step._replace(call=step.call.passing, passes=number) if passes else step)
+    return changed
 
 
 def _call_of(model: nn.Module, node: Node) -> tuple[Callable[..., Any], Any, Any]:
@@ -403,7 +310,12 @@ class _Parts:
         if type(norm) is not nn.BatchNorm2d:
             return None
         tail, residual, members = self.tail(node)
-        return self.group(Norm(norm, tail), (*node.args, *residual), [node, *members])
+        call, members = Norm(norm, tail), [node, *members]
+        user = _only_user(members[-1])
+        module = self.module(user)
+        if not residual and module is not None and Convolution.takes(module) and user not in self.claimed:
+            return self.group(NormConvolution(call, Convolution(module)), node.args, [*members, user])
+        return self.group(call, (*node.args, *residual), members)
 
     def gate_at(self, node: Node) -> Group | None:
         """The multiplication of a map by the gate that is made of its own means."""
@@ -456,7 +368,7 @@ class _Parts:
         seen = all(type(self.module(u)) is nn.BatchNorm2d or u.target is torch.cat for u in node.users)
         return list(items) if seen else None
 
-    def group(self, call: Norm | Gate, args: tuple[Any, ...], members: list[Node]) -> Group:
+    def group(self, call: Norm | NormConvolution | Gate, args: tuple[Any, ...], members: list[Node]) -> Group:
         self.claimed.update(members)
         return call, args, members
 
@@ -492,9 +404,9 @@ class _Parts:
             return None
         module = self.module(node)
         if module is not None:
-            return module if type(module) in _ACTIVATIONS else None
+            return module if type(module) in ACTIVATIONS else None
         plain = node.op == "call_function" and len(node.args) == 1 and not node.kwargs.get("inplace")
-        return node.target if plain and node.target in _FUNCTIONS else None
+        return node.target if plain and node.target in FUNCTIONS else None
 
 
 def _only_user(node: Node) -> Node | None:

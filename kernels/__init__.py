@@ -14,6 +14,7 @@ from ._dispatch import backend, current_backend, explain, ops
 from ._ext import build_info
 from .avg_pool2d import avg_pool2d, avg_pool2d_ref
 from .batch_norm import batch_norm, batch_norm_ref
+from .batch_norm_conv2d import batch_norm_conv2d, batch_norm_conv2d_ref
 from .conv2d import conv2d, conv2d_ref
 from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_ref
 from .global_avg_pool import global_avg_pool, global_avg_pool_ref
@@ -45,6 +46,7 @@ __all__ = [
     "squared_distances",
     "squeeze_excite",
     "batch_norm",
+    "batch_norm_conv2d",
     "softmax_cross_entropy",
     "conv2d_ref",
     "grouped_conv2d_ref",
@@ -61,6 +63,7 @@ __all__ = [
     "squared_distances_ref",
     "squeeze_excite_ref",
     "batch_norm_ref",
+    "batch_norm_conv2d_ref",
     "softmax_cross_entropy_ref",
     "backend",
     "build_info",

@@ -7,7 +7,8 @@ Prepared arguments, in the order of the candidates: x, weight, bias, residual, s
 groups, activation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -146,42 +147,92 @@ def decline_winograd(x, weight, bias, residual, stride, padding, *_) -> str | No
 
 class _NativeConv(torch.autograd.Function):
     """A native forward, and gradients by native kernels where they are good at them. Keeps weight, and x or
-    what x is made of. Entered only when autograd must record."""
+    what x is made of. Entered only when autograd must record.
+
+    With `passes` it returns x as well, for those that read x later: the gradient that reaches x there is
+    added in the kernel that computes this one, and not by a pass over the map.
+    """
 
     @staticmethod
-    def forward(kernel, x, weight, bias, residual, stride, padding, dilation, groups, activation):
+    def forward(kernel, passes, x, weight, bias, residual, stride, padding, dilation, groups, activation):
         op = getattr(torch.ops.fast_backbones, kernel)
-        return op(x, weight, bias, residual, stride, padding, dilation, groups, activation)
+        y = op(x, weight, bias, residual, stride, padding, dilation, groups, activation)
+        return (y, x.view_as(x)) if passes else y  # autograd wants an alias here
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, x, weight, bias, _, *geometry, ctx.activation = inputs
+        _, passes, x, weight, bias, _, *geometry, ctx.activation = inputs
         ctx.geometry = tuple(geometry)
         ctx.sizes, ctx.bias_sizes = x.shape, None if bias is None else list(bias.shape)
-        kept, ctx.how = _recompute.keep(x) if ctx.needs_input_grad[2] else ((None,), None)
-        ctx.save_for_backward(weight, output if ctx.activation == "relu" else None, *kept)
+        y = output[0] if passes else output
+        kept, ctx.how = _recompute.keep(x) if ctx.needs_input_grad[3] else ((None,), None)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(weight, y if ctx.activation == "relu" else None, *kept)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, added=None):
+        if grad is None:
+            return None, None, added, *(None,) * 8
         weight, y, *kept = ctx.saved_tensors
         if y is not None:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        *needs, needs_residual = ctx.needs_input_grad[1:5]
-        dx = dweight = None
-        fast = fast_backward(grad, weight)
-        if fast and needs[0]:
-            dx = _input_gradient(grad, weight, *ctx.geometry)
-        if fast and needs[1] and ctx.geometry[-1] == 1:
-            dweight = _conv_backward.dense_weight(
-                grad, *_recompute.before(kept, ctx.how), weight, *ctx.geometry[:3]
-            )
+        *needs, needs_residual = ctx.needs_input_grad[2:6]
+        found = gradients(grad, weight, kept, ctx.how, ctx.sizes, ctx.bias_sizes, ctx.geometry, needs, added)
+        return None, None, *found, grad if needs_residual else None, None, None, None, None, None
+
+
+def gradients(
+    grad: Tensor,
+    weight: Tensor,
+    kept: Sequence[Tensor | None],
+    how: _recompute.How | None,
+    sizes: torch.Size,
+    bias_sizes: list[int] | None,
+    geometry: tuple[Any, ...],
+    needs: Sequence[bool],
+    added: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of what a convolution has seen, of weight and of bias, where needed.
+
+    Args:
+        kept, how: what it has seen, as `_recompute.keep` or `_recompute.affine` say; sizes: of that.
+        geometry: stride, padding, dilation, groups.
+        added: to the first of the gradients, or None.
+    """
+    dx = dweight = x = None
+    stride, padding, dilation, groups = geometry
+    window = stride, padding, dilation
+    is_added = added is None
+    if fast_backward(grad, weight):
+        if groups == 1:
+            if needs[0]:
+                dx = _input_gradient(grad, weight, *geometry, added)
+                is_added = is_added or dx is not None
+            if needs[1]:
+                dweight = _conv_backward.dense_weight(grad, *_recompute.before(kept, how), weight, *window)
+        elif weight.shape[1] == 1:
+            x = _recompute.restore(kept, how) if needs[1] else _absent(grad, sizes)
+            dx, dweight = _conv_backward.depthwise(grad, x, weight, *window, *needs[:2])
+        else:
+            x, affine = _absent(grad, sizes), (None, None, "none")
+            if needs[1]:
+                x, (mean, *affine) = _recompute.before(kept, how)
+                if mean is not None:
+                    x, affine = _recompute.restore(kept, how), (None, None, "none")
+            dx, dweight = _conv_backward.grouped(grad, x, weight, *geometry, *needs[:2], affine)
+            x = None if affine[0] is not None else x
+    if x is None:
         # What is not needed is not there: of x only the sizes matter then.
-        needs_kept = needs[1] and dweight is None
-        x = _recompute.restore(kept, ctx.how) if needs_kept else grad.new_empty(()).expand(ctx.sizes)
-        if fast and ctx.geometry[-1] > 1:
-            dx, dweight = _conv_backward.grouped(grad, x, weight, *ctx.geometry, *needs[:2])
-        found = completed((dx, dweight), grad, x, weight, ctx.bias_sizes, ctx.geometry, needs)
-        return None, *found, grad if needs_residual else None, None, None, None, None, None
+        x = _recompute.restore(kept, how) if needs[1] and dweight is None else _absent(grad, sizes)
+    dx, *others = completed((dx, dweight), grad, x, weight, bias_sizes, geometry, needs)
+    if needs[0] and not is_added:
+        dx = dx + added
+    return dx, *others
+
+
+def _absent(grad: Tensor, sizes: torch.Size) -> Tensor:
+    """A tensor of these sizes without memory."""
+    return grad.new_empty(()).expand(sizes)
 
 
 def completed(found, grad, x, weight, bias_sizes, geometry, needs) -> tuple[Tensor | None, ...]:
@@ -202,8 +253,9 @@ def fast_backward(grad: Tensor, weight: Tensor) -> bool:
     return _native.refusal(grad, weight) is None
 
 
-def _input_gradient(grad, weight, stride, padding, dilation, groups) -> Tensor | None:
-    """The gradient of x, where it is a convolution that a native kernel is good at; else None.
+def _input_gradient(grad, weight, stride, padding, dilation, groups, added) -> Tensor | None:
+    """The gradient of x, and what is added to it, where it is a convolution that a native kernel is good at;
+    else None.
 
     At stride 1 dx is the convolution of dy with the filters upside down, inputs and outputs exchanged:
 
@@ -214,9 +266,29 @@ def _input_gradient(grad, weight, stride, padding, dilation, groups) -> Tensor |
         return None
     padding = (rows - 1 - padding[0], columns - 1 - padding[1])
     filters = torch.ops.fast_backbones.transposed_filters(weight, groups)
-    args = (grad, filters, None, None, stride, padding, dilation, groups, "none")
-    winograd = refuse_winograd(*args) is None and decline_winograd(*args) is None
-    return getattr(torch.ops.fast_backbones, "winograd_conv2d" if winograd else "conv2d")(*args)
+    args = (grad, filters, None, added, stride, padding, dilation, groups, "none")
+    return getattr(torch.ops.fast_backbones, fastest(*args))(*args)
+
+
+def fastest(x, weight, bias, residual, stride, padding, dilation, groups, activation) -> str:
+    """The native op that conv2d runs."""
+    args = x, weight, bias, residual, stride, padding, dilation, groups, activation
+    if groups > 1 and refuse_grouped(*args) is None:
+        return "grouped_conv2d"
+    if refuse_winograd(*args) is None and decline_winograd(*args) is None:
+        return "winograd_conv2d"
+    return "conv2d"
+
+
+def passing(x, weight, bias, stride, padding, dilation, groups) -> tuple[Tensor, Tensor] | None:
+    """The convolution by native kernels, and x as `_NativeConv` passes it on; None where they refuse, and
+    where nobody needs gradients."""
+    args = x, weight, bias, None, stride, padding, dilation, groups, "none"
+    if not x.requires_grad or not _native.needs_grad(x) or _native.refusal(*args[:3], cast_by_autocast=True):
+        return None
+    y, passed = _NativeConv.apply(fastest(*args), True, *args)
+    _recompute.hand_on(x, passed)
+    return y, passed
 
 
 def native(name: str, kernel: str, refuse: Callable[..., str | None], **options) -> Candidate:
@@ -232,13 +304,14 @@ def native(name: str, kernel: str, refuse: Callable[..., str | None], **options)
         if _native.needs_grad(x, weight, bias, residual):
             if residual is x:  # Dynamo traces a Function only when its tensors are distinct objects
                 residual = residual.view_as(residual)
-            return _NativeConv.apply(kernel, x, weight, bias, residual, *rest)
+            return _NativeConv.apply(kernel, False, x, weight, bias, residual, *rest)
         return getattr(torch.ops.fast_backbones, kernel)(x, weight, bias, residual, *rest)
 
     return Candidate(name, "native", refuse_all, run, **options)
 
 
-def _fake(x, weight, bias, residual, stride, padding, dilation, groups, activation):
+def fake(x, weight, bias, residual, stride, padding, dilation, groups, activation):
+    """What a convolution returns, without values."""
     _checks.same_kind("conv2d", x, False, weight=weight, bias=bias, residual=residual)
     p = _checks.output_size(
         "conv2d", "height", x.shape[2], weight.shape[2], stride[0], padding[0], dilation[0]
@@ -259,4 +332,4 @@ def _fake_transposed(weight, groups):
 
 
 for _kernel in ("conv2d", "winograd_conv2d", "grouped_conv2d"):
-    _native.register_fake(_kernel)(_fake)
+    _native.register_fake(_kernel)(fake)

@@ -100,7 +100,8 @@ def dense_weight(
     dilation: Pair,
 ) -> Tensor | None:
     """The gradient of weight [K, C, R, S] where the convolution has seen act((x - mean) * scale + bias), norm
-    being (mean, scale, bias, act), or x; None where PyTorch is faster."""
+    being (mean, scale, bias, act) or (None, scale, bias, act) without a mean, or x; None where PyTorch is
+    faster."""
     if weight.shape[1] < _LEAST_CHANNELS or _native.refusal(x) is not None:
         return None
     return torch.ops.fast_backbones.conv2d_backward_weight(grad, x, weight, stride, padding, dilation, *norm)
@@ -139,9 +140,11 @@ def grouped(
     groups: int,
     needs_x: bool = True,
     needs_weight: bool = True,
+    affine: tuple[Tensor | None, Tensor | None, str] = (None, None, "none"),
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of x [N, C, H, W] and of weight [K, C / groups, 3, 3], float32; None where not needed,
-    and where these kernels refuse or decline."""
+    and where these kernels refuse or decline. With affine = (scale, shift, act) the convolution has seen
+    act(x * scale + shift), whose gradient the first one is."""
     args = grad, x, weight, stride, padding, dilation
     needs_x, needs_weight = (
         needed
@@ -152,7 +155,7 @@ def grouped(
     if not needs_x and not needs_weight:
         return None, None
     op = torch.ops.fast_backbones.grouped_conv2d_backward
-    dx, dweight = op(*args, groups, needs_x, needs_weight)
+    dx, dweight = op(*args, groups, needs_x, needs_weight, *affine)
     return dx if needs_x else None, dweight if needs_weight else None
 
 
@@ -179,5 +182,7 @@ def _fake_depthwise(grad, x, weight, stride, padding, dilation, needs_x, needs_w
 
 
 @_native.register_fake("grouped_conv2d_backward")
-def _fake_grouped(grad, x, weight, stride, padding, dilation, groups, needs_x, needs_weight):
+def _fake_grouped(
+    grad, x, weight, stride, padding, dilation, groups, needs_x, needs_weight, *affine, **named
+):
     return _fake("grouped_conv2d_backward", grad, x, weight, needs_x, needs_weight)

@@ -7,9 +7,11 @@ the forward pass. Second derivatives go from the convolution to x past y itself:
 with respect to y is not seen.
 
     note(y, source)        batch norm tells where y comes from
+    hand_on(y, alias)      the same of an alias of y that another node of the graph returns
     keep(y)                what an op saves in the place of y: the source's tensors, or y itself
     restore(kept, how)     y again, from those
     before(kept, how)      x and the numbers that make y of it
+    affine(x, ...)         the same for y = act(x * scale + shift), which was never a tensor
 """
 
 from typing import Any, NamedTuple
@@ -61,6 +63,13 @@ def note(y: Tensor, tensors: tuple[Tensor | None, ...], how: How) -> None:
     setattr(y, _ATTRIBUTE, Source(tensors, how, _versions(tensors, y), y.grad_fn))
 
 
+def hand_on(y: Tensor, alias: Tensor) -> None:
+    """Say of an alias what is known of y."""
+    source = None if is_compiling() else getattr(y, _ATTRIBUTE, None)
+    if source is not None and alias is not y and source.made_by is y.grad_fn:
+        setattr(alias, _ATTRIBUTE, source._replace(made_by=alias.grad_fn))
+
+
 def keep(y: Tensor) -> tuple[tuple[Tensor | None, ...], How | None]:
     """Tensors to save instead of y, and what to hand to `restore` with them.
 
@@ -75,12 +84,18 @@ def keep(y: Tensor) -> tuple[tuple[Tensor | None, ...], How | None]:
     return source.tensors, source.how
 
 
+def affine(x: Tensor, scale: Tensor, shift: Tensor, activation: str) -> tuple[tuple[Tensor | None, ...], How]:
+    """What `before` and `restore` take, without a way to derivatives, for y = act(x * scale + shift)."""
+    return (x, None, None, None, None, scale, shift), How(0.0, activation, True)
+
+
 def before(kept: tuple[Tensor | None, ...], how: How | None) -> tuple[Tensor, tuple[Any, ...]]:
-    """What y is made of, for kernels that compute it as they read: x and mean, scale, bias, activation."""
+    """What y is made of, for kernels that compute it as they read: x and mean, scale, bias, activation; mean
+    is None in x * scale + bias."""
     if how is None:
         return kept[0], (None, None, None, "none")
     x, _, _, mean, _, scale, bias = kept
-    bias = torch.zeros_like(mean) if bias is None else bias
+    bias = torch.zeros_like(scale) if bias is None else bias
     return x, (mean, scale, bias, how.activation)
 
 
@@ -94,4 +109,5 @@ def restore(kept: tuple[Tensor | None, ...], how: How | None) -> Tensor:
         moments = (mean, var) if how.frozen else (None, None)
         y = F.batch_norm(x, *moments, weight, bias, not how.frozen, 0.0, how.eps)
         return activated(y, how.activation)
+    mean = torch.zeros_like(scale) if mean is None else mean
     return torch.ops.fast_backbones.batch_norm_again(x, mean, scale, copied_bias, how.activation)

@@ -49,12 +49,25 @@ def _prepare(
     activation="none",
 ) -> tuple:
     op = "batch_norm"
+    check(op, x, {"weight": weight, "bias": bias}, running_mean, running_var, training, activation)
+    if residual is not None:
+        _checks.same_kind(op, x, True, residual=residual)
+        if residual.shape != x.shape:
+            got = _checks.sizes(residual)
+            raise RuntimeError(f"{op}: residual has sizes {got}, expected those of x, {_checks.sizes(x)}")
+    tensors = (x, weight, bias, running_mean, running_var, residual)
+    return *tensors, bool(training), float(momentum), float(eps), activation
+
+
+def check(op, x, affine, running_mean, running_var, training, activation) -> tuple[Tensor | None, ...]:
+    """The tensors of a batch norm of x that have one value for each channel, `affine` by their names, or an
+    exception naming the wrong one."""
     _checks.activation(op, activation, "activation", NAMES)
     _checks.tensor(op, "x", x)
     if x.dim() < 2:
         raise RuntimeError(f"{op}: x has sizes {_checks.sizes(x)}, expected [N, C, ...]")
     channels = x.shape[1]
-    given = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    given = {**affine, "running_mean": running_mean, "running_var": running_var}
     for name, t in given.items():
         if t is not None:
             _checks.tensor(op, name, t)
@@ -68,13 +81,7 @@ def _prepare(
         raise ValueError(
             f"{op}: x has sizes {_checks.sizes(x)}, expected more than one value per channel in training"
         )
-    if residual is not None:
-        _checks.same_kind(op, x, True, residual=residual)
-        if residual.shape != x.shape:
-            got = _checks.sizes(residual)
-            raise RuntimeError(f"{op}: residual has sizes {got}, expected those of x, {_checks.sizes(x)}")
-    tensors = (x, weight, bias, running_mean, running_var, residual)
-    return *tensors, bool(training), float(momentum), float(eps), activation
+    return tuple(given.values())
 
 
 class _NativeBatchNorm(torch.autograd.Function):
@@ -150,12 +157,19 @@ def _run(x, weight, bias, running_mean, running_var, residual, training, momentu
             _recompute.note(y, (x, weight, bias, mean, var, scale), how)
     else:
         y, mean, var, *_ = torch.ops.fast_backbones.batch_norm(*args, False)
-    if training and running_mean is not None:
-        count = x.numel() // x.shape[1]
-        with torch.no_grad():
-            running_mean.mul_(1.0 - momentum).add_(mean, alpha=momentum)
-            running_var.mul_(1.0 - momentum).add_(var, alpha=momentum * count / (count - 1))
+    if training:
+        update(running_mean, running_var, mean, var, momentum, x)
     return y
+
+
+def update(running_mean, running_var, mean, var, momentum, x) -> None:
+    """Move the running moments, if there are any, towards those of x."""
+    if running_mean is None:
+        return
+    count = x.numel() // x.shape[1]
+    with torch.no_grad():
+        running_mean.mul_(1.0 - momentum).add_(mean, alpha=momentum)
+        running_var.mul_(1.0 - momentum).add_(var, alpha=momentum * count / (count - 1))
 
 
 def _like(x: Tensor) -> Tensor:
@@ -176,7 +190,9 @@ def _fake_again(x, mean, scale, bias, activation):
 
 
 @_native.register_fake("batch_norm_backward")
-def _fake_backward(grad, x, mask, weight, mean, var, eps, frozen, needs_x, needs_affine, needs_residual):
+def _fake_backward(
+    grad, x, mask, weight, mean, var, eps, frozen, needs_x, needs_affine, needs_residual, *_, **__
+):
     affine = (x.shape[1],) if needs_affine else (0,)
     dx, dresidual = (_like(x) if needed else x.new_empty(0) for needed in (needs_x, needs_residual))
     return dx, x.new_empty(affine), x.new_empty(affine), dresidual

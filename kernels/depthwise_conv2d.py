@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _checks, _conv, _conv_backward, _dispatch, _native, _recompute
+from . import _checks, _conv, _dispatch, _native, _recompute
 from ._activation import NAMES, activated
 
 _LARGEST_WINDOW = 7
@@ -82,14 +82,8 @@ class _NativeDepthwise(torch.autograd.Function):
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
         elif ctx.activation == "relu6":
             grad = torch.ops.aten.hardtanh_backward(grad, y, 0.0, 6.0)
-        needs = ctx.needs_input_grad[:3]
-        # What is not needed is not there: of x only the sizes matter then.
-        x = _recompute.restore(kept, ctx.how) if needs[1] else grad.new_empty(()).expand(ctx.sizes)
-        found = None, None
-        if _conv.fast_backward(grad, weight):
-            found = _conv_backward.depthwise(grad, x, weight, *ctx.geometry, *needs[:2])
-        geometry = (*ctx.geometry, ctx.sizes[1])
-        found = _conv.completed(found, grad, x, weight, ctx.bias_sizes, geometry, needs)
+        needs, geometry = ctx.needs_input_grad[:3], (*ctx.geometry, ctx.sizes[1])
+        found = _conv.gradients(grad, weight, kept, ctx.how, ctx.sizes, ctx.bias_sizes, geometry, needs)
         return *found, None, None, None, None
 
 

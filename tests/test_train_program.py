@@ -30,7 +30,7 @@ FAMILIES = {  # name: pixels of the image
     "resnext50_32x4d": 64,
     "legacy_seresnext26_32x4d": 64,
     "se_mobilenetv1_100": 64,
-    "xception": 64,
+    "xception": 48,
 }
 
 

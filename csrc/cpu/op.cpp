@@ -67,9 +67,9 @@ Features features(const OpSpec& spec) {
   if (spec.kind == "linear") return {kTanh, kNone, false, true, false, false, true};
   if (spec.kind == "depthwise_conv2d") return {kRelu6, kRelu6, false, false, true, true};
   if (spec.kind == "separable_conv2d") return {kTanh, kRelu6, false, false, false, true, true};
-  if (spec.kind == "grouped_conv2d") return {kRelu6, kNone, false, false, false, true, true};
+  if (spec.kind == "grouped_conv2d") return {kRelu6, kRelu6, false, false, true, true, true};
   if (spec.kind == "avg_pool2d") return {kRelu6, kNone, false, false, false, true};
-  if (spec.kind == "winograd_conv2d") return {kRelu6, kNone, false, false, false, false, true};
+  if (spec.kind == "winograd_conv2d") return {kRelu6, kRelu6, false, false, true, false, true};
   if (is_convolution(spec)) return {kRelu6};
   if (spec.kind == "max_pool2d" || spec.kind == "pad2d") return {kNone, kNone, false, false, false, true};
   if (spec.kind == "affine") return {kTanh, kNone, true};

@@ -17,6 +17,27 @@ Tensor of_doubles(const Doubles& values) {
   return t;
 }
 
+struct Affine {
+  Doubles mean, var, scale;  // scale = weight / sqrt(var + eps)
+};
+
+// With the moments of the rows of x, or those given.
+Affine affine_of(const char* op, fb::RowMap x, const Rows& rows, const std::optional<Tensor>& weight, const std::optional<Tensor>& mean,
+                 const std::optional<Tensor>& var, double eps) {
+  check(mean.has_value() == var.has_value(), op, ": mean and var go together");
+  const Floats weights = per_channel(op, "weight", weight, rows.channels, 1.0f);
+  Affine found{Doubles(weights.size()), Doubles(weights.size()), Doubles(weights.size())};
+  if (mean) {
+    const Floats given = per_channel(op, "mean", mean, rows.channels, 0.0f), given_var = per_channel(op, "var", var, rows.channels, 1.0f);
+    found.mean.assign(given.begin(), given.end());
+    found.var.assign(given_var.begin(), given_var.end());
+  } else {
+    fb::batch_norm::moments(x, rows.count, rows.channels, found.mean.data(), found.var.data());
+  }
+  for (size_t c = 0; c < weights.size(); ++c) found.scale[c] = weights[c] / std::sqrt(found.var[c] + eps);
+  return found;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm(const Tensor& x, const std::optional<Tensor>& weight,
                                                       const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
                                                       const std::optional<Tensor>& mean, const std::optional<Tensor>& var,
@@ -24,8 +45,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm(const Tensor& x, c
   constexpr const char* kOp = "batch_norm";
   Rows rows(kOp, x);
   rows.check_filled(kOp);
-  check(mean.has_value() == var.has_value(), kOp, ": mean and var go together");
-  const Floats scales = per_channel(kOp, "weight", weight, rows.channels, 1.0f);
   const Floats biases = per_channel(kOp, "bias", bias, rows.channels, 0.0f);
   fb::batch_norm::Apply t{};
   t.activation = check_activation(kOp, activation, fb::kRelu6);
@@ -33,18 +52,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm(const Tensor& x, c
   t.channels = rows.channels;
   t.x = rows.read(kOp, "x", x);
   t.residual = rows.read(kOp, "residual", residual);
-  Doubles means(scales.size()), vars(scales.size());
-  if (mean) {
-    const Floats given = per_channel(kOp, "mean", mean, rows.channels, 0.0f),
-                 given_var = per_channel(kOp, "var", var, rows.channels, 1.0f);
-    means.assign(given.begin(), given.end());
-    vars.assign(given_var.begin(), given_var.end());
-  } else {
-    fb::batch_norm::moments(t.x, t.rows, t.channels, means.data(), vars.data());
-  }
-  Doubles factors(scales.size());
-  for (size_t c = 0; c < factors.size(); ++c) factors[c] = scales[c] / std::sqrt(vars[c] + eps);
-  const Tensor centre = of_doubles(means), scale = of_doubles(factors);
+  const Affine found = affine_of(kOp, t.x, rows, weight, mean, var, eps);
+  const Tensor centre = of_doubles(found.mean), scale = of_doubles(found.scale);
   t.mean = floats(centre);
   t.scale = floats(scale);
   t.bias = biases.data();
@@ -54,7 +63,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm(const Tensor& x, c
   const Tensor mask = rows.empty_mask(masked);
   if (masked) t.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());
   fb::batch_norm::apply(t);
-  return {y.finish(), centre, of_doubles(vars), scale, mask};
+  return {y.finish(), centre, of_doubles(found.var), scale, mask};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_affine(const Tensor& x, const std::optional<Tensor>& weight,
+                                                             const std::optional<Tensor>& bias, const std::optional<Tensor>& mean,
+                                                             const std::optional<Tensor>& var, double eps) {
+  constexpr const char* kOp = "batch_norm_affine";
+  Rows rows(kOp, x);
+  rows.check_filled(kOp);
+  const Floats biases = per_channel(kOp, "bias", bias, rows.channels, 0.0f);
+  const fb::RowMap read = mean ? fb::RowMap{nullptr, 0} : rows.read(kOp, "x", x);
+  const Affine found = affine_of(kOp, read, rows, weight, mean, var, eps);
+  Doubles shift(found.scale.size());
+  for (size_t c = 0; c < shift.size(); ++c) shift[c] = biases[c] - found.mean[c] * found.scale[c];
+  return {of_doubles(found.mean), of_doubles(found.var), of_doubles(found.scale), of_doubles(shift)};
 }
 
 Tensor batch_norm_again(const Tensor& x, const Tensor& mean, const Tensor& scale, const std::optional<Tensor>& bias,
@@ -82,7 +105,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& gra
                                                                const std::optional<Tensor>& mask,
                                                                const std::optional<Tensor>& weight, const Tensor& mean,
                                                                const Tensor& var, double eps, bool frozen, bool needs_x,
-                                                               bool needs_affine, bool needs_residual) {
+                                                               bool needs_affine, bool needs_residual,
+                                                               const std::optional<Tensor>& scale_of_y,
+                                                               const std::optional<Tensor>& shift_of_y, const std::string& activation,
+                                                               const std::optional<Tensor>& added) {
   constexpr const char* kOp = "batch_norm_backward";
   Rows rows(kOp, x);
   rows.check_filled(kOp);
@@ -94,9 +120,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& gra
   s.channels = rows.channels;
   s.dy = rows.read(kOp, "grad", grad);
   s.x = rows.read(kOp, "x", x);
-  if (mask) {
-    s.mask = rows.read_mask(kOp, *mask);
-    s.mask_ld = mask->size(1);
+  if (mask) s.passed.bits = rows.read_mask(kOp, *mask);
+  s.passed.activation = check_activation(kOp, activation, fb::kRelu6);
+  check(s.passed.activation == fb::kNone || (!mask && scale_of_y && shift_of_y), kOp,
+        ": activation needs scale_of_y and shift_of_y, and no mask");
+  const Floats y_scales = per_channel(kOp, "scale_of_y", scale_of_y, rows.channels, 1.0f),
+               y_shifts = per_channel(kOp, "shift_of_y", shift_of_y, rows.channels, 0.0f);
+  if (s.passed.activation != fb::kNone) {
+    s.passed.scale = y_scales.data();
+    s.passed.shift = y_shifts.data();
   }
   s.mean = means.data();
   const size_t channels = means.size();
@@ -117,7 +149,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& gra
   t.channels = s.channels;
   t.dy = s.dy;
   t.x = s.x;
-  t.mask = s.mask;
+  t.passed = s.passed;
+  t.added = rows.read(kOp, "added", added);
   t.mean = means.data();
   t.scale = scale.data();
   t.offset = centred ? offset.data() : nullptr;
@@ -135,6 +168,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& gra
 
 STABLE_TORCH_LIBRARY_IMPL(fast_backbones, CPU, m) {
   m.impl("batch_norm", TORCH_BOX(&batch_norm));
+  m.impl("batch_norm_affine", TORCH_BOX(&batch_norm_affine));
   m.impl("batch_norm_again", TORCH_BOX(&batch_norm_again));
   m.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));
 }

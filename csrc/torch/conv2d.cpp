@@ -12,9 +12,15 @@ using fb::door::Tensor;
 
 constexpr int64_t kPlanarChannels = 4;  // planar inputs with up to this many channels are read as they lie
 
+// act(x * scale + shift), which is convolved in the place of x.
+struct AffineInput {
+  std::optional<Tensor> scale, shift;
+  std::string activation = "none";
+};
+
 Tensor convolution(const char* kind, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                    const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding, const Ints& dilation,
-                   int64_t groups, const std::string& activation) {
+                   int64_t groups, const std::string& activation, const AffineInput& before = {}) {
   using namespace fb::door;
   fb::OpSpec spec = convolution_spec(kind, kind, x, weight, stride, padding, dilation, groups);
   spec.activation = check_activation(kind, activation, spec.kind == "depthwise_conv2d" ? fb::kRelu6 : fb::kRelu);
@@ -33,6 +39,8 @@ Tensor convolution(const char* kind, const Tensor& x, const Tensor& weight, cons
           ", expected [", spec.n, ", ", spec.k, ", ", p, ", ", q, "]");
   }
 
+  set_affine_input(kind, before.scale, before.shift, before.activation, spec);
+
   const bool channels_last = suggests_channels_last(x) || suggests_channels_last(weight);
   spec.nchw_in = spec.kind == "conv2d" && spec.c <= kPlanarChannels && pixel_stride(x) == 0 && x.is_contiguous();
   if (const std::string reason = fb::refusal(spec); !reason.empty()) check(false, kind, ": ", reason);
@@ -48,6 +56,10 @@ Tensor convolution(const char* kind, const Tensor& x, const Tensor& weight, cons
     spec.ldx = image.ld;
     pointers.x = image.data;
     pointers.weight = floats(packed);
+    if (spec.pre != 0) {
+      pointers.pre_scale = floats(*before.scale);
+      pointers.pre_shift = floats(*before.shift);
+    }
     if (bias) {
       plain_bias = torch::stable::contiguous(*bias);
       pointers.bias = floats(*plain_bias);
@@ -75,6 +87,18 @@ FB_CONVOLUTION(winograd_conv2d)
 FB_CONVOLUTION(grouped_conv2d)
 #undef FB_CONVOLUTION
 
+Tensor affine_conv2d(const std::string& kind, const Tensor& x, const Tensor& scale, const Tensor& shift, const std::string& pre_activation,
+                     const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride, const Ints& padding,
+                     const Ints& dilation, int64_t groups) {
+  constexpr const char* kKinds[] = {"conv2d", "winograd_conv2d", "grouped_conv2d", "depthwise_conv2d"};
+  const AffineInput before{scale, shift, pre_activation};
+  for (const char* known : kKinds) {
+    if (kind == known) return convolution(known, x, weight, bias, std::nullopt, stride, padding, dilation, groups, "none", before);
+  }
+  check(false, "affine_conv2d: kind is '", kind, "', expected that of a convolution");
+  return x;
+}
+
 // One filter per channel: weight [C, 1, R, S].
 Tensor depthwise_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
                         const Ints& padding, const Ints& dilation, const std::string& activation) {
@@ -99,6 +123,7 @@ Tensor transposed_filters(const Tensor& weight, int64_t groups) {
 
 STABLE_TORCH_LIBRARY_IMPL(fast_backbones, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d));
+  m.impl("affine_conv2d", TORCH_BOX(&affine_conv2d));
   m.impl("transposed_filters", TORCH_BOX(&transposed_filters));
   m.impl("winograd_conv2d", TORCH_BOX(&winograd_conv2d));
   m.impl("grouped_conv2d", TORCH_BOX(&grouped_conv2d));

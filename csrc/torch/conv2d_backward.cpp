@@ -120,7 +120,8 @@ Pair depthwise_conv2d_backward(const Tensor& grad, const Tensor& x, const Tensor
 }
 
 Pair grouped_conv2d_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Ints& stride, const Ints& padding,
-                             const Ints& dilation, int64_t groups, bool needs_x, bool needs_weight) {
+                             const Ints& dilation, int64_t groups, bool needs_x, bool needs_weight, const std::optional<Tensor>& scale,
+                             const std::optional<Tensor>& shift, const std::string& activation) {
   namespace kernels = fb::grouped_conv2d_backward;
   constexpr const char* kOp = "grouped_conv2d_backward";
   const fb::OpSpec spec = forward_spec(kOp, "grouped_conv2d", grad, x, weight, stride, padding, dilation, groups);
@@ -131,8 +132,16 @@ Pair grouped_conv2d_backward(const Tensor& grad, const Tensor& x, const Tensor& 
     if (spec.stride_h == 1) return convolve_back(spec, dy, ldg, floats(turned(spec, weight)), dx);
     kernels::input_gradient(spec, dy, ldg, weight, dx);
   };
-  const auto weights = [](const fb::OpSpec& spec, const float* dy, int64_t ldg, const float* image, float* dw,
-                          const Ints& steps) { kernels::weight_gradient(spec, dy, ldg, image, dw, steps.data()); };
+  const auto weights = [&](fb::OpSpec spec, const float* dy, int64_t ldg, const float* image, float* dw, const Ints& steps) {
+    set_affine_input(kOp, scale, shift, activation, spec);
+    fb::Pointers read;
+    read.x = image;
+    if (spec.pre != 0) {
+      read.pre_scale = floats(*scale);
+      read.pre_shift = floats(*shift);
+    }
+    kernels::weight_gradient(spec, dy, ldg, read, dw, steps.data());
+  };
   return gradients(spec, grad, x, weight, needs_x, needs_weight, input, weights);
 }
 
@@ -144,9 +153,9 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& x, const Tensor&
   const Floats means = per_channel(kOp, "mean", mean, spec.c, 0.0f), scales = per_channel(kOp, "scale", scale, spec.c, 1.0f),
                biases = per_channel(kOp, "bias", bias, spec.c, 0.0f);
   fb::conv2d_backward::Norm norm{nullptr, nullptr, nullptr, check_activation(kOp, activation, fb::kRelu6)};
-  check((mean && scale && bias) || (!mean && !scale && !bias && norm.activation == fb::kNone), kOp,
-        ": mean, scale and bias go together, and an activation with them");
-  if (mean) norm = {means.data(), scales.data(), biases.data(), norm.activation};
+  check((scale && bias) || (!mean && !scale && !bias && norm.activation == fb::kNone), kOp,
+        ": mean, scale and bias go together (mean may be absent), and an activation with them");
+  if (scale) norm = {means.data(), scales.data(), biases.data(), norm.activation};
   const auto sizes = weight.sizes();
   const Tensor dw = empty(Ints(sizes.begin(), sizes.end()), suggests_channels_last(weight));
   if (spec.n == 0) {

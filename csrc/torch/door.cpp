@@ -190,6 +190,21 @@ Tensor Output::finish() const {
   return y_;
 }
 
+void set_affine_input(const char* op, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift, const std::string& activation,
+                      OpSpec& spec) {
+  const int64_t number = check_activation(op, activation, kRelu6);
+  check(scale.has_value() == shift.has_value() && (scale || number == kNone), op,
+        ": scale and shift go together, and an activation of the input with them");
+  if (!scale) return;
+  for (const Tensor* t : {&*scale, &*shift}) {
+    const char* const name = t == &*scale ? "scale" : "shift";
+    check_tensor(op, name, *t, 1);
+    check(t->size(0) == spec.c && t->is_contiguous(), op, ": ", name, " has sizes ", sizes_text(*t), ", expected [", spec.c, "] in one piece");
+  }
+  spec.pre = 1;
+  spec.pre_activation = number;
+}
+
 OpSpec convolution_spec(const char* op, const char* kind, const Tensor& x, const Tensor& weight, const Ints& stride, const Ints& padding,
                         const Ints& dilation, int64_t groups) {
   check_tensor(op, "x", x, 4);

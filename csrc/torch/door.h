@@ -84,6 +84,9 @@ class Output {
 // Of a convolution of that kind, x [N, C, H, W], weight [K, C/groups, R, S]: everything but the epilogue, checked.
 OpSpec convolution_spec(const char* op, const char* kind, const Tensor& x, const Tensor& weight, const Ints& stride, const Ints& padding,
                         const Ints& dilation, int64_t groups);
+// What such an op reads becomes act(x * scale + shift): spec.pre and its activation, where scale and shift are given.
+void set_affine_input(const char* op, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift, const std::string& activation,
+                      OpSpec& spec);
 OpSpec map_spec(const char* kind, const Tensor& x);  // of an op from a map [N, C, H, W] to one with as many channels
 // A pool: the sizes are checked, and torch's rules for padding and ceil mode.
 OpSpec pool_spec(const char* op, const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding, bool ceil_mode);

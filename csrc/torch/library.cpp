@@ -16,6 +16,10 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
       "grouped_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int[] padding, int[] "
       "dilation, "
       "int groups, str activation) -> Tensor");
+  // y = conv(act(x * scale + shift), weight) + bias, by the kernel of that name; padding is of the activated map
+  m.def(
+      "affine_conv2d(str kind, Tensor x, Tensor scale, Tensor shift, str pre_activation, Tensor weight, Tensor? bias, "
+      "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
   // [N, channels, H, W] for x [N, C, H, W], channels last, not initialised
   m.def("empty_map(Tensor x, int channels) -> Tensor");
   // weight [K, C/groups, R, S] to [C, K/groups, R, S], upside down: what convolves the gradient of y into that of x
@@ -27,7 +31,7 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
   m.def(
       "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
       "str activation) -> Tensor");
-  // the gradient of weight, of one group, where conv2d has seen act((x - mean) * scale + bias), or x
+  // the gradient of weight, of one group, where conv2d has seen act((x - mean) * scale + bias), mean 0 where it is absent, or x
   m.def(
       "conv2d_backward_weight(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding, int[] dilation, "
       "Tensor? mean, Tensor? scale, Tensor? bias, str activation) -> Tensor");
@@ -35,9 +39,10 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
   m.def(
       "depthwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding, int[] dilation, "
       "bool needs_x, bool needs_weight) -> (Tensor, Tensor)");
+  // the same where the convolution has seen act(x * scale + shift), or x
   m.def(
       "grouped_conv2d_backward(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups, "
-      "bool needs_x, bool needs_weight) -> (Tensor, Tensor)");
+      "bool needs_x, bool needs_weight, Tensor? scale=None, Tensor? shift=None, str activation=\"none\") -> (Tensor, Tensor)");
   m.def("max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode) -> Tensor");
   m.def(
       "avg_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, bool count_include_pad) -> "
@@ -64,10 +69,16 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
       "str activation, bool needs_mask) -> (Tensor y, Tensor mean, Tensor var, Tensor scale, Tensor mask)");
   // the same y from what that returned, without a residual
   m.def("batch_norm_again(Tensor x, Tensor mean, Tensor scale, Tensor? bias, str activation) -> Tensor");
-  // gradients of x, weight, bias and residual; empty where not needed
+  // mean, var, scale = weight / sqrt(var + eps) and shift = bias - mean * scale, with the moments of x or those given
+  m.def(
+      "batch_norm_affine(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, float eps) -> (Tensor mean, "
+      "Tensor var, Tensor scale, Tensor shift)");
+  // gradients of x, weight, bias and residual; empty where not needed. Where the activation passed says mask, or, with an activation,
+  // x * scale_of_y + shift_of_y. `added` is added to the gradient of x
   m.def(
       "batch_norm_backward(Tensor grad, Tensor x, Tensor? mask, Tensor? weight, Tensor mean, Tensor var, float eps, bool frozen, "
-      "bool needs_x, bool needs_affine, bool needs_residual) -> (Tensor, Tensor, Tensor, Tensor)");
+      "bool needs_x, bool needs_affine, bool needs_residual, Tensor? scale_of_y=None, Tensor? shift_of_y=None, "
+      "str activation=\"none\", Tensor? added=None) -> (Tensor, Tensor, Tensor, Tensor)");
   // the loss, and what its gradient needs of each row beside the logits: the maximum and the sum of exponentials
   m.def(
       "softmax_cross_entropy(Tensor logits, Tensor target, Tensor? weight, float label_smoothing, int ignore_index, "

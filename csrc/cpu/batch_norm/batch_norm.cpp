@@ -109,7 +109,8 @@ void sums(const Sums& t, double* dz, double* dz_x) {
     Sums part = t;
     part.dy.data = t.dy.from(row).data + c;
     part.x.data = t.x.from(row).data + c;
-    if (t.mask != nullptr) part.mask = t.mask + row * t.mask_ld + c / 8;
+    part.passed = t.passed.from(row, t.channels, c);
+    part.mask_ld = mask_stride(t.channels);
     part.mean = t.mean + c;
     part.rows = pieces.size(piece);
     part.channels = width;
@@ -133,8 +134,9 @@ void gradient(const Gradient& t) {
     const int64_t row = pieces.begin(piece);
     Gradient part = t;
     part.dy = t.dy.from(row);
-    if (t.mask != nullptr) part.mask = t.mask + row * mask_stride(t.channels);
+    part.passed = t.passed.from(row, t.channels, 0);
     part.x = t.x.from(row);
+    part.added = t.added.from(row);
     part.rows = pieces.size(piece);
     if (t.dx != nullptr) part.dx = t.dx + row * t.channels;
     if (t.dresidual != nullptr) part.dresidual = t.dresidual + row * t.channels;

@@ -6,7 +6,7 @@
 //   dx = scale * (dz - sum dz / rows - (x - mean) * sum dz (x - mean) / (rows (var + eps)))     dresidual = dz
 //
 // With frozen moments dx = scale * dz. Each of the four passes reads its maps once. Where the activation passed is one bit an element, 32
-// times smaller than y: backward reads no y.
+// times smaller than y, or computed again from x: backward reads no y.
 #pragma once
 
 #include <cstdint>
@@ -35,10 +35,23 @@ struct Apply {
   uint8_t* mask;       // null: not wanted
 };
 
+// Where the activation passed its input: where a bit is set, or where x * scale + shift is inside. Neither: everywhere.
+struct Passed {
+  const uint8_t* bits;
+  const float *scale, *shift;
+  int64_t activation;  // kRelu or kRelu6, beside scale and shift
+
+  // From a row of so many channels on, from a channel on.
+  Passed from(int64_t row, int64_t channels, int64_t c) const {
+    if (bits != nullptr) return {bits + row * mask_stride(channels) + c / 8, nullptr, nullptr, activation};
+    return scale != nullptr ? Passed{nullptr, scale + c, shift + c, activation} : *this;
+  }
+};
+
 struct Sums {
   Map dy, x;
-  const uint8_t* mask;  // null without activation
-  int64_t mask_ld;      // bytes from row to row
+  Passed passed;
+  int64_t mask_ld;  // bytes from row to row of its bits
   int64_t rows, channels;
   const float* mean;
   double *dz, *dz_x;  // sum dz, sum dz (x - mean)
@@ -47,10 +60,11 @@ struct Sums {
 
 struct Gradient {
   Map dy, x;
-  const uint8_t* mask;
+  Passed passed;
   int64_t rows, channels;
   const float *mean, *scale;
   const float *offset, *slope;  // dx = scale * (dz - offset - (x - mean) * slope); null: dx = scale * dz
+  Map added;                    // to dx; null: nothing
   float *dx, *dresidual;        // dense; null: not wanted
 };
 
@@ -69,7 +83,7 @@ void moments(Map x, int64_t rows, int64_t channels, double* mean, double* varian
 // All rows of `t`.
 void apply(const Apply& t);
 
-// sum dz and sum dz (x - mean) over all rows; those of t, and its scratch, are not used.
+// sum dz and sum dz (x - mean) over all rows; those of t, its mask_ld and its scratch are not used.
 void sums(const Sums& t, double* dz, double* dz_x);
 
 void gradient(const Gradient& t);

@@ -11,6 +11,7 @@ namespace {
 using fb::batch_norm::Apply;
 using fb::batch_norm::Gradient;
 using fb::batch_norm::Moments;
+using fb::batch_norm::Passed;
 using fb::batch_norm::Sums;
 
 FB_INLINE void vclear(float* p, int64_t count) {
@@ -80,64 +81,75 @@ void piece_apply(const Apply& t) {
   });
 }
 
-template <bool kMasked>
-FB_INLINE void sums_of_rows(const Sums& t) {
-  float *const run_dz = t.scratch, *const run_dz_x = t.scratch + t.channels;
-  for (int64_t c = 0; c < t.channels; ++c) t.dz[c] = t.dz_x[c] = 0.0;
-  for (int64_t first = 0; first < t.rows; first += kRun) {
-    vclear(t.scratch, 2 * t.channels);
-    const int64_t end = first + kRun < t.rows ? first + kRun : t.rows;
-    for (int64_t row = first; row < end; ++row) {
-      const float *dy = t.dy.data + row * t.dy.ld, *x = t.x.data + row * t.x.ld;
-      const uint8_t* const mask = kMasked ? t.mask + row * t.mask_ld : nullptr;
-      for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
-        const V dz = vdz<kMasked>(dy, mask, c, part);
-        part.store(run_dz + c, vadd(part.load(run_dz + c), dz));
-        V sum = part.load(run_dz_x + c);
-        vfma_into(sum, dz, vsub(part.load(x + c), part.load(t.mean + c)));
-        part.store(run_dz_x + c, sum);
-      });
-    }
-    add_to_doubles(t.dz, run_dz, t.channels);
-    add_to_doubles(t.dz_x, run_dz_x, t.channels);
+// body(dz): dz(row, dy, x, c, part) is the gradient in front of the activation, of the vector at c of a row.
+template <typename Body>
+FB_INLINE void with_dz(const Passed& passed_, int64_t mask_ld, const Body& body) {
+  if (passed_.bits != nullptr) {
+    return body([&](int64_t row, const float* dy, const float*, int64_t c, const auto& part) __attribute__((always_inline)) {
+      return vkeep(load_bits(passed_.bits + row * mask_ld, c), part.load(dy + c));
+    });
   }
+  if (passed_.scale == nullptr) {
+    return body([](int64_t, const float* dy, const float*, int64_t c, const auto& part)
+                    __attribute__((always_inline)) { return part.load(dy + c); });
+  }
+  by_activation(passed_.activation, [&](auto activation) __attribute__((always_inline)) {
+    body([&](int64_t, const float* dy, const float* x, int64_t c, const auto& part) __attribute__((always_inline)) {
+      V z = part.load(passed_.shift + c);
+      vfma_into(z, part.load(x + c), part.load(passed_.scale + c));
+      return vkeep(passed<activation.value>(z), part.load(dy + c));
+    });
+  });
 }
 
 void piece_sums(const Sums& t) {
-  if (t.mask != nullptr) {
-    sums_of_rows<true>(t);
-  } else {
-    sums_of_rows<false>(t);
-  }
+  float *const run_dz = t.scratch, *const run_dz_x = t.scratch + t.channels;
+  for (int64_t c = 0; c < t.channels; ++c) t.dz[c] = t.dz_x[c] = 0.0;
+  with_dz(t.passed, t.mask_ld, [&](const auto& dz_of) __attribute__((always_inline)) {
+    for (int64_t first = 0; first < t.rows; first += kRun) {
+      vclear(t.scratch, 2 * t.channels);
+      const int64_t end = first + kRun < t.rows ? first + kRun : t.rows;
+      for (int64_t row = first; row < end; ++row) {
+        const float *dy = t.dy.data + row * t.dy.ld, *x = t.x.data + row * t.x.ld;
+        for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
+          const V dz = dz_of(row, dy, x, c, part);
+          part.store(run_dz + c, vadd(part.load(run_dz + c), dz));
+          V sum = part.load(run_dz_x + c);
+          vfma_into(sum, dz, vsub(part.load(x + c), part.load(t.mean + c)));
+          part.store(run_dz_x + c, sum);
+        });
+      }
+      add_to_doubles(t.dz, run_dz, t.channels);
+      add_to_doubles(t.dz_x, run_dz_x, t.channels);
+    }
+  });
 }
 
-template <bool kMasked, bool kCentred>
-FB_INLINE void gradient_of_rows(const Gradient& t) {
+template <bool kCentred, typename Dz>
+FB_INLINE void gradient_of_rows(const Gradient& t, const Dz& dz_of) {
   for (int64_t row = 0; row < t.rows; ++row) {
-    const float *dy = t.dy.data + row * t.dy.ld, *x = kCentred ? t.x.data + row * t.x.ld : nullptr;
-    const uint8_t* const mask = kMasked ? t.mask + row * fb::mask_stride(t.channels) : nullptr;
-    float *const dx = t.dx != nullptr ? t.dx + row * t.channels : nullptr, *const dresidual = t.dresidual != nullptr
-                                                                                                  ? t.dresidual + row * t.channels
-                                                                                                  : nullptr;
+    const float *dy = t.dy.data + row * t.dy.ld, *x = t.x.data + row * t.x.ld, *added = t.added.from(row).data;
+    float* const dx = t.dx != nullptr ? t.dx + row * t.channels : nullptr;
+    float* const dresidual = t.dresidual != nullptr ? t.dresidual + row * t.channels : nullptr;
     for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
-      V v = vdz<kMasked>(dy, mask, c, part);
+      V v = dz_of(row, dy, x, c, part);
       if (dresidual != nullptr) part.store(dresidual + c, v);
       if (dx == nullptr) return;
       if constexpr (kCentred) {
         v = vsub(v, part.load(t.offset + c));
         vfma_into(v, vsub(part.load(t.mean + c), part.load(x + c)), part.load(t.slope + c));
       }
-      part.store(dx + c, vmul(v, part.load(t.scale + c)));
+      v = vmul(v, part.load(t.scale + c));
+      if (added != nullptr) v = vadd(v, part.load(added + c));
+      part.store(dx + c, v);
     });
   }
 }
 
 void piece_gradient(const Gradient& t) {
-  if (t.mask != nullptr) {
-    t.offset != nullptr ? gradient_of_rows<true, true>(t) : gradient_of_rows<true, false>(t);
-  } else {
-    t.offset != nullptr ? gradient_of_rows<false, true>(t) : gradient_of_rows<false, false>(t);
-  }
+  with_dz(t.passed, fb::mask_stride(t.channels), [&](const auto& dz_of) __attribute__((always_inline)) {
+    t.offset != nullptr ? gradient_of_rows<true>(t, dz_of) : gradient_of_rows<false>(t, dz_of);
+  });
 }
 
 }  // namespace

@@ -23,6 +23,7 @@
 
 namespace {
 
+using fb::grouped_conv2d::Copy;
 using fb::grouped_conv2d::Row;
 
 template <int kGroup>
@@ -100,18 +101,36 @@ FB_INLINE void pixels(const Row& row, int64_t q0, int vector) {
   }
 }
 
-// A row of pixels, one channel block of each: `step` floats apart in x, next to each other and transposed in out. The block is one or
-// two cache lines of a pixel, too far apart for the hardware to guess; those of the next block, `ahead` floats on, are asked for here.
-template <int kGroup>
-void copy(const float* x, int64_t step, int64_t count, int64_t ahead, float* out) {
-  for (int64_t i = 0; i < count; ++i) {
+// Transposed on the way. The block is one or two cache lines of a pixel, too far apart for the hardware to guess; those of the next block
+// are asked for here.
+template <int kGroup, bool kChanged, int64_t kActivation>
+FB_INLINE void copy_words(const Copy& t) {
+  const float* x = t.x;
+  float* out = t.out;
+  for (int64_t i = 0; i < t.count; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kBlock<kGroup> * kChannelsPerWord; j += 16) vprefetch_l2(x + ahead + j);
+    for (int j = 0; j < kBlock<kGroup> * kChannelsPerWord; j += 16) vprefetch_l2(x + t.ahead + j);
 #pragma GCC unroll 8
-    for (int j = 0; j < kBlock<kGroup>; j += kLanes) vstore(out + j, vtranspose<kGroupsInVector<kGroup>>(load_words(x + j * kChannelsPerWord)));
-    x += step;
+    for (int j = 0; j < kBlock<kGroup>; j += kLanes) {
+      V v = load_words(x + j * kChannelsPerWord);
+      if constexpr (kChanged) {
+        V sum = vload(t.shift + j);
+        vfma_into(sum, v, vload(t.scale + j));
+        v = vclip(sum, kActivation);
+      }
+      vstore(out + j, vtranspose<kGroupsInVector<kGroup>>(v));
+    }
+    x += t.step;
     out += kBlock<kGroup>;
   }
+}
+
+template <int kGroup>
+void copy(const Copy& t) {
+  if (t.scale == nullptr || kChannelsPerWord > 1) return copy_words<kGroup, false, fb::kNone>(t);
+  if (t.activation == fb::kRelu) return copy_words<kGroup, true, fb::kRelu>(t);
+  if (t.activation == fb::kRelu6) return copy_words<kGroup, true, fb::kRelu6>(t);
+  copy_words<kGroup, true, fb::kNone>(t);
 }
 
 template <int kGroup, int kFilters, int kStride, int kPixels>

@@ -69,7 +69,17 @@ class GroupedConv2d final : public Op {
     row.activation = spec_.activation;
     const int64_t end = (part + 1) * channel_blocks_ / channel_split_, block_channels = block_ * kernels_.channels_per_word;
     for (int64_t b = part * channel_blocks_ / channel_split_; b < end; ++b) {
-      copy_rows(x.x + b * block_channels, image, first_row * spec_.stride_h - spec_.pad_h, input_rows(rows), b + 1 < end ? block_channels : 0, scratch);
+      Copy copied{};
+      copied.x = x.x + b * block_channels;
+      copied.step = spec_.ldx;
+      copied.count = spec_.w;
+      copied.ahead = b + 1 < end ? block_channels : 0;
+      if (spec_.pre != 0) {
+        copied.scale = x.pre_scale + b * block_channels;
+        copied.shift = x.pre_shift + b * block_channels;
+        copied.activation = spec_.pre_activation;
+      }
+      copy_rows(copied, image, first_row * spec_.stride_h - spec_.pad_h, input_rows(rows), scratch);
       const int64_t channel = b * block_ * widening_;
       row.weight = x.weight + channel * group_ * 9;
       row.scale = x.scale != nullptr ? x.scale + channel : nullptr;
@@ -114,7 +124,8 @@ class GroupedConv2d final : public Op {
  private:
   int64_t input_rows(int64_t rows) const { return (rows - 1) * spec_.stride_h + 3; }
 
-  void copy_rows(const float* x, int64_t image, int64_t first, int64_t rows, int64_t ahead, float* out) const {
+  // `t` says how to copy, and where in x the block begins.
+  void copy_rows(const Copy& t, int64_t image, int64_t first, int64_t rows, float* out) const {
     const int64_t width = spec_.padded_w() * block_, before = spec_.pad_w * block_, image_end = before + spec_.w * block_;
     for (int64_t row = first; row < first + rows; ++row, out += width) {
       if (row < 0 || row >= spec_.h) {
@@ -123,14 +134,17 @@ class GroupedConv2d final : public Op {
       }
       std::fill(out, out + before, 0.0f);
       std::fill(out + image_end, out + width, 0.0f);
-      copy_(x + (image * spec_.h + row) * spec_.w * spec_.ldx, spec_.ldx, spec_.w, ahead, out + before);
+      Copy of_row = t;
+      of_row.x += (image * spec_.h + row) * spec_.w * spec_.ldx;
+      of_row.out = out + before;
+      copy_(of_row);
     }
   }
 
   const Kernels& kernels_;
   const int64_t p_, q_;
   void (*row_)(const Row&) = nullptr;
-  void (*copy_)(const float*, int64_t, int64_t, int64_t, float*) = nullptr;
+  void (*copy_)(const Copy&) = nullptr;
   int64_t group_ = 0, block_ = 0, channel_blocks_ = 0;  // words of input
   int64_t filters_ = 0, widening_ = 0;                  // output channels of a group, of a word
   int64_t rows_per_task_ = 1, blocks_per_image_ = 1, channel_split_ = 1;
@@ -158,6 +172,8 @@ std::string grouped_conv2d_refusal(const OpSpec& spec) {
     return "padding " + std::to_string(spec.pad_h) + "x" + std::to_string(spec.pad_w) + ": grouped rows handle 0 and 1";
   if (spec.dilation_h != 1 || spec.dilation_w != 1) return "dilation " + std::to_string(spec.dilation_h) + ": grouped rows handle 1";
   if (spec.nchw_in) return "planar input: grouped rows read NHWC";
+  if (spec.pre_activation != kNone && spec.pre == 0) return "an activation of the input without a scale";
+  if (spec.bf16 != 0 && spec.pre != 0) return "scales and shifts its input in float32 only";
   return "";
 }
 

@@ -25,12 +25,22 @@ struct Row {
   int64_t activation;  // none, relu or relu6
 };
 
+// One channel block of a row of input pixels, `step` floats apart, copied next to each other. What the next block reads, `ahead` floats on,
+// is fetched.
+struct Copy {
+  const float* x;
+  int64_t step, count, ahead;
+  const float *scale, *shift;  // of the block, or null: what is copied is activation(x * scale + shift); float32 only
+  int64_t activation;
+  float* out;
+};
+
 struct Kernels {
   int lanes;
   int channels_per_word;
   // By output channels per word 1, 2, 4, output channels per group 4, 8, 16, 32, and stride 1, 2; null where there is no such layer.
   void (*row[3][4][2])(const Row&);
-  void (*copy[6])(const float* x, int64_t step, int64_t count, int64_t ahead, float* out);  // by words per group 1, 2 ... 32
+  void (*copy[6])(const Copy&);  // by words per group 1, 2 ... 32
 };
 
 extern const Kernels kPortable, kAvx2, kAvx512, kAvx512Bf16;

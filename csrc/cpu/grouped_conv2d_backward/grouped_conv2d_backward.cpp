@@ -43,11 +43,11 @@ constexpr int64_t kStreamBytes = 16 << 20;  // larger maps do not wait in a cach
 
 const Kernels& kernels() { return FB_TABLE_OF(isa()); }
 
-using Copy = void (*)(const float*, int64_t, int64_t, int64_t, float*);
+using grouped_conv2d::Copy;
 
 int log2_of(int64_t value) { return value <= 1 ? 0 : 1 + log2_of(value / 2); }
 
-Copy copy_of(int64_t group) { return grouped_conv2d::forward_kernels().copy[log2_of(group)]; }
+void (*copy_of(int64_t group))(const Copy&) { return grouped_conv2d::forward_kernels().copy[log2_of(group)]; }
 
 // The forward's layout with inputs and outputs of each group exchanged.
 std::vector<float> exchanged(const OpSpec& spec, const float* weight) {
@@ -73,7 +73,7 @@ std::string input_refusal(const OpSpec& spec) {
 void input_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const float* weight, float* dx) {
   const Kernels& own = kernels();
   const int64_t p = spec.p(), q = spec.q(), group = spec.c / spec.groups, block = std::max<int64_t>(group, own.lanes);
-  const Copy copy = copy_of(group);
+  void (*const copy)(const Copy&) = copy_of(group);
   void (*const input_row)(const InputRow&) = own.input_row[log2_of(group) - 2];
 
   OpSpec turned;
@@ -108,8 +108,8 @@ void input_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const fl
     row.stream = stream;
     for (int64_t c = 0; c < spec.c; c += block) {
       for (int64_t i = from; i < to; ++i) {
-        copy(grad + (image * p + i) * q * ldg + c, ldg, q, c + block < spec.c ? block : 0,
-             rows + (i - from) * row_floats + block);
+        copy({grad + (image * p + i) * q * ldg + c, ldg, q, c + block < spec.c ? block : 0, nullptr, nullptr, kNone,
+              rows + (i - from) * row_floats + block});
       }
       for (int64_t h = first; h < end; ++h) {
         row.rows = 0;
@@ -147,13 +147,14 @@ struct Cut {
 
 }  // namespace
 
-void weight_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const float* x, float* dw, const int64_t steps[4]) {
+void weight_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const Pointers& x, float* dw, const int64_t steps[4]) {
   const Kernels& own = kernels();
   const int64_t p = spec.p(), q = spec.q(), group = spec.c / spec.groups, filters = spec.k / spec.groups, lanes = own.lanes;
   const int64_t x_block = std::max(group, lanes), block = std::max(filters, lanes), blocks = spec.k / block;
   const int64_t per_x_block = x_block / group * filters / block;
   const int64_t block_sums = block * group * 9, all_sums = spec.k * group * 9;
-  const Copy copy_grad = copy_of(filters), copy_x = copy_of(group);
+  void (*const copy_grad)(const Copy&) = copy_of(filters);
+  void (*const copy_x)(const Copy&) = copy_of(group);
   void (*const weight_rows)(const WeightRows&) =
       own.weight_rows[log2_of(filters / group)][log2_of(filters) - 2][spec.stride_h - 1];
   const Cut cut(spec);
@@ -192,9 +193,11 @@ void weight_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const f
         const int64_t x_ahead = !last               ? x_block
                                 : run + 1 < end_run ? t.rows * spec.stride_h * spec.w * spec.ldx + first_x - x_from
                                                     : 0;
-        copy_grad(grad + (image * p + row) * q * ldg + b * block, ldg, t.rows * q, ahead, grad_rows);
+        copy_grad({grad + (image * p + row) * q * ldg + b * block, ldg, t.rows * q, ahead, nullptr, nullptr, kNone, grad_rows});
         if (b % per_x_block == 0) {
-          copy_x(x + (image * spec.h + from) * spec.w * spec.ldx + x_from, spec.ldx, t.height * spec.w, x_ahead, image_rows);
+          const auto of_block = [&](const float* values) { return spec.pre != 0 ? values + x_from : nullptr; };
+          copy_x({x.x + (image * spec.h + from) * spec.w * spec.ldx + x_from, spec.ldx, t.height * spec.w, x_ahead,
+                  of_block(x.pre_scale), of_block(x.pre_shift), spec.pre_activation, image_rows});
         }
         t.x = image_rows + b % per_x_block * (lanes / std::min(filters, lanes));
         t.sums = sums + (b - first_block) * block_sums;

@@ -61,7 +61,8 @@ std::string input_refusal(const OpSpec& spec);
 // `spec` is the forward's, kind grouped_conv2d; a pixel of dy is ldg floats wide, dx is dense. `weight` is [K, C / groups, 3, 3].
 void input_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const float* weight, float* dx);
 
-// dw[k * steps[0] + c * steps[1] + r * steps[2] + s * steps[3]]: the same bits for any number of threads.
-void weight_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const float* x, float* dw, const int64_t steps[4]);
+// dw[k * steps[0] + c * steps[1] + r * steps[2] + s * steps[3]]: the same bits for any number of threads. Reads x of the pointers, and
+// pre_scale and pre_shift.
+void weight_gradient(const OpSpec& spec, const float* grad, int64_t ldg, const Pointers& x, float* dw, const int64_t steps[4]);
 
 }  // namespace fb::grouped_conv2d_backward

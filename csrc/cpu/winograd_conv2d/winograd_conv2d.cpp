@@ -18,6 +18,7 @@
 #include "winograd_conv2d.h"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "../conv2d/conv2d.h"
@@ -83,7 +84,7 @@ class WinogradConv2d final : public Op {
   int64_t scratch_floats() const override {
     const int64_t zeros = round_up(spec_.c, 16);
     const int64_t m = form_.points * (tiles_per_task_ * kernels_.panel + kSkew);
-    return zeros + m + (fused_ ? form_.points * (tiles_per_task_ * words_ + kSkew) : 0);
+    return zeros + m + (fused_ ? form_.points * (tiles_per_task_ * words_ + kSkew) : 0) + changed_floats();
   }
   int64_t shared_floats() const override { return fused_ ? 0 : form_.points * (tiles_ * words_ + kSkew); }
 
@@ -95,7 +96,7 @@ class WinogradConv2d final : public Op {
       std::fill(zeros, zeros + spec_.c, 0.0f);
       const int64_t begin = task * rows_per_first_task_ * tile_columns_;
       const int64_t end = std::min(begin + rows_per_first_task_ * tile_columns_, tiles_);
-      transform_input(x, begin, end, zeros, x.shared + begin * words_, tiles_ * words_ + kSkew);
+      transform_input(x, begin, end, zeros, x.shared + begin * words_, tiles_ * words_ + kSkew, scratch_end(scratch));
       return;
     }
     task -= first_phase_;
@@ -108,7 +109,7 @@ class WinogradConv2d final : public Op {
       float* own = m + form_.points * (tiles_per_task_ * kernels_.panel + kSkew);
       v_stride = count * words_ + kSkew;
       std::fill(zeros, zeros + spec_.c, 0.0f);
-      transform_input(x, tile_begin, tile_end, zeros, own, v_stride);
+      transform_input(x, tile_begin, tile_end, zeros, own, v_stride, scratch_end(scratch));
       v = own;
     } else {
       v_stride = tiles_ * words_ + kSkew;
@@ -271,29 +272,47 @@ class WinogradConv2d final : public Op {
     return {weights, weights + floats, nullptr, nullptr};
   }
 
-  void transform_input(const Pointers& x, int64_t begin, int64_t end, const float* zeros, float* v, int64_t v_stride) const {
+  // The part of the scratch memory, at its end, for the input of a row of tiles, changed.
+  int64_t changed_floats() const { return spec_.pre != 0 ? form_.in_h() * spec_.w * spec_.c : 0; }
+  float* scratch_end(float* scratch) const { return scratch + scratch_floats() - changed_floats(); }
+
+  // Tiles [begin, end) of one row of tiles: x from column 0 of their first row on (which may lie above the image), as the transforms read
+  // it, and the floats from pixel to pixel. Where x is scaled and shifted first, so much of it as they see is, into `changed`.
+  std::pair<const float*, int64_t> row_of_input(const Pointers& x, int64_t begin, int64_t end, float* changed) const {
+    const int64_t tile_row = begin / tile_columns_, image = tile_row / tile_rows_, row = tile_row % tile_rows_ * form_.out_h - spec_.pad_h;
+    const float* const from = x.x + (image * spec_.h + row) * spec_.w * spec_.ldx;
+    if (spec_.pre == 0) return {from, spec_.ldx};
+    const int64_t first = begin % tile_columns_ * form_.out_w - spec_.pad_w;
+    const int64_t left = std::clamp<int64_t>(first, 0, spec_.w), right = std::clamp<int64_t>(first + (end - begin - 1) * form_.out_w + form_.in_w(), left, spec_.w);
+    for (int64_t i = std::max<int64_t>(0, -row); i < std::min<int64_t>(form_.in_h(), spec_.h - row); ++i) {
+      const int64_t pixel = i * spec_.w + left;
+      kernels_.change(from + pixel * spec_.ldx, spec_.ldx, right - left, spec_.c, x.pre_scale, x.pre_shift, spec_.pre_activation, changed + pixel * spec_.c, spec_.c);
+    }
+    return {changed, spec_.c};
+  }
+
+  void transform_input(const Pointers& x, int64_t begin, int64_t end, const float* zeros, float* v, int64_t v_stride, float* changed) const {
     const int64_t in_h = form_.in_h(), in_w = form_.in_w();
     InputTile tile;
     tile.v_stride = v_stride;
     tile.channels = spec_.c;
-    int64_t tile_row = begin / tile_columns_, tile_column = begin % tile_columns_;
-    for (int64_t t = begin; t < end; ++t) {
-      const int64_t image = tile_row / tile_rows_;
-      const int64_t row = tile_row % tile_rows_ * form_.out_h - spec_.pad_h, column = tile_column * form_.out_w - spec_.pad_w;
-      const float* corner = x.x + ((image * spec_.h + row) * spec_.w + column) * spec_.ldx;
-      const bool interior = row >= 0 && row + in_h <= spec_.h && column >= 0 && column + in_w <= spec_.w;
-      for (int64_t i = 0; i < in_h; ++i) {
-        for (int64_t j = 0; j < in_w; ++j) {
-          const bool inside = interior || (row + i >= 0 && row + i < spec_.h && column + j >= 0 && column + j < spec_.w);
-          tile.source[i * in_w + j] = inside ? corner + (i * spec_.w + j) * spec_.ldx : zeros;
+    for (int64_t first = begin; first < end;) {
+      const int64_t tile_row = first / tile_columns_, last = std::min(end, (tile_row + 1) * tile_columns_);
+      const int64_t row = tile_row % tile_rows_ * form_.out_h - spec_.pad_h;
+      const auto [input, ld] = row_of_input(x, first, last, changed);
+      for (int64_t t = first; t < last; ++t) {
+        const int64_t column = t % tile_columns_ * form_.out_w - spec_.pad_w;
+        const bool interior = row >= 0 && row + in_h <= spec_.h && column >= 0 && column + in_w <= spec_.w;
+        for (int64_t i = 0; i < in_h; ++i) {
+          for (int64_t j = 0; j < in_w; ++j) {
+            const bool inside = interior || (row + i >= 0 && row + i < spec_.h && column + j >= 0 && column + j < spec_.w);
+            tile.source[i * in_w + j] = inside ? input + (i * spec_.w + column + j) * ld : zeros;
+          }
         }
+        tile.v = v + (t - begin) * words_;
+        transforms_.input(tile);
       }
-      tile.v = v + (t - begin) * words_;
-      transforms_.input(tile);
-      if (++tile_column == tile_columns_) {
-        tile_column = 0;
-        ++tile_row;
-      }
+      first = last;
     }
   }
 
@@ -350,6 +369,8 @@ std::string winograd_conv2d_refusal(const OpSpec& spec) {
   if (spec.dilation_h != 1 || spec.dilation_w != 1) return "dilation " + std::to_string(spec.dilation_h) + ": winograd handles dilation 1";
   if (spec.groups != 1) return std::to_string(spec.groups) + " groups: winograd handles 1";
   if (spec.nchw_in) return "planar input: winograd reads NHWC";
+  if (spec.pre_activation != kNone && spec.pre == 0) return "an activation of the input without a scale";
+  if (spec.bf16 != 0 && spec.pre != 0) return "scales and shifts its input in float32 only";
   if (spec.tile != 0 && spec.tile != 2 && spec.tile != 4) return "tile is " + std::to_string(spec.tile) + ", expected 2, 4 or 0 (what suits the layer)";
   return "";
 }
