@@ -4,6 +4,7 @@
     Norm               batch norm, the addition of the shortcut, the activation
     NormConvolution    batch norm, the activation, the convolution behind them
     Gate               squeeze-and-excitation, the addition of the shortcut, the activation
+    MaxPool, AvgPool   nn.MaxPool2d, nn.AvgPool2d by a kernel
 
 Each calls its modules one by one when one of them has hooks, so that hooks of layers see what they always
 see.
@@ -180,6 +181,42 @@ class Gate:
             return self.tail(x * gate, residual)
         small = fc1.weight, fc1.bias, fc2.weight, fc2.bias
         return kernels.squeeze_excite(x, *small, residual=residual, activation=self.tail.name)
+
+
+class MaxPool:
+    """An nn.MaxPool2d by a kernel."""
+
+    def __init__(self, module: nn.MaxPool2d) -> None:
+        self.module = module
+
+    @staticmethod
+    def takes(module: nn.Module) -> bool:
+        return type(module) is nn.MaxPool2d and module.dilation in (1, (1, 1)) and not module.return_indices
+
+    def __call__(self, x: Tensor) -> Tensor:
+        pool = self.module
+        if hooked(pool) or x.dim() != 4:
+            return pool(x)
+        window = {"stride": pool.stride, "padding": pool.padding, "ceil_mode": pool.ceil_mode}
+        return kernels.max_pool2d(x, pool.kernel_size, **window)
+
+
+class AvgPool:
+    """An nn.AvgPool2d by a kernel."""
+
+    def __init__(self, module: nn.AvgPool2d) -> None:
+        self.module = module
+
+    @staticmethod
+    def takes(module: nn.Module) -> bool:
+        return type(module) is nn.AvgPool2d and module.divisor_override is None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        pool = self.module
+        if hooked(pool) or x.dim() != 4:
+            return pool(x)
+        window = {"stride": pool.stride, "padding": pool.padding, "ceil_mode": pool.ceil_mode}
+        return kernels.avg_pool2d(x, pool.kernel_size, **window, count_include_pad=pool.count_include_pad)
 
 
 def _fits(x: Tensor, residual: Tensor | None) -> bool:

@@ -206,7 +206,7 @@ def gradients(
     if fast_backward(grad, weight):
         if groups == 1:
             if needs[0]:
-                dx = _input_gradient(grad, weight, *geometry, added)
+                dx = _input_gradient(grad, weight, *geometry, sizes, added)
                 is_added = is_added or dx is not None
             if needs[1]:
                 dweight = _conv_backward.dense_weight(grad, *_recompute.before(kept, how), weight, *window)
@@ -253,15 +253,20 @@ def fast_backward(grad: Tensor, weight: Tensor) -> bool:
     return _native.refusal(grad, weight) is None
 
 
-def _input_gradient(grad, weight, stride, padding, dilation, groups, added) -> Tensor | None:
+def _input_gradient(grad, weight, stride, padding, dilation, groups, sizes, added) -> Tensor | None:
     """The gradient of x, and what is added to it, where it is a convolution that a native kernel is good at;
     else None.
 
     At stride 1 dx is the convolution of dy with the filters upside down, inputs and outputs exchanged:
 
         dx[n, c, i, j] = sum_krs dy[n, k, i + padding - r, j + padding - s] * weight[k, c, r, s]
+
+    A 1x1 convolution of a larger stride has such a gradient at every stride-th pixel and 0 between them.
     """
     rows, columns = weight.shape[2:]
+    if groups == 1 and (rows, columns) == (1, 1) and padding == (0, 0) and stride != (1, 1):
+        small = _input_gradient(grad, weight, (1, 1), padding, dilation, groups, sizes, None)
+        return torch.ops.fast_backbones.spread_pixels(small, *sizes[2:], stride, added)
     if groups > 1 or stride != (1, 1) or dilation != (1, 1) or padding[0] >= rows or padding[1] >= columns:
         return None
     padding = (rows - 1 - padding[0], columns - 1 - padding[1])
@@ -323,6 +328,12 @@ def fake(x, weight, bias, residual, stride, padding, dilation, groups, activatio
     return torch.empty(
         (x.shape[0], weight.shape[0], p, q), dtype=x.dtype, device=x.device, memory_format=layout
     )
+
+
+@_native.register_fake("spread_pixels")
+def _fake_spread(small, height, width, stride, added):
+    sizes = (*small.shape[:2], height, width)
+    return small.new_empty(sizes).to(memory_format=torch.channels_last)
 
 
 @_native.register_fake("transposed_filters")

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling as is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _dispatch, _native, _pool
+from . import _dispatch, _native, _pool, memory
 
 
 def avg_pool2d_ref(
@@ -28,23 +29,37 @@ def _prepare(x, kernel_size, *, stride=None, padding=0, ceil_mode=False, count_i
 
 
 class _NativeAvgPool(torch.autograd.Function):
-    """Native forward with PyTorch's own backward."""
+    """Native forward. Keeps no map. Backward writes windows that lie side by side, the rest is PyTorch's."""
 
     @staticmethod
-    def forward(x, kernel_size, stride, padding, ceil_mode, count_include_pad):
+    def forward(x, ghost, kernel_size, stride, padding, ceil_mode, count_include_pad):
         op = torch.ops.fast_backbones.avg_pool2d
         return op(x, kernel_size, stride, padding, ceil_mode, count_include_pad)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, *ctx.window = inputs
-        ctx.save_for_backward(x)  # of which backward reads the sizes
+        x, ghost, *ctx.window = inputs
+        ctx.save_for_backward(ghost)
+        ctx.sizes, ctx.layout = x.shape, _native.memory_format(x)
 
     @staticmethod
     def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        grad_x = torch.ops.aten.avg_pool2d_backward(grad, x, *ctx.window, None)
-        return grad_x, None, None, None, None, None
+        kernel_size, stride, padding, *_ = ctx.window
+        (p, q), (r, s) = grad.shape[2:], kernel_size
+        side_by_side = stride == kernel_size and padding == (0, 0) and ctx.sizes[2:] == (p * r, q * s)
+        fast = not (is_compiling() or torch.is_grad_enabled() or _native.refusal(grad)) and grad.numel() > 0
+        if side_by_side and fast and ctx.layout is torch.channels_last:
+            dx = memory.empty_map(grad.new_empty(()).expand(ctx.sizes), ctx.sizes[1])
+            windows = dx.unflatten(3, (q, s)).unflatten(2, (p, r))  # [N, C, P, R, Q, S]
+            windows.copy_((grad / (r * s))[:, :, :, None, :, None])
+        else:
+            like_x = torch.empty(
+                ctx.sizes, dtype=grad.dtype, device=grad.device, memory_format=ctx.layout
+            )  # never touched: the formula looks at its sizes and layout
+            dx = torch.ops.aten.avg_pool2d_backward(grad, like_x, *ctx.window, None)
+            if torch.is_grad_enabled():
+                dx = dx + ctx.saved_tensors[0].sum()
+        return dx, None, None, None, None, None, None
 
 
 def _refuse(x, kernel_size, stride, padding, ceil_mode, count_include_pad) -> str | None:
@@ -53,7 +68,7 @@ def _refuse(x, kernel_size, stride, padding, ceil_mode, count_include_pad) -> st
 
 def _run(x, *window) -> Tensor:
     if _native.needs_grad(x):
-        return _NativeAvgPool.apply(x, *window)
+        return _NativeAvgPool.apply(x, _pool.ghost(x), *window)
     return torch.ops.fast_backbones.avg_pool2d(x, *window)
 
 

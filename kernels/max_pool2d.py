@@ -26,28 +26,39 @@ def _prepare(x, kernel_size, *, stride=None, padding=0, ceil_mode=False) -> tupl
 
 
 class _NativeMaxPool(torch.autograd.Function):
-    """The native forward keeps no indices; backward finds them again with PyTorch's own pooling."""
+    """y, and a byte for each of its elements: which tap of the window was the largest. Keeps those alone."""
 
     @staticmethod
-    def forward(x, kernel_size, stride, padding, ceil_mode):
-        return torch.ops.fast_backbones.max_pool2d(x, kernel_size, stride, padding, ceil_mode)
+    def forward(x, ghost, kernel_size, stride, padding, ceil_mode):
+        return torch.ops.fast_backbones.max_pool2d_taps(x, kernel_size, stride, padding, ceil_mode)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, *ctx.window = inputs
-        ctx.save_for_backward(x)
+        x, ghost, *ctx.window, ctx.ceil_mode = inputs
+        ctx.sizes = x.shape
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], ghost)
 
     @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        kernel_size, stride, padding, ceil_mode = ctx.window
-        _, indices = torch.ops.aten.max_pool2d_with_indices(
-            x, kernel_size, stride, padding, (1, 1), ceil_mode
-        )
-        grad_x = torch.ops.aten.max_pool2d_with_indices_backward(
-            grad, x, kernel_size, stride, padding, (1, 1), ceil_mode, indices
-        )
-        return grad_x, None, None, None, None
+    def backward(ctx, grad, _):
+        taps, ghost = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody wants derivatives of this
+            x = grad.new_empty(()).expand(ctx.sizes)  # the formula looks at its sizes alone
+            window = *ctx.window, (1, 1), ctx.ceil_mode
+            indices = _indices(taps, ctx.sizes, *ctx.window)
+            dx = torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *window, indices) + ghost.sum()
+        else:
+            backward = torch.ops.fast_backbones.max_pool2d_backward
+            dx = backward(grad, taps, *ctx.sizes[2:], *ctx.window)
+        return dx, None, None, None, None, None
+
+
+def _indices(taps: Tensor, sizes: torch.Size, kernel_size, stride, padding) -> Tensor:
+    """PyTorch's indices [N, C, P, Q] into an image, from taps [N, P, Q, C]."""
+    taps = taps.permute(0, 3, 1, 2).long()
+    p, q = (torch.arange(taps.shape[2 + i]) * stride[i] - padding[i] for i in range(2))
+    rows = taps // kernel_size[1] + p[:, None]
+    return rows * sizes[3] + taps % kernel_size[1] + q
 
 
 def _refuse(x, kernel_size, stride, padding, ceil_mode) -> str | None:
@@ -60,13 +71,26 @@ def _refuse(x, kernel_size, stride, padding, ceil_mode) -> str | None:
 
 def _run(x, kernel_size, stride, padding, ceil_mode) -> Tensor:
     if _native.needs_grad(x):
-        return _NativeMaxPool.apply(x, kernel_size, stride, padding, ceil_mode)
+        return _NativeMaxPool.apply(x, _pool.ghost(x), kernel_size, stride, padding, ceil_mode)[0]
     return torch.ops.fast_backbones.max_pool2d(x, kernel_size, stride, padding, ceil_mode)
 
 
 @_native.register_fake("max_pool2d")
 def _fake(x, kernel_size, stride, padding, ceil_mode):
     return _pool.fake("max_pool2d", x, kernel_size, stride, padding, ceil_mode)
+
+
+@_native.register_fake("max_pool2d_taps")
+def _fake_taps(x, kernel_size, stride, padding, ceil_mode):
+    y = _fake(x, kernel_size, stride, padding, ceil_mode)
+    n, c, p, q = y.shape
+    return y, x.new_empty((n, p, q, c), dtype=torch.uint8)
+
+
+@_native.register_fake("max_pool2d_backward")
+def _fake_backward(grad, taps, height, width, kernel_size, stride, padding):
+    sizes = (*grad.shape[:2], height, width)
+    return grad.new_empty(sizes).to(memory_format=_native.memory_format(grad))
 
 
 _OP = _dispatch.register(
@@ -99,7 +123,8 @@ def max_pool2d(
     Returns: [N, C, P, Q], P = (H + 2*padding - R) // stride + 1, or rounded up.
     Raises: RuntimeError for sizes that do not fit together, or when a backend asked for by name refuses.
 
-    Fast path: float32 on the CPU, windows of up to 64 elements. Derivatives come from PyTorch's own pooling.
+    Fast path: float32 on the CPU, windows of up to 64 elements. Kept for backward: a byte for each element of
+    y. Of equal values the first gets the gradient, as in PyTorch. Second derivatives come from the formula.
     """
     if has_torch_function_variadic(x):
         return handle_torch_function(

@@ -1,8 +1,9 @@
 // The doors of the convolutions: y = act(conv(x, weight) + bias + residual), x [N, C, H, W], weight [K, C/groups, R, S].
 //
 // The output is channels_last when x or weight is, as in torch. The weight is packed on every call: a cache could go stale.
+#include "cpu/layout/spread_pixels.h"
 #include "cpu/layout/turned_filters.h"
-#include "door.h"
+#include "rows.h"
 
 namespace {
 
@@ -119,11 +120,36 @@ Tensor transposed_filters(const Tensor& weight, int64_t groups) {
   return out;
 }
 
+Tensor spread_pixels(const Tensor& small, int64_t height, int64_t width, const Ints& stride, const std::optional<Tensor>& added) {
+  using namespace fb::door;
+  constexpr const char* kOp = "spread_pixels";
+  check_tensor(kOp, "small", small, 4);
+  const auto steps = check_pair(kOp, "stride", stride, 1);
+  const auto sizes = small.sizes();
+  check(height >= 1 && width >= 1, kOp, ": height is ", height, ", width ", width, ", expected at least 1");
+  check_addressable(kOp, {sizes[0], sizes[1], height, width});
+  const Ints out_sizes{sizes[0], sizes[1], height, width};
+  const Map read = as_nhwc(small);
+  std::optional<Map> more;
+  if (added) {
+    check_tensor(kOp, "added", *added, 4);
+    check(Ints(added->sizes().begin(), added->sizes().end()) == out_sizes, kOp, ": added has sizes ", sizes_text(*added), ", expected [",
+          sizes[0], ", ", sizes[1], ", ", height, ", ", width, "]");
+    more = as_nhwc(*added);
+  }
+  const Output out(out_sizes, true);
+  fb::Spread t{{read.data, read.ld}, sizes[0], sizes[2], sizes[3], sizes[1], {nullptr, 0}, height, width, steps[0], steps[1], out.data()};
+  if (more) t.added = {more->data, more->ld};
+  fb::spread_pixels(t);
+  return out.finish();
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fast_backbones, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("affine_conv2d", TORCH_BOX(&affine_conv2d));
+  m.impl("spread_pixels", TORCH_BOX(&spread_pixels));
   m.impl("transposed_filters", TORCH_BOX(&transposed_filters));
   m.impl("winograd_conv2d", TORCH_BOX(&winograd_conv2d));
   m.impl("grouped_conv2d", TORCH_BOX(&grouped_conv2d));

@@ -290,13 +290,18 @@ Tensor run_map(OpSpec spec, const Tensor& x) {
   return run(spec, x, spec.h, spec.w);
 }
 
-Tensor run_pool(OpSpec spec, const Tensor& x) {
+std::array<int64_t, 2> pooled_sizes(const OpSpec& spec, const Tensor& x) {
   check_image(spec, x);
   const char* op = spec.kind.c_str();
   const bool ceil_mode = spec.ceil_mode != 0;
   const int64_t p = output_size(op, "height", spec.h, spec.r, spec.stride_h, spec.pad_h, 1, ceil_mode);
   const int64_t q = output_size(op, "width", spec.w, spec.s, spec.stride_w, spec.pad_w, 1, ceil_mode);
   check_addressable(op, {spec.n, spec.k, p, q});
+  return {p, q};
+}
+
+Tensor run_pool(OpSpec spec, const Tensor& x) {
+  const auto [p, q] = pooled_sizes(spec, x);
   return run(spec, x, p, q);
 }
 

@@ -91,7 +91,8 @@ OpSpec map_spec(const char* kind, const Tensor& x);  // of an op from a map [N, 
 // A pool: the sizes are checked, and torch's rules for padding and ceil mode.
 OpSpec pool_spec(const char* op, const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding, bool ceil_mode);
 Tensor run_map(OpSpec spec, const Tensor& x);   // an op that reads nothing but x and keeps its sizes
-Tensor run_pool(OpSpec spec, const Tensor& x);  // after pool_spec
+std::array<int64_t, 2> pooled_sizes(const OpSpec& spec, const Tensor& x);  // of a pool's output, checked
+Tensor run_pool(OpSpec spec, const Tensor& x);                             // after pool_spec
 
 const float* floats(const Tensor& t);
 float* mutable_floats(const Tensor& t);

@@ -24,6 +24,8 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
   m.def("empty_map(Tensor x, int channels) -> Tensor");
   // weight [K, C/groups, R, S] to [C, K/groups, R, S], upside down: what convolves the gradient of y into that of x
   m.def("transposed_filters(Tensor weight, int groups) -> Tensor");
+  // [N, C, height, width], channels last: small [N, C, P, Q] at every stride-th pixel, 0 between them, and `added`, if there is one
+  m.def("spread_pixels(Tensor small, int height, int width, int[] stride, Tensor? added) -> Tensor");
   // y = act(conv1x1(depth_act(depthwise(x) + depth_bias)) + bias)
   m.def(
       "separable_conv2d(Tensor x, Tensor depth_weight, Tensor weight, Tensor? depth_bias, Tensor? bias, int[] stride, "
@@ -44,6 +46,10 @@ STABLE_TORCH_LIBRARY(fast_backbones, m) {
       "grouped_conv2d_backward(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups, "
       "bool needs_x, bool needs_weight, Tensor? scale=None, Tensor? shift=None, str activation=\"none\") -> (Tensor, Tensor)");
   m.def("max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode) -> Tensor");
+  // the same, and which tap of each window was the largest, in bytes [N, P, Q, C]
+  m.def("max_pool2d_taps(Tensor x, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode) -> (Tensor y, Tensor taps)");
+  m.def(
+      "max_pool2d_backward(Tensor grad, Tensor taps, int height, int width, int[] kernel_size, int[] stride, int[] padding) -> Tensor");
   m.def(
       "avg_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, bool count_include_pad) -> "
       "Tensor");

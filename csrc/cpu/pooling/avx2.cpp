@@ -9,5 +9,5 @@ FB_BEGIN_TARGET("avx2,fma")
 #include "generic.h"
 #include "average.h"
 FB_END_TARGET
-const fb::pooling::Kernels fb::pooling::kAvx2 = {windows, mean, average_row};
+const fb::pooling::Kernels fb::pooling::kAvx2 = {windows, max_gradient_row, mean, average_row};
 #endif

@@ -9,5 +9,5 @@ FB_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")
 #include "generic.h"
 #include "average.h"
 FB_END_TARGET
-const fb::pooling::Kernels fb::pooling::kAvx512 = {windows, mean, average_row};
+const fb::pooling::Kernels fb::pooling::kAvx512 = {windows, max_gradient_row, mean, average_row};
 #endif

@@ -5,18 +5,64 @@
 
 namespace {
 
+using fb::pooling::MaxGradientRow;
 using fb::pooling::Mean;
 using fb::pooling::Windows;
 
 constexpr int kMeanLevels = 3;  // parts of 512 pixels at the top
 
-void windows(const Windows& t) {
+typedef float Floats __attribute__((vector_size(kLanes * 4)));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+
+FB_INLINE V bytes_as_floats(const uint8_t* p, int count) {
+  Bytes bytes{};
+  __builtin_memcpy(&bytes, p, static_cast<size_t>(count));
+  return (V)__builtin_convertvector(bytes, Floats);
+}
+
+FB_INLINE void floats_as_bytes(uint8_t* p, V v, int count) {
+  const Bytes bytes = __builtin_convertvector((Floats)v, Bytes);
+  __builtin_memcpy(p, &bytes, static_cast<size_t>(count));
+}
+
+template <bool kTaps>
+FB_INLINE void windows_of(const Windows& t) {
   for (int64_t q = 0; q < t.pixels; ++q) {
     const int64_t ahead = q * t.step;
     for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
-      V acc = part.load(t.x[0] + ahead + c);
-      for (int64_t i = 1; i < t.count; ++i) acc = vmax_nan(acc, part.load(t.x[i] + ahead + c));
+      V acc = part.load(t.x[0] + ahead + c), tap = vbroadcast(static_cast<float>(t.tap[0]));
+      for (int64_t i = 1; i < t.count; ++i) {
+        const V x = part.load(t.x[i] + ahead + c);
+        if constexpr (kTaps) {
+          const uint32_t takes = (vnot_at_most(x, acc) & ~vnot_at_most(acc, acc)) | vnot_at_most(x, x);
+          tap = vadd(vkeep(takes, vbroadcast(static_cast<float>(t.tap[i]))), vkeep(~takes, tap));
+        }
+        acc = vmax_nan(acc, x);
+      }
       part.store(t.y + q * t.ldy + c, acc);
+      if constexpr (kTaps) floats_as_bytes(t.taps + q * t.channels + c, tap, part.left);
+    });
+  }
+}
+
+void windows(const Windows& t) { t.taps != nullptr ? windows_of<true>(t) : windows_of<false>(t); }
+
+void max_gradient_row(const MaxGradientRow& t) {
+  for (int64_t w = 0; w < t.width; ++w) {
+    const int64_t column = w + t.pad, first = column - t.columns_of_window + 1;
+    const int64_t begin = first <= 0 ? 0 : (first + t.stride - 1) / t.stride, last = column / t.stride;
+    const int64_t end = last + 1 < t.q ? last + 1 : t.q;
+    for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
+      V sum = vzero();
+      for (int64_t i = 0; i < t.rows; ++i) {
+        for (int64_t q = begin; q < end; ++q) {
+          const V tap = vbroadcast(static_cast<float>(t.r[i] * t.columns_of_window + column - q * t.stride));
+          const V found = bytes_as_floats(t.taps[i] + q * t.channels + c, part.left);
+          const uint32_t others = vnot_at_most(found, tap) | vnot_at_least(found, tap);
+          sum = vadd(sum, vkeep(~others, part.load(t.dy[i] + q * t.ldg + c)));
+        }
+      }
+      part.store(t.dx + w * t.channels + c, sum);
     });
   }
 }

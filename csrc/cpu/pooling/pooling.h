@@ -5,6 +5,7 @@
 
 #include "../activation.h"
 #include "../isa.h"
+#include "../op.h"
 
 namespace fb::pooling {
 
@@ -15,12 +16,27 @@ constexpr int64_t kChain = 8;  // values that an average adds one after the othe
 // NaN if any is NaN.
 struct Windows {
   const float* x[kMaxTaps];  // the taps of the first window
+  uint8_t tap[kMaxTaps];     // their numbers, r * S + s
   int64_t count;
   int64_t step;
   float* y;
   int64_t ldy;
+  uint8_t* taps;  // taps[q * channels + c] = the number of the largest; null: not wanted
   int64_t pixels;
   int64_t channels;
+};
+
+// The gradient of a row of x: dx[w, c] = sum over rows i, over columns q of windows with a tap s at column w, of dy[i][q * ldg + c] where
+// taps[i][q * channels + c] is r[i] * columns_of_window + s. Rows and columns ascend.
+struct MaxGradientRow {
+  const float* dy[kMaxTaps];
+  const uint8_t* taps[kMaxTaps];
+  int64_t r[kMaxTaps];
+  int64_t rows, ldg;
+  int64_t columns_of_window, stride, pad;
+  int64_t q;  // windows of a row
+  float* dx;  // dense
+  int64_t width, channels;
 };
 
 // y[c] = (sum over `count` pixels x[i * stride + c]) / count, a cascade of sums of 8.
@@ -58,6 +74,7 @@ struct AverageRow {
 
 struct Kernels {
   void (*windows)(const Windows&);
+  void (*max_gradient)(const MaxGradientRow&);
   void (*mean)(const Mean&);
   void (*average_row)(const AverageRow&);
 };
@@ -65,5 +82,11 @@ struct Kernels {
 extern const Kernels kPortable, kAvx2, kAvx512;
 
 const Kernels& kernels();
+
+// y of the max pooling that spec describes, and for each of its elements which tap of the window was the largest: [n, p, q, c].
+void max_with_taps(const OpSpec& spec, const Pointers& x, uint8_t* taps);
+
+// The gradient of x [n, h, w, c], dense, from that of y and the taps.
+void max_gradient(const OpSpec& spec, const float* dy, int64_t ldg, const uint8_t* taps, float* dx);
 
 }  // namespace fb::pooling

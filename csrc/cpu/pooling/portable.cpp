@@ -5,4 +5,4 @@
 #include "../simd/part.h"
 #include "generic.h"
 #include "average.h"
-const fb::pooling::Kernels fb::pooling::kPortable = {windows, mean, average_row};
+const fb::pooling::Kernels fb::pooling::kPortable = {windows, max_gradient_row, mean, average_row};
