@@ -122,7 +122,9 @@ class _NativeBatchNorm(torch.autograd.Function):
 
 
 def _gradient_formula(grad, x, mask, weight, mean, var, eps, frozen) -> tuple[Tensor, ...]:
-    """Of x, weight, bias and residual, in operations that autograd knows."""
+    """Of x, weight, bias and residual, in operations that autograd knows; computed in float32."""
+    dtype = x.dtype
+    grad, x = grad.float(), x.float()
     if mask is not None:
         grad = grad.masked_fill(~unpacked(mask, x), 0.0)
     pixels, count = (0, 2, 3), x.numel() // x.shape[1]
@@ -136,7 +138,7 @@ def _gradient_formula(grad, x, mask, weight, mean, var, eps, frozen) -> tuple[Te
     if not frozen:
         dx = grad - (dbias[:, None, None] + normed * dweight[:, None, None]) / count
     scale = inverse if weight is None else inverse * weight[:, None, None]
-    return dx * scale, dweight, dbias, grad
+    return (dx * scale).to(dtype), dweight, dbias, grad.to(dtype)
 
 
 def _refuse(x, weight, bias, running_mean, running_var, residual, training, *_) -> str | None:
@@ -144,11 +146,12 @@ def _refuse(x, weight, bias, running_mean, running_var, residual, training, *_) 
         return f"{x.dim()} dimensions: native handles [N, C, H, W]"
     if x.numel() == 0:
         return f"sizes {_checks.sizes(x)}: native handles maps that are not empty"
-    return _native.refusal(x, weight, bias, running_mean, running_var, residual)
+    return _native.map_refusal(x, residual, weight, bias, running_mean, running_var)
 
 
 def _run(x, weight, bias, running_mean, running_var, residual, training, momentum, eps, activation) -> Tensor:
-    moments = (None, None) if training else (running_mean, running_var)
+    weight, bias = _native.wide(weight, bias)
+    moments = (None, None) if training else _native.wide(running_mean, running_var)
     args = (x, weight, bias, residual, *moments, eps, activation)
     if _native.needs_grad(x, weight, bias, residual):
         y, mean, var, scale, _ = _NativeBatchNorm.apply(*args)
@@ -168,8 +171,16 @@ def update(running_mean, running_var, mean, var, momentum, x) -> None:
         return
     count = x.numel() // x.shape[1]
     with torch.no_grad():
-        running_mean.mul_(1.0 - momentum).add_(mean, alpha=momentum)
-        running_var.mul_(1.0 - momentum).add_(var, alpha=momentum * count / (count - 1))
+        _move(running_mean, mean, momentum)
+        _move(running_var, var, momentum, count / (count - 1))
+
+
+def _move(running: Tensor, batch: Tensor, momentum: float, factor: float = 1.0) -> None:
+    """running += momentum * (factor * batch - running), rounded once to the type of running."""
+    if running.dtype is torch.float32:
+        running.mul_(1.0 - momentum).add_(batch, alpha=momentum * factor)
+    else:
+        running.copy_(running.float().mul_(1.0 - momentum).add_(batch, alpha=momentum * factor))
 
 
 def _like(x: Tensor) -> Tensor:
@@ -181,7 +192,7 @@ def _fake(x, weight, bias, residual, mean, var, eps, activation, needs_mask):
     n, c, h, w = x.shape
     rows = n * h * w if needs_mask and activation != "none" else 0
     mask = x.new_empty((rows, (c + 15) // 16 * 2), dtype=torch.uint8)
-    return _like(x), x.new_empty(c), x.new_empty(c), x.new_empty(c), mask
+    return _like(x), *(x.new_empty(c, dtype=torch.float32) for _ in range(3)), mask
 
 
 @_native.register_fake("batch_norm_again")
@@ -194,8 +205,10 @@ def _fake_backward(
     grad, x, mask, weight, mean, var, eps, frozen, needs_x, needs_affine, needs_residual, *_, **__
 ):
     affine = (x.shape[1],) if needs_affine else (0,)
-    dx, dresidual = (_like(x) if needed else x.new_empty(0) for needed in (needs_x, needs_residual))
-    return dx, x.new_empty(affine), x.new_empty(affine), dresidual
+    dweight, dbias = (x.new_empty(affine, dtype=torch.float32) for _ in range(2))
+    none = x.new_empty(0, dtype=torch.float32)
+    dx, dresidual = (_like(x) if needed else none.clone() for needed in (needs_x, needs_residual))
+    return dx, dweight, dbias, dresidual
 
 
 _OP = _dispatch.register(
@@ -230,8 +243,10 @@ def batch_norm(
     them as such (frozen batch norm).
 
     Args:
-        x: [N, C, H, W] (any [N, C, ...] through the formula). weight, bias: [C] or None.
-        running_mean, running_var: [C], changed in training; None in training keeps no record.
+        x: [N, C, H, W] (any [N, C, ...] through the formula). weight, bias: [C] or None; of the type of x or,
+            where that has 16 bits, float32.
+        running_mean, running_var: [C], changed in training; None in training keeps no record. Their types are
+            those that weight may have.
         residual: like x, added before the activation.
         training: whose moments. momentum: of the running ones. eps: added to the variance.
         activation: "none", "relu" or "relu6".
@@ -240,11 +255,12 @@ def batch_norm(
     Raises: RuntimeError for sizes that do not fit, ValueError for an unknown activation and for one value
         per channel in training, TypeError for what is no tensor.
 
-    Fast path: float32 on the CPU. Forward reads x for its moments (in pieces of rows that stay in cache, so
-    that deviations are from the mean) and once more for y; backward reads grad and x for two sums
-    and once more for dx. Sums of pieces are added in double, in an order that threads do not change. Kept
-    for backward: x, and a bit of each element that the activation passed. Higher derivatives come from the
-    formula.
+    Fast path: float32, bfloat16 and float16 on the CPU. Values of 16 bits are converted where they are read
+    and rounded where they are written; moments, sums and what lies between are float32 or double. Forward
+    reads x for its moments (in pieces of rows that stay in cache, so that deviations are from the mean) and
+    once more for y; backward reads grad and x for two sums and once more for dx. Sums of pieces are added in
+    double, in an order that threads do not change. Kept for backward: x, and a bit of each element that the
+    activation passed. Higher derivatives come from the formula.
     """
     tensors = (x, weight, bias, running_mean, running_var)
     if has_torch_function_variadic(*tensors, residual):
