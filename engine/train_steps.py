@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kernels
-from ..kernels import _conv
+from ..kernels import _conv, _conv_narrow
 from ..kernels.batch_norm_conv2d import fused, refuse
 from .train_concat import hand_on, moments_of
 
@@ -60,7 +60,17 @@ class Convolution:
         module = self.module
         if hooked(module):
             return module(x)
+        if x.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
+            return self.in_16_bits(x)
         return self.op(x, module.weight, module.bias, **self.window)
+
+    def in_16_bits(self, x: Tensor) -> Tensor:
+        """PyTorch's convolution, which may keep less."""
+        module = self.module
+        if not _conv_narrow.takes(x, module.weight):
+            return module(x)
+        window = module.stride, module.padding, module.dilation, module.groups
+        return _conv_narrow.convolve(x, module.weight, module.bias, *window)
 
     def passing(self, x: Tensor) -> tuple[Tensor, Tensor]:
         module, found = self.module, None
