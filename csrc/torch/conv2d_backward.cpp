@@ -155,7 +155,7 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& x, const Tensor&
   fb::conv2d_backward::Norm norm{nullptr, nullptr, nullptr, check_activation(kOp, activation, fb::kRelu6)};
   check((scale && bias) || (!mean && !scale && !bias && norm.activation == fb::kNone), kOp,
         ": mean, scale and bias go together (mean may be absent), and an activation with them");
-  if (scale) norm = {means.data(), scales.data(), biases.data(), norm.activation};
+  if (scale) norm = {mean ? means.data() : nullptr, scales.data(), biases.data(), norm.activation};
   const auto sizes = weight.sizes();
   const Tensor dw = empty(Ints(sizes.begin(), sizes.end()), suggests_channels_last(weight));
   if (spec.n == 0) {

@@ -4,9 +4,10 @@
 //   a = act((x - mean) * scale + bias), or x                                                            a = 0 in the padding
 //
 //   task = (some filters, some pixels)
-//     for 128 pixels                  dy copied to [tile][pixel][filter of the tile]
-//       for tap, for panel            a computed to [pixel][channel of the panel]: stays in L1
-//         for tile of <= 14 filters   registers, added to dw behind the 128 products
+//     for some taps                     as many as have their sums in L2
+//       for 128 pixels                  dy copied to [tile][pixel][filter of the tile]
+//         for tap, for panel            a computed to [pixel][channel of the panel]: stays in L1
+//           for tile of <= 14 filters   registers, added to dw behind the 128 products; meanwhile the next panel is fetched
 //
 // Batch norm and activation in front of the convolution are computed while x is copied, so a is never written to memory. Tasks are cut by the
 // layer's sizes alone, and their sums added in order: the same bits for any number of threads.
@@ -20,18 +21,17 @@
 
 namespace fb::conv2d_backward {
 
-// y[m, j] = (add ? y[m, j] : 0) + sum_p a[p * rows + m] * b[p * panel + j]
+// y[m * panel + j] = (add ? y[m * panel + j] : 0) + sum_p a[p * rows + m] * b[p * panel + j]
 struct Tile {
   const float *a, *b;
   int64_t depth;
   float* y;
-  int64_t y_stride;
-  int64_t columns;  // valid, 1..panel
   bool add;
-  const float *next_dy, *next_x;  // a line of each is fetched into L2 per product
+  const float *next_dy, *next_x;  // a line of each is fetched into L2 per product: the next one of dy, of x next_x_step floats on
+  int64_t next_x_step;
 };
 
-// How x becomes a; all pointers null: not at all.
+// How x becomes a; all pointers null: not at all; no mean: 0.
 struct Norm {
   const float *mean, *scale, *bias;
   int64_t activation;  // kNone, kRelu, kRelu6

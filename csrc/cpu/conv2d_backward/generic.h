@@ -27,14 +27,14 @@ void tile(const Tile& t) {
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 2
-      for (int j = 0; j < kPanel; j += 16) vprefetch_write(t.y + m * t.y_stride + j);
+      for (int j = 0; j < kPanel; j += 16) vprefetch_write(t.y + m * kPanel + j);
   }
   const float *a = t.a, *b = t.b, *next_dy = t.next_dy, *next_x = t.next_x;
   for (int64_t p = 0; p < t.depth; ++p) {
     vprefetch_l2(next_dy);
     vprefetch_l2(next_x);
     next_dy += 16;
-    next_x += 16;
+    next_x += t.next_x_step;
     asm volatile("" ::: "memory");  // the next step's loads must not move up: there is one register to spare
     V row[kVectors];
 #pragma GCC unroll 2
@@ -48,46 +48,72 @@ void tile(const Tile& t) {
     a += kRows;
     b += kPanel;
   }
+  if (t.add) {
 #pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m) {
-    float* const y = t.y + m * t.y_stride;
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) acc[m][j] = vadd(vload(t.y + m * kPanel + j * kLanes), acc[m][j]);
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) vstore(t.y + m * kPanel + j * kLanes, acc[m][j]);
+}
+
+// A whole panel: what a channel needs stays in registers. kNorm: 0 nothing, 1 scale and bias, 2 a mean before them.
+template <int kNorm, int64_t kActivation>
+FB_INLINE void whole_panel(const Panel& t) {
+  V mean[kVectors], scale[kVectors], bias[kVectors];
+#pragma GCC unroll 2
+  for (int j = 0; j < kVectors; ++j) {
+    mean[j] = kNorm > 1 ? vload(t.norm.mean + j * kLanes) : vzero();
+    scale[j] = kNorm > 0 ? vload(t.norm.scale + j * kLanes) : vzero();
+    bias[j] = kNorm > 0 ? vload(t.norm.bias + j * kLanes) : vzero();
+  }
+  const float* x = t.x;
+  float* out = t.out;
+#pragma GCC unroll 2
+  for (int64_t i = 0; i < t.pixels; ++i) {
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) {
-      const int64_t left = t.columns - j * kLanes;
-      if (left >= kLanes) {
-        vstore(y + j * kLanes, t.add ? vadd(vload(y + j * kLanes), acc[m][j]) : acc[m][j]);
-      } else if (left > 0) {
-        const Part<true> part{static_cast<int>(left)};
-        part.store(y + j * kLanes, t.add ? vadd(part.load(y + j * kLanes), acc[m][j]) : acc[m][j]);
+      V v = vload(x + j * kLanes);
+      if constexpr (kNorm > 1) v = vsub(v, mean[j]);
+      if constexpr (kNorm > 0) {
+        V sum = bias[j];
+        vfma_into(sum, v, scale[j]);
+        v = vclip(sum, kActivation);
       }
+      vstore(out + j * kLanes, v);
     }
+    x += t.step;
+    out += kPanel;
   }
 }
 
-template <int64_t kActivation>
-FB_INLINE void normed_panel(const Panel& t) {
-  float* out = t.out;
+template <int kNorm, int64_t kActivation>
+FB_INLINE void panel_with(const Panel& t) {
+  if (t.channels == kPanel) return whole_panel<kNorm, kActivation>(t);
   const float* x = t.x;
+  float* out = t.out;
   for (int64_t i = 0; i < t.pixels; ++i, x += t.step, out += kPanel) {
     for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
-      V v = part.load(t.norm.bias + c);
-      vfma_into(v, vsub(part.load(x + c), part.load(t.norm.mean + c)), part.load(t.norm.scale + c));
-      vstore(out + c, vclip(v, kActivation));
+      V v = part.load(x + c);
+      if constexpr (kNorm > 1) v = vsub(v, part.load(t.norm.mean + c));
+      if constexpr (kNorm > 0) {
+        V sum = part.load(t.norm.bias + c);
+        vfma_into(sum, v, part.load(t.norm.scale + c));
+        v = vclip(sum, kActivation);
+      }
+      vstore(out + c, v);
     });
   }
 }
 
 void panel_of(const Panel& t) {
-  if (t.norm.mean == nullptr) {
-    float* out = t.out;
-    const float* x = t.x;
-    for (int64_t i = 0; i < t.pixels; ++i, x += t.step, out += kPanel) {
-      for_vectors(t.channels,
-                  [&](int64_t c, const auto& part) __attribute__((always_inline)) { vstore(out + c, part.load(x + c)); });
-    }
-    return;
-  }
-  by_activation(t.norm.activation, [&](auto activation) __attribute__((always_inline)) { normed_panel<activation.value>(t); });
+  if (t.norm.scale == nullptr) return panel_with<0, fb::kNone>(t);
+  by_activation(t.norm.activation, [&](auto activation) __attribute__((always_inline)) {
+    t.norm.mean == nullptr ? panel_with<1, activation.value>(t) : panel_with<2, activation.value>(t);
+  });
 }
 
 void rows_of(const Rows& t) {
