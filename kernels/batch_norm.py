@@ -85,40 +85,43 @@ def check(op, x, affine, running_mean, running_var, training, activation) -> tup
 
 
 class _NativeBatchNorm(torch.autograd.Function):
-    """y, the moments, and a bit for each element that the activation passed. Keeps x and those."""
+    """y, the moments, and a bit for each element that the activation passed; with `passes` x once more, as
+    `_conv._NativeConv` does. Keeps x, the moments and the bits."""
 
     @staticmethod
-    def forward(x, weight, bias, residual, mean, var, eps, activation):
+    def forward(x, weight, bias, residual, mean, var, eps, activation, frozen, passes):
         op = torch.ops.fast_backbones.batch_norm
-        return op(x, weight, bias, residual, mean, var, eps, activation, True)
+        found = op(x, weight, bias, residual, mean, var, eps, activation, True)
+        return *found, x.view_as(x) if passes else None  # autograd wants an alias here
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, weight, _, _, given, _, ctx.eps, ctx.activation = inputs
-        _, mean, var, _, mask = output
-        ctx.frozen = given is not None
-        ctx.mark_non_differentiable(*output[1:])
+        x, weight, _, _, _, _, ctx.eps, ctx.activation, ctx.frozen, _ = inputs
+        _, mean, var, _, mask, _ = output
+        ctx.mark_non_differentiable(*output[1:5])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, mean, var, mask)
 
     @staticmethod
-    def backward(ctx, grad, *_):
+    def backward(ctx, grad, *rest):
+        added = rest[-1]
         if grad is None:
-            return (None,) * 8
+            return added, *(None,) * 9
         x, weight, mean, var, mask = ctx.saved_tensors
         mask = None if ctx.activation == "none" else mask
         needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():  # somebody wants derivatives of this
-            found = _gradient_formula(grad, x, mask, weight, mean, var, ctx.eps, ctx.frozen)
+            dx, *others = _gradient_formula(grad, x, mask, weight, mean, var, ctx.eps, ctx.frozen)
+            found = dx if added is None else dx + added, *others
         else:
             plain = mask is None  # dresidual is grad itself
             needs = needs_x, needs_weight or needs_bias, needs_residual and not plain
             how = ctx.eps, ctx.frozen, *needs
             backward = torch.ops.fast_backbones.batch_norm_backward
-            found = backward(grad, x, mask, weight, mean, var, *how)
+            found = backward(grad, x, mask, weight, mean, var, *how, added=added)
             found = (*found[:3], grad if plain else found[3])
         wanted = zip(found, (needs_x, needs_weight, needs_bias, needs_residual))
-        return *(gradient if needed else None for gradient, needed in wanted), None, None, None, None
+        return *(gradient if needed else None for gradient, needed in wanted), *(None,) * 6
 
 
 def _gradient_formula(grad, x, mask, weight, mean, var, eps, frozen) -> tuple[Tensor, ...]:
@@ -141,7 +144,8 @@ def _gradient_formula(grad, x, mask, weight, mean, var, eps, frozen) -> tuple[Te
     return (dx * scale).to(dtype), dweight, dbias, grad.to(dtype)
 
 
-def _refuse(x, weight, bias, running_mean, running_var, residual, training, *_) -> str | None:
+def refuse(x, weight, bias, running_mean, running_var, residual, *_) -> str | None:
+    """Why no native kernel can take these tensors, or None."""
     if x.dim() != 4:
         return f"{x.dim()} dimensions: native handles [N, C, H, W]"
     if x.numel() == 0:
@@ -149,12 +153,33 @@ def _refuse(x, weight, bias, running_mean, running_var, residual, training, *_) 
     return _native.map_refusal(x, residual, weight, bias, running_mean, running_var)
 
 
-def _run(x, weight, bias, running_mean, running_var, residual, training, momentum, eps, activation) -> Tensor:
+def _run(*args) -> Tensor:
+    return _results(*args)[0]
+
+
+def _results(
+    x,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    residual,
+    training,
+    momentum,
+    eps,
+    activation,
+    moments=(None, None),
+    passes=False,
+) -> tuple[Tensor, Tensor]:
+    """y, and x for those that read it later. `moments`: those of x, where they are known."""
     weight, bias = _native.wide(weight, bias)
-    moments = (None, None) if training else _native.wide(running_mean, running_var)
+    if not training:
+        moments = _native.wide(running_mean, running_var)
     args = (x, weight, bias, residual, *moments, eps, activation)
+    passed = None
     if _native.needs_grad(x, weight, bias, residual):
-        y, mean, var, scale, _ = _NativeBatchNorm.apply(*args)
+        passes = passes and x.requires_grad
+        y, mean, var, scale, _, passed = _NativeBatchNorm.apply(*args, not training, passes)
         if residual is None:
             how = _recompute.How(eps, activation, not training)
             _recompute.note(y, (x, weight, bias, mean, var, scale), how)
@@ -162,7 +187,13 @@ def _run(x, weight, bias, running_mean, running_var, residual, training, momentu
         y, mean, var, *_ = torch.ops.fast_backbones.batch_norm(*args, False)
     if training:
         update(running_mean, running_var, mean, var, momentum, x)
-    return y
+    return y, x if passed is None else passed
+
+
+def fused(*tensors: Tensor | None, moments=None, passes=False, **options) -> tuple[Tensor, Tensor]:
+    """The op on x, weight, bias, running_mean and running_var that `refuse` takes, for the engine, which may
+    know the moments: y, and x for those that read it later, whose gradient is added in the kernel."""
+    return _results(*_prepare(*tensors, **options), moments=moments or (None, None), passes=passes)
 
 
 def update(running_mean, running_var, mean, var, momentum, x) -> None:
@@ -214,7 +245,7 @@ def _fake_backward(
 _OP = _dispatch.register(
     "batch_norm",
     _prepare,
-    _dispatch.Candidate("native", "native", _refuse, _run),
+    _dispatch.Candidate("native", "native", refuse, _run),
     _dispatch.reference(_formula),
 )
 

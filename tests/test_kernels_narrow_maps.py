@@ -338,6 +338,37 @@ def test_a_convolution_keeps_what_its_input_is_made_of(activation, dtype):
 
 
 @by_dtype
+@pytest.mark.parametrize("training", [True, False], ids=["training", "frozen"])
+def test_a_map_that_is_passed_on_gets_the_sum_of_its_gradients(training, dtype):
+    """And known moments are those that would be computed."""
+    from fast_backbones.kernels.batch_norm import fused
+
+    runs = []
+    for seed in (0, 20, 40):
+        x, weight, bias, later, mean, var, grad = rounded(norms.inputs((3, 70, 12, 11), "relu", seed), dtype)
+        known = OPS.batch_norm_affine(x, None, None, None, None, 1.0)[:2] if training else None
+
+        def gradients(op, kind, inputs=(x, weight, bias, mean, var), uses=(grad, later), known=known):
+            x, weight, bias, mean, var = (t.to(kind) if kind else t.clone() for t in inputs)
+            leaves = [t.requires_grad_() for t in (x, weight, bias)]
+            options = {"training": training, "activation": "relu"}
+            if op is fused:
+                y, passed = fused(*leaves, mean, var, moments=known, passes=True, **options)
+            else:
+                y, passed = op(*leaves, mean, var, **options), leaves[0]
+            ((y * uses[0]).to(torch.float64).sum() + (passed * uses[1]).to(torch.float64).sum()).backward()
+            return [y.detach(), mean, var, *(leaf.grad for leaf in leaves)]
+
+        ours, again = gradients(fused, None), gradients(fused, None, known=None)
+        for a, b in zip(ours, again, strict=True):
+            assert_as_accurate(a, b, b.double())
+        exact = gradients(batch_norm_ref, torch.float64)
+        runs.append((ours, gradients(batch_norm_ref, None), exact))
+    for i, name in enumerate(("y", "running_mean", "running_var", "dx", "dweight", "dbias")):
+        assert_as_accurate(*(torch.cat([run[who][i].flatten() for run in runs]) for who in range(3)), name)
+
+
+@by_dtype
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (2, 1)], ids=str)
 def test_depthwise_gradients_at_most_twice_pytorchs_error(stride, dtype):
     from fast_backbones.kernels import _conv_narrow

@@ -199,6 +199,21 @@ def test_growing_concatenations_share_one_buffer():
     assert len(seen) == 4 and {dtype for _, dtype in seen} == {torch.bfloat16}
 
 
+def test_moments_of_a_growing_concatenation_are_computed_once_for_each_channel(monkeypatch):
+    model, x, seen = built("densenet121"), picture("densenet121"), []
+    compute = torch.ops.fast_backbones.batch_norm_affine
+    with autocast(torch.bfloat16):
+        model(x)
+        monkeypatch.setattr(
+            torch.ops.fast_backbones,
+            "batch_norm_affine",
+            lambda x, *rest: seen.append(x.shape[1]) or compute(x, *rest),
+        )
+        model(x)
+    # the last map of the last block is read by a norm alone, without a convolution
+    assert sum(seen) == 64 + 32 * 6 + 128 + 32 * 12 + 256 + 32 * 24 + 512 + 32 * 15
+
+
 def test_hooks_of_layers_see_the_types_they_always_see():
     model, seen = net(), []
     for part in (model.conv1, model.bn1, model.relu, model.conv2):
