@@ -84,12 +84,13 @@ class Step(NamedTuple):
 
 
 def is_traced_through(module: nn.Module) -> bool:
-    """Whether a program makes the calls of a module, not the call of it: of our own and of nn.Sequential.
+    """Whether a program makes the calls of a module, not the call of it: of our own, of nn.Sequential and of
+    nn.Identity, which makes none.
 
     What a forward does beside calling on tensors (no_grad, random choices, a change of a buffer, an
     autograd.Function) leaves no trace. Ours do nothing of the kind; others' modules are called as they are.
     """
-    return type(module) is nn.Sequential or type(module).__module__.startswith(_OURS)
+    return type(module) in (nn.Sequential, nn.Identity) or type(module).__module__.startswith(_OURS)
 
 
 def containers(model: nn.Module) -> dict[str, nn.Module]:

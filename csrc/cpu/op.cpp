@@ -4,10 +4,11 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 
 #include "isa.h"
-#include "memory.h"
+#include "map_memory/map_memory.h"
 #include "ops.h"
 #include "runner.h"
 
@@ -242,10 +243,10 @@ void run_op(const OpSpec& spec, const Pointers& pointers, int threads) {
   TaskList list;
   list.add(make_op(spec), {});
   Pointers own = pointers;
-  AlignedFloats shared;
   const int64_t floats = list.steps()[0].op->shared_floats();
+  std::optional<map_memory::Floats> shared;  // fresh pages would cost more than some ops
   if (floats > 0) {
-    own.shared = shared.reserve(floats);
+    own.shared = shared.emplace(floats).get();
     poison(own.shared, floats);
   }
   const Op& op = *list.steps()[0].op;

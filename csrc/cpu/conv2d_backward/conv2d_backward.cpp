@@ -1,8 +1,6 @@
 #include "conv2d_backward.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 
 #include "../map_memory/map_memory.h"
 #include "../ops.h"
@@ -21,12 +19,6 @@ constexpr int64_t kMostChannels = 32;      // of a panel
 constexpr int64_t kSummed = 64;            // filters of a task that adds up parts
 
 const Kernels& kernels() { return FB_TABLE_OF(isa()); }
-
-std::unique_ptr<float, void (*)(void*)> floats(int64_t count) {
-  void* const data = map_memory::take(static_cast<size_t>(count) * sizeof(float));
-  if (data == nullptr) throw std::bad_alloc();
-  return {static_cast<float*>(data), map_memory::give};
-}
 
 // `count` things in `parts` parts that differ by 1 at most.
 int64_t part_begin(int64_t count, int64_t parts, int64_t index) { return count / parts * index + std::min(index, count % parts); }
@@ -69,7 +61,7 @@ class Gradient {
  private:
   void filters(int64_t k0, int64_t k1, int64_t first, int64_t end, float* out) const {
     const int64_t count = k1 - k0, tiles = ceil_div(count, kernels_.max_rows), panel = kernels_.panel;
-    const auto rows = floats(count * kPixels + 64), columns = floats(kPixels * panel);
+    const map_memory::Floats rows(count * kPixels + 64), columns(kPixels * panel);
     // So many taps that their sums stay in L2 while the pixels go by.
     const int64_t taps = std::clamp<int64_t>(kSumFloats / (count * spec_.c), 1, taps_);
     for (int64_t first_tap = 0; first_tap < taps_; first_tap += taps) {
@@ -155,7 +147,7 @@ class Gradient {
 void weight_gradient(const OpSpec& spec, RowMap dy, RowMap x, const Norm& norm, float* dw, const int64_t steps[4]) {
   const Gradient gradient(spec, dy, x, norm);
   const int64_t size = gradient.part_floats(), taps = spec.r * spec.s, panel = kernels().panel;
-  const auto parts = floats(gradient.parts() * size);
+  const map_memory::Floats parts(gradient.parts() * size);
   gradient.run(parts.get());
   const int64_t blocks = ceil_div(spec.k, kSummed);
   parallel_for(gradient.panels() * blocks, gradient.parts() * size, [&](int64_t task) {

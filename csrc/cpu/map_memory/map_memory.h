@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
 
 namespace fb::map_memory {
 
@@ -20,6 +21,22 @@ constexpr size_t kLeastBytes = size_t{256} << 10;  // smaller blocks are malloc'
 void* take(size_t bytes);
 // What take() gave; anything else ends the process, as with free.
 void give(void* data) noexcept;
+
+// Floats for as long as this lives. Throws std::bad_alloc.
+class Floats {
+ public:
+  explicit Floats(int64_t count) : data_(static_cast<float*>(take(static_cast<size_t>(count) * sizeof(float)))) {
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+  Floats(const Floats&) = delete;
+  Floats& operator=(const Floats&) = delete;
+  ~Floats() { give(data_); }
+
+  float* get() const { return data_; }
+
+ private:
+  float* data_;
+};
 
 struct Usage {
   size_t live;  // bytes in blocks that are out
