@@ -1,4 +1,4 @@
-// Row after row, as they lie in memory; sums over rows are kept in L1. (By columns of some vectors, in registers, nothing is fetched ahead:
+// Row after row, as they lie in memory; sums of gradients are kept in L1. (By columns of some vectors, in registers, nothing is fetched ahead:
 // 2048 channels are two pages a row.) The caller cuts the rows into pieces that stay in cache, so that the second sweep of `moments` costs
 // no memory traffic.
 #pragma once
@@ -25,21 +25,18 @@ FB_INLINE void add_to_doubles(double* sums, const float* run, int64_t channels) 
   for (int64_t c = 0; c < channels; ++c) sums[c] += run[c];
 }
 
-// sums[c] = the sum over rows of term(x, c, part).
+// sums[c] = the sum over rows of term(x, c, part). Those of a run stay in a register: twice as fast with 64 channels, where a sum in L1 is
+// read again before it has arrived there, 1.2 times with 256.
 template <typename T, typename Term>
 FB_INLINE void sums_of_terms(const Moments<T>& t, double* sums, const Term& term) {
   for (int64_t c = 0; c < t.channels; ++c) sums[c] = 0.0;
   for (int64_t first = 0; first < t.rows; first += kRun) {
-    vclear(t.run, t.channels);
     const int64_t end = first + kRun < t.rows ? first + kRun : t.rows;
-    for (int64_t row = first; row < end; ++row) {
-      const T* const x = t.x.data + row * t.x.ld;
-      for_elements(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
-        V sum = part.load(t.run + c);
-        term(sum, part.load(x + c), c, part);
-        part.store(t.run + c, sum);
-      });
-    }
+    for_elements(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
+      V sum = vzero();
+      for (int64_t row = first; row < end; ++row) term(sum, part.load(t.x.data + row * t.x.ld + c), c, part);
+      part.store(t.run + c, sum);
+    });
     add_to_doubles(sums, t.run, t.channels);
   }
 }
@@ -106,6 +103,7 @@ FB_INLINE void with_dz(const Passed& passed_, int64_t mask_ld, const Body& body)
 
 template <typename T>
 void piece_sums(const Sums<T>& t) {
+  // Two sums of two maps in registers, of 8 rows or of 2, are 1.6 times as fast with 64 channels of 16 bits and 0.6 times with 256.
   float *const run_dz = t.scratch, *const run_dz_x = t.scratch + t.channels;
   for (int64_t c = 0; c < t.channels; ++c) t.dz[c] = t.dz_x[c] = 0.0;
   with_dz<T>(t.passed, t.mask_ld, [&](const auto& dz_of) __attribute__((always_inline)) {
