@@ -25,6 +25,7 @@ from ..kernels import _ext, current_backend
 from .capture import capturing
 
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.float16, torch.bfloat16)}
+TRAINED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_GPU = (8, 0)  # compute capability: shared memory for the tiles, bfloat16
 GRAD = "grad is enabled and parameters require it: use torch.no_grad() or torch.inference_mode()"
 
@@ -37,11 +38,14 @@ def call_refusal(model: nn.Module, x: Tensor) -> str | None:
         return f"the input is a {type(x).__name__}, not a plain tensor"
     if model.training:
         return "the model is in training mode"
-    return _environment_refusal() or _input_refusal(x)
+    return _environment_refusal(SURROUNDINGS) or _input_refusal(x)
 
 
-def _environment_refusal() -> str | None:
-    for ask, answer, reason in SURROUNDINGS:
+Rules = tuple[tuple[Callable[[], Any], Any, str], ...]
+
+
+def _environment_refusal(rules: Rules) -> str | None:
+    for ask, answer, reason in rules:
         if ask() != answer:
             return reason
     if _ext.native() is None:
@@ -72,9 +76,11 @@ def _reference_backend() -> bool:
     return current_backend() == "reference"
 
 
+_WITHOUT_AUTOCAST = (partial(torch.is_autocast_enabled, "cpu"), False, "autocast is active")
+
 # What a plan needs of its surroundings: whom to ask, the answer wanted, the sentence for any other. Dynamo is
 # not among them: only code that it traces can ask for it.
-SURROUNDINGS: tuple[tuple[Callable[[], Any], Any, str], ...] = (
+SURROUNDINGS: Rules = (
     (capturing, False, "the engine is capturing the model"),
     (torch._C._get_tracing_state, None, "torch.jit is tracing"),
     (
@@ -84,11 +90,14 @@ SURROUNDINGS: tuple[tuple[Callable[[], Any], Any, str], ...] = (
     ),
     (torch._C._len_torch_dispatch_stack, 0, "a TorchDispatchMode is active"),
     (_function_mode, False, "a TorchFunctionMode is active"),
-    (partial(torch.is_autocast_enabled, "cpu"), False, "autocast is active"),
+    _WITHOUT_AUTOCAST,
     (_forward_differentiation, False, "forward-mode differentiation is active"),
     (_global_hooks, False, "global module hooks are registered"),
     (_reference_backend, False, "the backend is 'reference'"),
 )
+
+# And what a fused step in train() needs.
+_SURROUNDINGS_OF_TRAINING: Rules = tuple(rule for rule in SURROUNDINGS if rule is not _WITHOUT_AUTOCAST)
 
 # What _input_refusal looks at besides gradients: two inputs that agree in these agree in its answer.
 INPUT_ATTRIBUTES = (Tensor.is_cpu, Tensor.dtype, Tensor.layout, Tensor.is_nested, Tensor.shape)
@@ -159,14 +168,14 @@ def structure_refusal(model: nn.Module) -> str | None:
 
 def training_call_refusal(x: Tensor) -> str | None:
     """Why this call in train() runs the modules, whatever the model looks like inside."""
-    if x.dtype is not torch.float32 or not x.is_cpu or x.layout is not torch.strided or x.dim() != 4:
+    if x.dtype not in TRAINED_DTYPES or not x.is_cpu or x.layout is not torch.strided or x.dim() != 4:
         got = f"{x.dtype} on {x.device} in {x.dim()} dimensions"
-        return f"the input is {got}: training is fused for float32 on the CPU in 4"
+        return f"the input is {got}: training is fused for 32 and 16 bits on the CPU in 4"
     if x.numel() == 0:
         return "the input is empty"
     if torch.is_inference_mode_enabled() or x.is_inference():
         return "inference mode is on, or made the input"
-    return _environment_refusal()
+    return _environment_refusal(_SURROUNDINGS_OF_TRAINING)
 
 
 def training_refusal(model: nn.Module) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import memory
+from ..kernels import _native, memory
 
 _ATTRIBUTE = "_fb_room"
 
@@ -76,7 +76,7 @@ class Concat:
         self.chain, self.is_first = chain, is_first
 
     def __call__(self, *parts: Tensor) -> Tensor:
-        if not all(map(_is_plain, parts)):
+        if not all(map(_is_plain, parts)) or len({part.dtype for part in parts}) > 1:
             return torch.cat(parts, 1)
         channels = sum(part.shape[1] for part in parts)
         self.chain.channels = max(self.chain.channels, channels)
@@ -117,6 +117,6 @@ def _room_behind(shown: Tensor, channels: int) -> Room | None:
 
 
 def _is_plain(x: Any) -> bool:
-    if type(x) is not Tensor or x.dim() != 4 or x.dtype is not torch.float32 or not x.is_cpu:
+    if type(x) is not Tensor or x.dim() != 4 or x.dtype not in _native.MAPS or not x.is_cpu:
         return False
     return x.numel() > 0 and x.stride(1) == 1

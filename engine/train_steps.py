@@ -23,7 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kernels
-from ..kernels import _conv
+from ..kernels import _conv, _conv_narrow, _native
+from ..kernels.batch_norm import fused as fused_norm
+from ..kernels.batch_norm import refuse as refuse_norm
 from ..kernels.batch_norm_conv2d import fused, refuse
 from .train_concat import hand_on, moments_of
 
@@ -61,7 +63,17 @@ class Convolution:
         module = self.module
         if hooked(module):
             return module(x)
+        if x.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
+            return self.in_16_bits(x)
         return self.op(x, module.weight, module.bias, **self.window)
+
+    def in_16_bits(self, x: Tensor) -> Tensor:
+        """PyTorch's convolution, which may keep less."""
+        module = self.module
+        if not _conv_narrow.takes(x, module.weight):
+            return module(x)
+        window = module.stride, module.padding, module.dilation, module.groups
+        return _conv_narrow.convolve(x, module.weight, module.bias, *window)
 
     def passing(self, x: Tensor) -> tuple[Tensor, Tensor]:
         module, found = self.module, None
@@ -108,6 +120,18 @@ class Norm:
         mean, var, options = self.begin()
         return kernels.batch_norm(x, norm.weight, norm.bias, mean, var, residual=residual, **options)
 
+    def narrow(self, x: Tensor, passes: bool) -> tuple[Tensor, Tensor]:
+        """For maps of 16 bits, whose convolution is PyTorch's: y, and x for those that read it later."""
+        norm = self.norm
+        tensors = norm.weight, norm.bias, norm.running_mean, norm.running_var
+        if x.dtype not in _native.NARROW or refuse_norm(x, *tensors, None) is not None:
+            return self(x), x
+        *running, options = self.begin()
+        known = moments_of(x) if options["training"] else None
+        y, passed = fused_norm(x, *tensors[:2], *running, moments=known, passes=passes, **options)
+        hand_on(x, passed)
+        return y, passed
+
     def begin(self) -> tuple[Tensor | None, Tensor | None, dict[str, Any]]:
         """Count the batch as nn.BatchNorm2d does; the running moments, and the options of the op."""
         norm = self.norm
@@ -145,8 +169,11 @@ class NormConvolution:
         norm, conv = self.norm.norm, self.convolution.module
         affine = norm.weight, norm.bias
         layer = conv.weight, conv.bias
-        if any(map(hooked, self.modules)) or refuse(x, *affine, norm.running_mean, norm.running_var, *layer):
+        if any(map(hooked, self.modules)):
             return self.convolution(self.norm(x)), x
+        if refuse(x, *affine, norm.running_mean, norm.running_var, *layer):
+            y, passed = self.norm.narrow(x, passes)
+            return self.convolution(y), passed
         mean, var, options = self.norm.begin()
         window = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
         y, passed = fused(

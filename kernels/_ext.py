@@ -30,7 +30,7 @@ __all__ = ["build_info", "cuda", "cuda_why_not", "native", "require", "why_not"]
 
 _HERE = Path(__file__).resolve().parent
 _CUDA_LIBRARY = _HERE / "_C_cuda.so"
-_INTERFACE = 14  # what this Python code asks of the library: csrc/python/module.cpp has the same number
+_INTERFACE = 15  # what this Python code asks of the library: csrc/python/module.cpp has the same number
 
 
 def _build_facts() -> dict[str, Any]:

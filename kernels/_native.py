@@ -10,8 +10,31 @@ from . import _ext
 # FakeTensor and FunctionalTensor stand for ordinary tensors while torch.export and torch.compile trace.
 _PLAIN_TYPES = ("Tensor", "Parameter", "FakeTensor", "FunctionalTensor")
 
+# Of maps, where kernels convert as they read and write.
+MAPS = (torch.float32, torch.bfloat16, torch.float16)
+NARROW = MAPS[1:]
 
-def refusal(*tensors: Tensor | None, cast_by_autocast: bool = False) -> str | None:
+
+def map_refusal(x: Tensor, residual: Tensor | None, *others: Tensor | None) -> str | None:
+    """Why no native kernel can take the maps x and residual, of one type, with others that are float32 or of
+    that type, or None."""
+    if x.dtype not in MAPS:
+        return f"{x.dtype}: native handles maps of {', '.join(map(str, MAPS))}"
+    if residual is not None and residual.dtype is not x.dtype:
+        return f"x is {x.dtype}, residual {residual.dtype}: native handles maps of one type"
+    return refusal(x, residual, dtypes=(x.dtype,)) or refusal(*others, dtypes=(torch.float32, x.dtype))
+
+
+def wide(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """In float32, differentiably."""
+    return tuple(None if t is None else t.float() for t in tensors)
+
+
+def refusal(
+    *tensors: Tensor | None,
+    cast_by_autocast: bool = False,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+) -> str | None:
     """Why no native kernel can take these tensors, or None."""
     if _ext.why_not() is not None:
         if not is_compiling():
@@ -22,8 +45,8 @@ def refusal(*tensors: Tensor | None, cast_by_autocast: bool = False) -> str | No
             continue
         if t.device.type != "cpu":
             return f"device {t.device}: native handles cpu"
-        if t.dtype is not torch.float32:
-            return f"{t.dtype}: native handles torch.float32"
+        if t.dtype not in dtypes:
+            return f"{t.dtype}: native handles {' and '.join(map(str, dtypes))}"
         if t.layout is not torch.strided:
             return f"layout {t.layout}: native handles torch.strided"
         if type(t).__name__ not in _PLAIN_TYPES:

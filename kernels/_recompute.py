@@ -7,6 +7,7 @@ the forward pass. Second derivatives go from the convolution to x past y itself:
 with respect to y is not seen.
 
     note(y, source)        batch norm tells where y comes from
+    is_known(y)            whether something else will be kept in the place of y
     hand_on(y, alias)      the same of an alias of y that another node of the graph returns
     keep(y)                what an op saves in the place of y: the source's tensors, or y itself
     restore(kept, how)     y again, from those
@@ -61,6 +62,11 @@ def note(y: Tensor, tensors: tuple[Tensor | None, ...], how: How) -> None:
     # A copy: an optimizer may step between forward and backward, and scale is of before that.
     tensors = (*tensors, None if bias is None else bias.detach().clone())
     setattr(y, _ATTRIBUTE, Source(tensors, how, _versions(tensors, y), y.grad_fn))
+
+
+def is_known(y: Tensor) -> bool:
+    """Whether `keep` gives the tensors of a source."""
+    return keep(y)[1] is not None
 
 
 def hand_on(y: Tensor, alias: Tensor) -> None:

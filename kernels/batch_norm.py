@@ -85,44 +85,49 @@ def check(op, x, affine, running_mean, running_var, training, activation) -> tup
 
 
 class _NativeBatchNorm(torch.autograd.Function):
-    """y, the moments, and a bit for each element that the activation passed. Keeps x and those."""
+    """y, the moments, and a bit for each element that the activation passed; with `passes` x once more, as
+    `_conv._NativeConv` does. Keeps x, the moments and the bits."""
 
     @staticmethod
-    def forward(x, weight, bias, residual, mean, var, eps, activation):
+    def forward(x, weight, bias, residual, mean, var, eps, activation, frozen, passes):
         op = torch.ops.fast_backbones.batch_norm
-        return op(x, weight, bias, residual, mean, var, eps, activation, True)
+        found = op(x, weight, bias, residual, mean, var, eps, activation, True)
+        return *found, x.view_as(x) if passes else None  # autograd wants an alias here
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, weight, _, _, given, _, ctx.eps, ctx.activation = inputs
-        _, mean, var, _, mask = output
-        ctx.frozen = given is not None
-        ctx.mark_non_differentiable(*output[1:])
+        x, weight, _, _, _, _, ctx.eps, ctx.activation, ctx.frozen, _ = inputs
+        _, mean, var, _, mask, _ = output
+        ctx.mark_non_differentiable(*output[1:5])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, mean, var, mask)
 
     @staticmethod
-    def backward(ctx, grad, *_):
+    def backward(ctx, grad, *rest):
+        added = rest[-1]
         if grad is None:
-            return (None,) * 8
+            return added, *(None,) * 9
         x, weight, mean, var, mask = ctx.saved_tensors
         mask = None if ctx.activation == "none" else mask
         needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():  # somebody wants derivatives of this
-            found = _gradient_formula(grad, x, mask, weight, mean, var, ctx.eps, ctx.frozen)
+            dx, *others = _gradient_formula(grad, x, mask, weight, mean, var, ctx.eps, ctx.frozen)
+            found = dx if added is None else dx + added, *others
         else:
             plain = mask is None  # dresidual is grad itself
             needs = needs_x, needs_weight or needs_bias, needs_residual and not plain
             how = ctx.eps, ctx.frozen, *needs
             backward = torch.ops.fast_backbones.batch_norm_backward
-            found = backward(grad, x, mask, weight, mean, var, *how)
+            found = backward(grad, x, mask, weight, mean, var, *how, added=added)
             found = (*found[:3], grad if plain else found[3])
         wanted = zip(found, (needs_x, needs_weight, needs_bias, needs_residual))
-        return *(gradient if needed else None for gradient, needed in wanted), None, None, None, None
+        return *(gradient if needed else None for gradient, needed in wanted), *(None,) * 6
 
 
 def _gradient_formula(grad, x, mask, weight, mean, var, eps, frozen) -> tuple[Tensor, ...]:
-    """Of x, weight, bias and residual, in operations that autograd knows."""
+    """Of x, weight, bias and residual, in operations that autograd knows; computed in float32."""
+    dtype = x.dtype
+    grad, x = grad.float(), x.float()
     if mask is not None:
         grad = grad.masked_fill(~unpacked(mask, x), 0.0)
     pixels, count = (0, 2, 3), x.numel() // x.shape[1]
@@ -136,22 +141,45 @@ def _gradient_formula(grad, x, mask, weight, mean, var, eps, frozen) -> tuple[Te
     if not frozen:
         dx = grad - (dbias[:, None, None] + normed * dweight[:, None, None]) / count
     scale = inverse if weight is None else inverse * weight[:, None, None]
-    return dx * scale, dweight, dbias, grad
+    return (dx * scale).to(dtype), dweight, dbias, grad.to(dtype)
 
 
-def _refuse(x, weight, bias, running_mean, running_var, residual, training, *_) -> str | None:
+def refuse(x, weight, bias, running_mean, running_var, residual, *_) -> str | None:
+    """Why no native kernel can take these tensors, or None."""
     if x.dim() != 4:
         return f"{x.dim()} dimensions: native handles [N, C, H, W]"
     if x.numel() == 0:
         return f"sizes {_checks.sizes(x)}: native handles maps that are not empty"
-    return _native.refusal(x, weight, bias, running_mean, running_var, residual)
+    return _native.map_refusal(x, residual, weight, bias, running_mean, running_var)
 
 
-def _run(x, weight, bias, running_mean, running_var, residual, training, momentum, eps, activation) -> Tensor:
-    moments = (None, None) if training else (running_mean, running_var)
+def _run(*args) -> Tensor:
+    return _results(*args)[0]
+
+
+def _results(
+    x,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    residual,
+    training,
+    momentum,
+    eps,
+    activation,
+    moments=(None, None),
+    passes=False,
+) -> tuple[Tensor, Tensor]:
+    """y, and x for those that read it later. `moments`: those of x, where they are known."""
+    weight, bias = _native.wide(weight, bias)
+    if not training:
+        moments = _native.wide(running_mean, running_var)
     args = (x, weight, bias, residual, *moments, eps, activation)
+    passed = None
     if _native.needs_grad(x, weight, bias, residual):
-        y, mean, var, scale, _ = _NativeBatchNorm.apply(*args)
+        passes = passes and x.requires_grad
+        y, mean, var, scale, _, passed = _NativeBatchNorm.apply(*args, not training, passes)
         if residual is None:
             how = _recompute.How(eps, activation, not training)
             _recompute.note(y, (x, weight, bias, mean, var, scale), how)
@@ -159,7 +187,13 @@ def _run(x, weight, bias, running_mean, running_var, residual, training, momentu
         y, mean, var, *_ = torch.ops.fast_backbones.batch_norm(*args, False)
     if training:
         update(running_mean, running_var, mean, var, momentum, x)
-    return y
+    return y, x if passed is None else passed
+
+
+def fused(*tensors: Tensor | None, moments=None, passes=False, **options) -> tuple[Tensor, Tensor]:
+    """The op on x, weight, bias, running_mean and running_var that `refuse` takes, for the engine, which may
+    know the moments: y, and x for those that read it later, whose gradient is added in the kernel."""
+    return _results(*_prepare(*tensors, **options), moments=moments or (None, None), passes=passes)
 
 
 def update(running_mean, running_var, mean, var, momentum, x) -> None:
@@ -168,8 +202,16 @@ def update(running_mean, running_var, mean, var, momentum, x) -> None:
         return
     count = x.numel() // x.shape[1]
     with torch.no_grad():
-        running_mean.mul_(1.0 - momentum).add_(mean, alpha=momentum)
-        running_var.mul_(1.0 - momentum).add_(var, alpha=momentum * count / (count - 1))
+        _move(running_mean, mean, momentum)
+        _move(running_var, var, momentum, count / (count - 1))
+
+
+def _move(running: Tensor, batch: Tensor, momentum: float, factor: float = 1.0) -> None:
+    """running += momentum * (factor * batch - running), rounded once to the type of running."""
+    if running.dtype is torch.float32:
+        running.mul_(1.0 - momentum).add_(batch, alpha=momentum * factor)
+    else:
+        running.copy_(running.float().mul_(1.0 - momentum).add_(batch, alpha=momentum * factor))
 
 
 def _like(x: Tensor) -> Tensor:
@@ -181,7 +223,7 @@ def _fake(x, weight, bias, residual, mean, var, eps, activation, needs_mask):
     n, c, h, w = x.shape
     rows = n * h * w if needs_mask and activation != "none" else 0
     mask = x.new_empty((rows, (c + 15) // 16 * 2), dtype=torch.uint8)
-    return _like(x), x.new_empty(c), x.new_empty(c), x.new_empty(c), mask
+    return _like(x), *(x.new_empty(c, dtype=torch.float32) for _ in range(3)), mask
 
 
 @_native.register_fake("batch_norm_again")
@@ -194,14 +236,16 @@ def _fake_backward(
     grad, x, mask, weight, mean, var, eps, frozen, needs_x, needs_affine, needs_residual, *_, **__
 ):
     affine = (x.shape[1],) if needs_affine else (0,)
-    dx, dresidual = (_like(x) if needed else x.new_empty(0) for needed in (needs_x, needs_residual))
-    return dx, x.new_empty(affine), x.new_empty(affine), dresidual
+    dweight, dbias = (x.new_empty(affine, dtype=torch.float32) for _ in range(2))
+    none = x.new_empty(0, dtype=torch.float32)
+    dx, dresidual = (_like(x) if needed else none.clone() for needed in (needs_x, needs_residual))
+    return dx, dweight, dbias, dresidual
 
 
 _OP = _dispatch.register(
     "batch_norm",
     _prepare,
-    _dispatch.Candidate("native", "native", _refuse, _run),
+    _dispatch.Candidate("native", "native", refuse, _run),
     _dispatch.reference(_formula),
 )
 
@@ -230,8 +274,10 @@ def batch_norm(
     them as such (frozen batch norm).
 
     Args:
-        x: [N, C, H, W] (any [N, C, ...] through the formula). weight, bias: [C] or None.
-        running_mean, running_var: [C], changed in training; None in training keeps no record.
+        x: [N, C, H, W] (any [N, C, ...] through the formula). weight, bias: [C] or None; of the type of x or,
+            where that has 16 bits, float32.
+        running_mean, running_var: [C], changed in training; None in training keeps no record. Their types are
+            those that weight may have.
         residual: like x, added before the activation.
         training: whose moments. momentum: of the running ones. eps: added to the variance.
         activation: "none", "relu" or "relu6".
@@ -240,11 +286,12 @@ def batch_norm(
     Raises: RuntimeError for sizes that do not fit, ValueError for an unknown activation and for one value
         per channel in training, TypeError for what is no tensor.
 
-    Fast path: float32 on the CPU. Forward reads x for its moments (in pieces of rows that stay in cache, so
-    that deviations are from the mean) and once more for y; backward reads grad and x for two sums
-    and once more for dx. Sums of pieces are added in double, in an order that threads do not change. Kept
-    for backward: x, and a bit of each element that the activation passed. Higher derivatives come from the
-    formula.
+    Fast path: float32, bfloat16 and float16 on the CPU. Values of 16 bits are converted where they are read
+    and rounded where they are written; moments, sums and what lies between are float32 or double. Forward
+    reads x for its moments (in pieces of rows that stay in cache, so that deviations are from the mean) and
+    once more for y; backward reads grad and x for two sums and once more for dx. Sums of pieces are added in
+    double, in an order that threads do not change. Kept for backward: x, and a bit of each element that the
+    activation passed. Higher derivatives come from the formula.
     """
     tensors = (x, weight, bias, running_mean, running_var)
     if has_torch_function_variadic(*tensors, residual):

@@ -249,7 +249,7 @@ def fused(*tensors: Tensor | None, moments=None, passes=False, **options) -> tup
 @_native.register_fake("batch_norm_affine")
 def _fake_affine(x, weight, bias, mean, var, eps):
     channels = x.shape[1]
-    return tuple(x.new_empty(channels) for _ in range(4))
+    return tuple(x.new_empty(channels, dtype=torch.float32) for _ in range(4))
 
 
 @_native.register_fake("affine_conv2d")

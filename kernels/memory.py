@@ -29,7 +29,8 @@ def _fake_empty_map(x, channels):
 
 
 def empty_map(x: Tensor, channels: int) -> Tensor:
-    """[N, channels, H, W] for a map x [N, C, H, W], float32 on the CPU, channels last, not initialised."""
+    """[N, channels, H, W] for a map x [N, C, H, W] on the CPU, of its type (float32, bfloat16 or float16),
+    channels last, not initialised."""
     return torch.ops.fast_backbones.empty_map(x, channels)
 
 

@@ -104,7 +104,9 @@ class _NativeSqueezeExcite(torch.autograd.Function):
 
 
 def _gradient_formula(grad, x, mask, weight1, bias1, weight2, bias2) -> tuple[Tensor, ...]:
-    """Of x, the layers and residual, in operations that autograd knows."""
+    """Of x, the layers and residual, in operations that autograd knows; computed in float32."""
+    dtype = x.dtype
+    grad, x = grad.float(), x.float()
     means, hidden, gate = _gate(x, weight1, bias1, weight2, bias2)
     if mask is not None:
         grad = grad.masked_fill(~unpacked(mask, x), 0.0)
@@ -112,18 +114,19 @@ def _gradient_formula(grad, x, mask, weight1, bias1, weight2, bias2) -> tuple[Te
     grad1 = torch.ops.aten.threshold_backward(grad2 @ weight2, hidden, 0)
     share = (grad1 @ weight1) / (x.shape[2] * x.shape[3])
     dx = grad * gate[:, :, None, None] + share[:, :, None, None]
-    return dx, grad1.t() @ means, grad1.sum(0), grad2.t() @ hidden, grad2.sum(0), grad
+    return dx.to(dtype), grad1.t() @ means, grad1.sum(0), grad2.t() @ hidden, grad2.sum(0), grad.to(dtype)
 
 
 def _refuse(x, weight1, bias1, weight2, bias2, residual, activation, gate) -> str | None:
     if gate != "sigmoid":
         return f"gate {gate}: native handles sigmoid"
-    tensors = x, weight1, bias1, weight2, bias2, residual
-    return _native.refusal(*tensors, cast_by_autocast=True)
+    if torch.is_autocast_enabled("cpu") and x.dtype is not torch.get_autocast_dtype("cpu"):
+        return f"autocast is on: native handles x of its type, {torch.get_autocast_dtype('cpu')}"
+    return _native.map_refusal(x, residual, weight1, bias1, weight2, bias2)
 
 
 def _run(x, weight1, bias1, weight2, bias2, residual, activation, gate) -> Tensor:
-    tensors = x, weight1, bias1, weight2, bias2, residual
+    tensors = x, *_native.wide(weight1, bias1, weight2, bias2), residual
     if _native.needs_grad(*tensors):
         return _NativeSqueezeExcite.apply(*tensors, activation)[0]
     return torch.ops.fast_backbones.squeeze_excite(*tensors, activation, False)[0]
@@ -135,12 +138,13 @@ def _like(x: Tensor) -> Tensor:
 
 @_native.register_fake("squeeze_excite")
 def _fake(x, weight1, bias1, weight2, bias2, residual=None, activation="none", needs_mask=False):
-    given = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2, "residual": residual}
-    _checks.same_kind("squeeze_excite", x, False, **given)
+    _checks.same_kind("squeeze_excite", x, False, residual=residual)
+    _checks.same_kind("squeeze_excite", weight1, False, bias1=bias1, weight2=weight2, bias2=bias2)
     n, c, h, w = x.shape
     rows = n * h * w if needs_mask and activation != "none" else 0
     mask = x.new_empty((rows, (c + 15) // 16 * 2), dtype=torch.uint8)
-    return _like(x), x.new_empty(n, c), x.new_empty(n, weight1.shape[0]), x.new_empty(n, c), mask
+    r = weight1.shape[0]
+    return _like(x), *(x.new_empty(n, size, dtype=torch.float32) for size in (c, r, c)), mask
 
 
 @_native.register_fake("squeeze_excite_backward")
@@ -148,7 +152,7 @@ def _fake_backward(grad, x, mask, weight1, weight2, means, hidden, gate, *needs)
     r, c = weight1.shape
     sizes = None, (r, c), (r,), (c, r), (c,), None  # None: those of x
     return tuple(
-        x.new_empty(0) if not needed else _like(x) if size is None else x.new_empty(size)
+        weight1.new_empty(0) if not needed else _like(x) if size is None else weight1.new_empty(size)
         for size, needed in zip(sizes, needs)
     )
 
@@ -182,7 +186,8 @@ def squeeze_excite(
     Args:
         x: [N, C, H, W] or [C, H, W], any floating dtype and layout; the output keeps its layout.
         weight1: [R, C], weight2: [C, R]; 1x1 filters [R, C, 1, 1] and [C, R, 1, 1] are taken as well.
-        bias1: [R] or None. bias2: [C] or None. All of the dtype and on the device of x.
+        bias1: [R] or None. bias2: [C] or None. All of the dtype and on the device of x; under autocast x has
+            autocast's type and the others any.
         residual: like x, added before the activation; or None.
         activation: "none", "relu" or "relu6".
         gate: "sigmoid", or "tanh" or "relu" in its place.
@@ -191,11 +196,12 @@ def squeeze_excite(
     Raises: RuntimeError for sizes, dtypes or devices that do not fit together, or when a backend asked for by
         name refuses; ValueError for an unknown activation, gate or backend; TypeError for what is no tensor.
 
-    Fast path: float32 on the CPU, sigmoid. A thread takes an image through its means, the layers and y
-    while the image is in its cache; backward likewise, grad for the sums of grad * x and for dx. Sums over
-    pixels go over to double after 8; their order does not depend on threads, nor a sample on its batch. Kept
-    for backward: x, the layers and their values, and a bit of each element that the activation passed. Higher
-    derivatives come from the formula.
+    Fast path: float32, bfloat16 and float16 on the CPU, sigmoid. Maps of 16 bits are converted where they are
+    read and rounded where they are written; all else is float32 or double. A thread takes an image through
+    its means, the layers and y while the image is in its cache; backward likewise, grad for the sums of
+    grad * x and for dx. Sums over pixels go over to double after 8; their order does not depend on threads,
+    nor a sample on its batch. Kept for backward: x, the layers and their values, and a bit of each element
+    that the activation passed. Higher derivatives come from the formula.
     """
     tensors = (x, weight1, bias1, weight2, bias2)
     if has_torch_function_variadic(*tensors, residual):

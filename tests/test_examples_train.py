@@ -283,8 +283,11 @@ def test_frozen_batch_norms_stay_as_the_weights_file_has_them(train, tmp_path):
 
 @pytest.mark.parametrize("amp", ["bfloat16", "float16"])
 def test_mixed_precision_goes_on_to_the_bit(train, tmp_path, amp, monkeypatch):
+    from fast_backbones.engine.train_program import Program
     from train.show import Show
 
+    calls, call = [], Program.__call__
+    monkeypatch.setattr(Program, "__call__", lambda program, x: calls.append(1) or call(program, x))
     options = (*LENET, "--amp", amp, "--clip-norm", "1", "--epochs", "2", "--lr", "0.05")
     assert train(*options) == 0
     with monkeypatch.context() as patch:
@@ -294,6 +297,7 @@ def test_mixed_precision_goes_on_to_the_bit(train, tmp_path, amp, monkeypatch):
     expected = state_of(tmp_path / "run")
     assert_same(state_of(tmp_path / "stopped"), expected)
     assert bool(expected["scaler"]) == (amp == "float16")
+    assert calls or not fb.build_info()["native"]  # fused under autocast, too
 
 
 def test_recipes_of_papers_with_their_own_optimisers_and_plateaus(train, tmp_path, capsys):

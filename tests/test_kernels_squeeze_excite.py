@@ -273,10 +273,10 @@ def test_bad_arguments_are_named(change, words):
 
 def test_what_native_does_not_take_runs_as_the_formula():
     x, *layers, residual, _ = inputs((2, 6, 4, 4, 3))
-    half = [t.bfloat16() for t in (x, *layers)]
-    how = {"residual": residual.bfloat16(), "activation": "relu"}
-    assert "torch.bfloat16: native handles" in refusal("squeeze_excite", "native", *half, **how)
-    assert_equal(squeeze_excite(*half, **how), squeeze_excite_ref(*half, **how))
+    double = [t.double() for t in (x, *layers)]
+    how = {"residual": residual.double(), "activation": "relu"}
+    assert "torch.float64: native handles" in refusal("squeeze_excite", "native", *double, **how)
+    assert_equal(squeeze_excite(*double, **how), squeeze_excite_ref(*double, **how))
     how = {"residual": residual, "activation": "relu6", "gate": "tanh"}
     assert "gate tanh" in refusal("squeeze_excite", "native", x, *layers, **how)
     assert_equal(squeeze_excite(x, *layers, **how), squeeze_excite_ref(x, *layers, **how))

@@ -105,7 +105,7 @@ std::vector<fb::Shortcut::Question> questions(const Pairs& pairs) {
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "fast_backbones native kernels: torch-free interface on raw addresses.";
   // What Python may ask of this library: raised with every change of an operator, a kind, a parameter or an operand, here and in _ext.py.
-  m.attr("interface") = 14;
+  m.attr("interface") = 15;
   m.def("isa", [] { return fb::isa_name(fb::isa()); }, "Instruction set in use: avx512, avx2 or portable.");
   m.def("detected_isa", [] { return fb::isa_name(fb::detected_isa()); });
   m.def("has_bf16", &fb::has_bf16, "Whether the kernels multiply bfloat16 pairs: AVX512-BF16, not capped by FB_MAX_ISA.");

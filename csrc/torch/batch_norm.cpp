@@ -22,7 +22,8 @@ struct Affine {
 };
 
 // With the moments of the rows of x, or those given.
-Affine affine_of(const char* op, fb::RowMap x, const Rows& rows, const std::optional<Tensor>& weight, const std::optional<Tensor>& mean,
+template <typename T>
+Affine affine_of(const char* op, fb::RowsOf<T> x, const Rows<T>& rows, const std::optional<Tensor>& weight, const std::optional<Tensor>& mean,
                  const std::optional<Tensor>& var, double eps) {
   check(mean.has_value() == var.has_value(), op, ": mean and var go together");
   const Floats weights = per_channel(op, "weight", weight, rows.channels, 1.0f);
@@ -38,15 +39,16 @@ Affine affine_of(const char* op, fb::RowMap x, const Rows& rows, const std::opti
   return found;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm(const Tensor& x, const std::optional<Tensor>& weight,
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_of(const Tensor& x, const std::optional<Tensor>& weight,
                                                       const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
                                                       const std::optional<Tensor>& mean, const std::optional<Tensor>& var,
                                                       double eps, const std::string& activation, bool needs_mask) {
   constexpr const char* kOp = "batch_norm";
-  Rows rows(kOp, x);
+  Rows<T> rows(kOp, x);
   rows.check_filled(kOp);
   const Floats biases = per_channel(kOp, "bias", bias, rows.channels, 0.0f);
-  fb::batch_norm::Apply t{};
+  fb::batch_norm::Apply<T> t{};
   t.activation = check_activation(kOp, activation, fb::kRelu6);
   t.rows = rows.count;
   t.channels = rows.channels;
@@ -57,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm(const Tensor& x, c
   t.mean = floats(centre);
   t.scale = floats(scale);
   t.bias = biases.data();
-  const Output y(rows.sizes, rows.channels_last);
+  const MapOutput<T> y(rows.sizes, rows.channels_last);
   t.y = y.data();
   const bool masked = needs_mask && t.activation != fb::kNone;
   const Tensor mask = rows.empty_mask(masked);
@@ -66,28 +68,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm(const Tensor& x, c
   return {y.finish(), centre, of_doubles(found.var), scale, mask};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_affine(const Tensor& x, const std::optional<Tensor>& weight,
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_affine_of(const Tensor& x, const std::optional<Tensor>& weight,
                                                              const std::optional<Tensor>& bias, const std::optional<Tensor>& mean,
                                                              const std::optional<Tensor>& var, double eps) {
   constexpr const char* kOp = "batch_norm_affine";
-  Rows rows(kOp, x);
+  Rows<T> rows(kOp, x);
   rows.check_filled(kOp);
   const Floats biases = per_channel(kOp, "bias", bias, rows.channels, 0.0f);
-  const fb::RowMap read = mean ? fb::RowMap{nullptr, 0} : rows.read(kOp, "x", x);
+  const fb::RowsOf<T> read = mean ? fb::RowsOf<T>{nullptr, 0} : rows.read(kOp, "x", x);
   const Affine found = affine_of(kOp, read, rows, weight, mean, var, eps);
   Doubles shift(found.scale.size());
   for (size_t c = 0; c < shift.size(); ++c) shift[c] = biases[c] - found.mean[c] * found.scale[c];
   return {of_doubles(found.mean), of_doubles(found.var), of_doubles(found.scale), of_doubles(shift)};
 }
 
-Tensor batch_norm_again(const Tensor& x, const Tensor& mean, const Tensor& scale, const std::optional<Tensor>& bias,
+template <typename T>
+Tensor batch_norm_again_of(const Tensor& x, const Tensor& mean, const Tensor& scale, const std::optional<Tensor>& bias,
                         const std::string& activation) {
   constexpr const char* kOp = "batch_norm_again";
-  Rows rows(kOp, x);
+  Rows<T> rows(kOp, x);
   rows.check_filled(kOp);
   const Floats means = per_channel(kOp, "mean", mean, rows.channels, 0.0f), scales = per_channel(kOp, "scale", scale, rows.channels, 1.0f),
                biases = per_channel(kOp, "bias", bias, rows.channels, 0.0f);
-  fb::batch_norm::Apply t{};
+  fb::batch_norm::Apply<T> t{};
   t.activation = check_activation(kOp, activation, fb::kRelu6);
   t.rows = rows.count;
   t.channels = rows.channels;
@@ -95,13 +99,14 @@ Tensor batch_norm_again(const Tensor& x, const Tensor& mean, const Tensor& scale
   t.mean = means.data();
   t.scale = scales.data();
   t.bias = biases.data();
-  const Output y(rows.sizes, rows.channels_last);
+  const MapOutput<T> y(rows.sizes, rows.channels_last);
   t.y = y.data();
   fb::batch_norm::apply(t);
   return y.finish();
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& grad, const Tensor& x,
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_of(const Tensor& grad, const Tensor& x,
                                                                const std::optional<Tensor>& mask,
                                                                const std::optional<Tensor>& weight, const Tensor& mean,
                                                                const Tensor& var, double eps, bool frozen, bool needs_x,
@@ -110,12 +115,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& gra
                                                                const std::optional<Tensor>& shift_of_y, const std::string& activation,
                                                                const std::optional<Tensor>& added) {
   constexpr const char* kOp = "batch_norm_backward";
-  Rows rows(kOp, x);
+  Rows<T> rows(kOp, x);
   rows.check_filled(kOp);
   const Floats scales = per_channel(kOp, "weight", weight, rows.channels, 1.0f);
   const Floats means = per_channel(kOp, "mean", mean, rows.channels, 0.0f),
                vars = per_channel(kOp, "var", var, rows.channels, 1.0f);
-  fb::batch_norm::Sums s{};
+  fb::batch_norm::Sums<T> s{};
   s.rows = rows.count;
   s.channels = rows.channels;
   s.dy = rows.read(kOp, "grad", grad);
@@ -144,7 +149,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& gra
     slope[c] = static_cast<float>(dz_x[c] * inverse * inverse / count);
     dweight[c] = dz_x[c] * inverse;
   }
-  fb::batch_norm::Gradient t{};
+  fb::batch_norm::Gradient<T> t{};
   t.rows = s.rows;
   t.channels = s.channels;
   t.dy = s.dy;
@@ -155,13 +160,40 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& gra
   t.scale = scale.data();
   t.offset = centred ? offset.data() : nullptr;
   t.slope = slope.data();
-  std::optional<Output> dx, dresidual;
+  std::optional<MapOutput<T>> dx, dresidual;
   if (needs_x) t.dx = dx.emplace(rows.sizes, rows.channels_last).data();
   if (needs_residual) t.dresidual = dresidual.emplace(rows.sizes, rows.channels_last).data();
   if (needs_x || needs_residual) fb::batch_norm::gradient(t);
-  const Tensor none = empty({0});
-  return {dx ? dx->finish() : none, needs_affine ? of_doubles(dweight) : none, needs_affine ? of_doubles(dz) : none,
-          dresidual ? dresidual->finish() : none};
+  return {dx ? dx->finish() : empty({0}), needs_affine ? of_doubles(dweight) : empty({0}),
+          needs_affine ? of_doubles(dz) : empty({0}), dresidual ? dresidual->finish() : empty({0})};
+}
+
+auto batch_norm(const Tensor& x, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                const std::optional<Tensor>& residual, const std::optional<Tensor>& mean, const std::optional<Tensor>& var, double eps,
+                const std::string& activation, bool needs_mask) {
+  return by_element(x, [&](auto element) {
+    return batch_norm_of<decltype(element)>(x, weight, bias, residual, mean, var, eps, activation, needs_mask);
+  });
+}
+
+auto batch_norm_affine(const Tensor& x, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                       const std::optional<Tensor>& mean, const std::optional<Tensor>& var, double eps) {
+  return by_element(x, [&](auto element) { return batch_norm_affine_of<decltype(element)>(x, weight, bias, mean, var, eps); });
+}
+
+Tensor batch_norm_again(const Tensor& x, const Tensor& mean, const Tensor& scale, const std::optional<Tensor>& bias,
+                        const std::string& activation) {
+  return by_element(x, [&](auto element) { return batch_norm_again_of<decltype(element)>(x, mean, scale, bias, activation); });
+}
+
+auto batch_norm_backward(const Tensor& grad, const Tensor& x, const std::optional<Tensor>& mask, const std::optional<Tensor>& weight,
+                         const Tensor& mean, const Tensor& var, double eps, bool frozen, bool needs_x, bool needs_affine,
+                         bool needs_residual, const std::optional<Tensor>& scale_of_y, const std::optional<Tensor>& shift_of_y,
+                         const std::string& activation, const std::optional<Tensor>& added) {
+  return by_element(x, [&](auto element) {
+    return batch_norm_backward_of<decltype(element)>(grad, x, mask, weight, mean, var, eps, frozen, needs_x, needs_affine,
+                                                     needs_residual, scale_of_y, shift_of_y, activation, added);
+  });
 }
 
 }  // namespace

@@ -41,6 +41,15 @@ void check_tensor(const char* op, const char* name, const Tensor& t, int64_t ran
   check(t.dim() == rank, op, ": ", name, " has sizes ", sizes_text(t), ", expected ", rank, " dimensions");
 }
 
+void check_map(const char* op, const char* name, const Tensor& t) {
+  check(t.defined(), op, ": ", name, " is an undefined tensor");
+  check(t.is_cpu() && t.layout() == Layout::Strided, op, ": ", name, " must be on the CPU, with a strided layout");
+  const ScalarType type = t.scalar_type();
+  check(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half, op, ": ", name,
+        " must be float32, bfloat16 or float16");
+  check(t.dim() == 4, op, ": ", name, " has sizes ", sizes_text(t), ", expected 4 dimensions");
+}
+
 std::array<int64_t, 2> check_pair(const char* op, const char* name, const Ints& values, int64_t least) {
   check(values.size() == 2, op, ": ", name, " has ", values.size(), " values, expected 2");
   for (const int64_t value : values) {
@@ -139,14 +148,18 @@ Tensor recycled(const Ints& sizes, bool channels_last, ScalarType type, size_t e
 
 Tensor empty(const Ints& sizes, bool channels_last) { return recycled(sizes, channels_last, ScalarType::Float, sizeof(float)); }
 
+Tensor empty(const Ints& sizes, bool channels_last, ScalarType type) {
+  return recycled(sizes, channels_last, type, type == ScalarType::Float ? sizeof(float) : sizeof(uint16_t));
+}
+
 Tensor empty_bytes(const Ints& sizes) { return recycled(sizes, false, ScalarType::Byte, 1); }
 
 namespace {
 
 Tensor empty_map(const Tensor& x, int64_t channels) {
-  check_tensor("empty_map", "x", x, 4);
+  check_map("empty_map", "x", x);
   check(channels >= 1, "empty_map: channels is ", channels, ", expected at least 1");
-  return empty({x.size(0), channels, x.size(2), x.size(3)}, true);
+  return empty({x.size(0), channels, x.size(2), x.size(3)}, true, x.scalar_type());
 }
 
 }  // namespace

@@ -36,6 +36,8 @@ std::string sizes_text(const Tensor& t);
 
 // float32, on the CPU, strided, of the given rank; `op` and `name` are for the message.
 void check_tensor(const char* op, const char* name, const Tensor& t, int64_t rank);
+// The same of a map [N, C, H, W], which may be bfloat16 and float16 as well.
+void check_map(const char* op, const char* name, const Tensor& t);
 std::array<int64_t, 2> check_pair(const char* op, const char* name, const Ints& values, int64_t least);
 // The number OpSpec wants; activations after `last` are refused.
 int64_t check_activation(const char* op, const std::string& activation, fb::Activation last = fb::kRelu);
@@ -54,8 +56,9 @@ bool suggests_channels_last(const Tensor& t);
 // The distance between pixels in floats if a kernel can read t as NHWC where it lies, else 0.
 int64_t pixel_stride(const Tensor& t);
 
-// Uninitialised, dense. Large ones lie in map_memory: dropped ones are used again.
+// Uninitialised, dense, float32 or one of the types of maps. Large ones lie in map_memory: dropped ones are used again.
 Tensor empty(const Ints& sizes, bool channels_last = false);
+Tensor empty(const Ints& sizes, bool channels_last, torch::headeronly::ScalarType type);
 Tensor empty_bytes(const Ints& sizes);
 
 // A feature map as the kernels see it. `owner` keeps a converted copy alive.

@@ -22,7 +22,8 @@ void check_layer(const char* op, const char* name, const Tensor& weight, const c
 }
 
 // Sizes of a call, its layers checked.
-fb::squeeze_excite::Sizes check_layers(const char* op, const Rows& rows, const Tensor& weight1,
+template <typename T>
+fb::squeeze_excite::Sizes check_layers(const char* op, const Rows<T>& rows, const Tensor& weight1,
                                        const std::optional<Tensor>& bias1, const Tensor& weight2,
                                        const std::optional<Tensor>& bias2) {
   const int64_t pixels = rows.sizes[2] * rows.sizes[3];
@@ -43,21 +44,22 @@ Tensor check_kept(const char* op, const char* name, const Tensor& t, int64_t ima
   return torch::stable::contiguous(t);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite(const Tensor& x, const Tensor& weight1,
-                                                                  const std::optional<Tensor>& bias1, const Tensor& weight2,
-                                                                  const std::optional<Tensor>& bias2,
-                                                                  const std::optional<Tensor>& residual,
-                                                                  const std::string& activation, bool needs_mask) {
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_of(const Tensor& x, const Tensor& weight1,
+                                                                     const std::optional<Tensor>& bias1, const Tensor& weight2,
+                                                                     const std::optional<Tensor>& bias2,
+                                                                     const std::optional<Tensor>& residual,
+                                                                     const std::string& activation, bool needs_mask) {
   constexpr const char* kOp = "squeeze_excite";
-  Rows rows(kOp, x);
-  fb::squeeze_excite::Forward t{};
+  Rows<T> rows(kOp, x);
+  fb::squeeze_excite::Forward<T> t{};
   t.sizes = check_layers(kOp, rows, weight1, bias1, weight2, bias2);
   t.activation = check_activation(kOp, activation, fb::kRelu6);
   const Tensor means = empty({t.sizes.images, t.sizes.channels}), hidden = empty({t.sizes.images, t.sizes.hidden}),
                gate = empty({t.sizes.images, t.sizes.channels});
   const bool masked = needs_mask && t.activation != fb::kNone;
   const Tensor mask = rows.empty_mask(masked);
-  const Output y(rows.sizes, rows.channels_last);
+  const MapOutput<T> y(rows.sizes, rows.channels_last);
   t.x = rows.read(kOp, "x", x);
   t.residual = rows.read(kOp, "residual", residual);
   if (t.sizes.images == 0) return {y.finish(), means, hidden, gate, mask};
@@ -76,14 +78,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite(const Tensor& 
   return {y.finish(), means, hidden, gate, mask};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward_of(
     const Tensor& grad, const Tensor& x, const std::optional<Tensor>& mask, const Tensor& weight1, const Tensor& weight2,
     const Tensor& means, const Tensor& hidden, const Tensor& gate, bool needs_x, bool needs_weight1, bool needs_bias1,
     bool needs_weight2, bool needs_bias2, bool needs_residual) {
   constexpr const char* kOp = "squeeze_excite_backward";
-  Rows rows(kOp, x);
+  Rows<T> rows(kOp, x);
   rows.check_filled(kOp);
-  fb::squeeze_excite::Backward t{};
+  fb::squeeze_excite::Backward<T> t{};
   const auto [images, pixels, channels, inner] = t.sizes = check_layers(kOp, rows, weight1, std::nullopt, weight2, std::nullopt);
   const Tensor plain1 = torch::stable::contiguous(weight1), plain2 = torch::stable::contiguous(weight2);
   const Tensor plain_means = check_kept(kOp, "means", means, images, channels),
@@ -105,11 +108,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backwa
   const Tensor dweight1 = wanted(needs_weight1, {inner, channels}, t.dweight1), dbias1 = wanted(needs_bias1, {inner}, t.dbias1),
                dweight2 = wanted(needs_weight2, {channels, inner}, t.dweight2),
                dbias2 = wanted(needs_bias2, {channels}, t.dbias2);
-  std::optional<Output> dx, dresidual;
+  std::optional<MapOutput<T>> dx, dresidual;
   if (needs_x) t.dx = dx.emplace(rows.sizes, rows.channels_last).data();
   if (needs_residual) t.dresidual = dresidual.emplace(rows.sizes, rows.channels_last).data();
   fb::squeeze_excite::backward(t);
   return {dx ? dx->finish() : empty({0}), dweight1, dbias1, dweight2, dbias2, dresidual ? dresidual->finish() : empty({0})};
+}
+
+auto squeeze_excite(const Tensor& x, const Tensor& weight1, const std::optional<Tensor>& bias1, const Tensor& weight2,
+                    const std::optional<Tensor>& bias2, const std::optional<Tensor>& residual, const std::string& activation,
+                    bool needs_mask) {
+  return by_element(x, [&](auto element) {
+    return squeeze_excite_of<decltype(element)>(x, weight1, bias1, weight2, bias2, residual, activation, needs_mask);
+  });
+}
+
+auto squeeze_excite_backward(const Tensor& grad, const Tensor& x, const std::optional<Tensor>& mask, const Tensor& weight1,
+                             const Tensor& weight2, const Tensor& means, const Tensor& hidden, const Tensor& gate, bool needs_x,
+                             bool needs_weight1, bool needs_bias1, bool needs_weight2, bool needs_bias2, bool needs_residual) {
+  return by_element(x, [&](auto element) {
+    return squeeze_excite_backward_of<decltype(element)>(grad, x, mask, weight1, weight2, means, hidden, gate, needs_x,
+                                                         needs_weight1, needs_bias1, needs_weight2, needs_bias2, needs_residual);
+  });
 }
 
 }  // namespace

@@ -6,8 +6,9 @@ FB_BEGIN_TARGET("avx2,fma")
 #include "../simd/vec_avx2.h"
 #include "../simd/activation.h"
 #include "../simd/part.h"
+#include "../simd/element.h"
 #include "../simd/mask.h"
 #include "generic.h"
 FB_END_TARGET
-const fb::batch_norm::Kernels fb::batch_norm::kAvx2 = FB_BATCH_NORM_KERNELS;
+const fb::batch_norm::Table fb::batch_norm::kAvx2 = FB_BATCH_NORM_KERNELS;
 #endif

@@ -6,8 +6,9 @@ FB_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")
 #include "../simd/vec_avx512.h"
 #include "../simd/activation.h"
 #include "../simd/part.h"
+#include "../simd/element.h"
 #include "../simd/mask.h"
 #include "generic.h"
 FB_END_TARGET
-const fb::batch_norm::Kernels fb::batch_norm::kAvx512 = FB_BATCH_NORM_KERNELS;
+const fb::batch_norm::Table fb::batch_norm::kAvx512 = FB_BATCH_NORM_KERNELS;
 #endif

@@ -17,7 +17,10 @@ constexpr int64_t kPieceFloats = 1 << 15;  // 128 KiB, read twice
 constexpr int64_t kWidth = 512;            // channels that are summed up together: their sums fit in L1
 constexpr int64_t kBlock = 64;             // channels of a task that adds up pieces
 
-const Kernels& kernels() { return FB_TABLE_OF(isa()); }
+template <typename T>
+const Kernels<T>& kernels() {
+  return FB_TABLE_OF(isa()).template of<T>();
+}
 
 // Not cleared.
 template <typename T>
@@ -59,15 +62,16 @@ struct Pieces {
 
 }  // namespace
 
-void moments(Map x, int64_t rows, int64_t channels, double* mean, double* variance) {
+template <typename T>
+void moments(Map<T> x, int64_t rows, int64_t channels, double* mean, double* variance) {
   const Pieces pieces(rows, channels);
   const int64_t size = pieces.count * channels;
   const auto all = array_of<double>(2 * size);
   const auto centres = array_of<float>(2 * size);
   pieces.run_columns([&](int64_t piece, int64_t c, int64_t width) {
     const int64_t at = piece * channels + c;
-    const Map columns{x.from(pieces.begin(piece)).data + c, x.ld};
-    kernels().moments({columns, pieces.size(piece), width, &all[at], &all[size + at], &centres[at], &centres[size + at]});
+    const Map<T> columns{x.from(pieces.begin(piece)).data + c, x.ld};
+    kernels<T>().moments({columns, pieces.size(piece), width, &all[at], &all[size + at], &centres[at], &centres[size + at]});
   });
   pieces.add_up([&](int64_t c) {
     double sum = 0.0, square = 0.0;
@@ -85,28 +89,30 @@ void moments(Map x, int64_t rows, int64_t channels, double* mean, double* varian
   });
 }
 
-void apply(const Apply& t) {
+template <typename T>
+void apply(const Apply<T>& t) {
   const Pieces pieces(t.rows, t.channels);
   pieces.run([&](int64_t piece) {
     const int64_t row = pieces.begin(piece);
-    Apply part = t;
+    Apply<T> part = t;
     part.x = t.x.from(row);
     part.residual = t.residual.from(row);
     part.rows = pieces.size(piece);
     part.y = t.y + row * t.channels;
     if (t.mask != nullptr) part.mask = t.mask + row * mask_stride(t.channels);
-    kernels().apply(part);
+    kernels<T>().apply(part);
   });
 }
 
-void sums(const Sums& t, double* dz, double* dz_x) {
+template <typename T>
+void sums(const Sums<T>& t, double* dz, double* dz_x) {
   const Pieces pieces(t.rows, t.channels);
   const int64_t size = pieces.count * t.channels;
   const auto all = array_of<double>(2 * size);
   const auto scratch = array_of<float>(2 * size);
   pieces.run_columns([&](int64_t piece, int64_t c, int64_t width) {
     const int64_t row = pieces.begin(piece), at = piece * t.channels + c;
-    Sums part = t;
+    Sums<T> part = t;
     part.dy.data = t.dy.from(row).data + c;
     part.x.data = t.x.from(row).data + c;
     part.passed = t.passed.from(row, t.channels, c);
@@ -117,7 +123,7 @@ void sums(const Sums& t, double* dz, double* dz_x) {
     part.dz = &all[at];
     part.dz_x = &all[size + at];
     part.scratch = &scratch[2 * at];
-    kernels().sums(part);
+    kernels<T>().sums(part);
   });
   pieces.add_up([&](int64_t c) {
     dz[c] = dz_x[c] = 0.0;
@@ -128,11 +134,12 @@ void sums(const Sums& t, double* dz, double* dz_x) {
   });
 }
 
-void gradient(const Gradient& t) {
+template <typename T>
+void gradient(const Gradient<T>& t) {
   const Pieces pieces(t.rows, t.channels);
   pieces.run([&](int64_t piece) {
     const int64_t row = pieces.begin(piece);
-    Gradient part = t;
+    Gradient<T> part = t;
     part.dy = t.dy.from(row);
     part.passed = t.passed.from(row, t.channels, 0);
     part.x = t.x.from(row);
@@ -140,8 +147,18 @@ void gradient(const Gradient& t) {
     part.rows = pieces.size(piece);
     if (t.dx != nullptr) part.dx = t.dx + row * t.channels;
     if (t.dresidual != nullptr) part.dresidual = t.dresidual + row * t.channels;
-    kernels().gradient(part);
+    kernels<T>().gradient(part);
   });
 }
+
+#define FB_FOR_ELEMENT(T)                                            \
+  template void moments(Map<T>, int64_t, int64_t, double*, double*); \
+  template void apply(const Apply<T>&);                              \
+  template void sums(const Sums<T>&, double*, double*);              \
+  template void gradient(const Gradient<T>&);
+FB_FOR_ELEMENT(float)
+FB_FOR_ELEMENT(Bfloat16)
+FB_FOR_ELEMENT(Float16)
+#undef FB_FOR_ELEMENT
 
 }  // namespace fb::batch_norm

@@ -11,27 +11,31 @@
 
 #include <cstdint>
 
+#include "../element.h"
 #include "../isa.h"
 #include "../rows.h"
 
 namespace fb::batch_norm {
 
-using Map = RowMap;
+template <typename T>
+using Map = RowsOf<T>;
 
-// What the kernels of an instruction set do to `rows` rows.
+// What the kernels of an instruction set do to `rows` rows of maps of a type T (element.h).
+template <typename T>
 struct Moments {
-  Map x;
+  Map<T> x;
   int64_t rows, channels;
   double *sum, *squares;  // sum x, sum (x - centre)^2
   float *centre, *run;    // the mean, rounded; scratch, as many
 };
 
+template <typename T>
 struct Apply {
-  Map x, residual;
+  Map<T> x, residual;
   int64_t rows, channels;
   const float *mean, *scale, *bias;
   int64_t activation;  // kNone, kRelu, kRelu6
-  float* y;            // dense
+  T* y;                // dense
   uint8_t* mask;       // null: not wanted
 };
 
@@ -48,8 +52,9 @@ struct Passed {
   }
 };
 
+template <typename T>
 struct Sums {
-  Map dy, x;
+  Map<T> dy, x;
   Passed passed;
   int64_t mask_ld;  // bytes from row to row of its bits
   int64_t rows, channels;
@@ -58,34 +63,41 @@ struct Sums {
   float* scratch;     // 2 * channels
 };
 
+template <typename T>
 struct Gradient {
-  Map dy, x;
+  Map<T> dy, x;
   Passed passed;
   int64_t rows, channels;
   const float *mean, *scale;
   const float *offset, *slope;  // dx = scale * (dz - offset - (x - mean) * slope); null: dx = scale * dz
-  Map added;                    // to dx; null: nothing
-  float *dx, *dresidual;        // dense; null: not wanted
+  Map<T> added;                 // to dx; null: nothing
+  T *dx, *dresidual;            // dense; null: not wanted
 };
 
+template <typename T>
 struct Kernels {
-  void (*moments)(const Moments&);
-  void (*apply)(const Apply&);
-  void (*sums)(const Sums&);
-  void (*gradient)(const Gradient&);
+  void (*moments)(const Moments<T>&);
+  void (*apply)(const Apply<T>&);
+  void (*sums)(const Sums<T>&);
+  void (*gradient)(const Gradient<T>&);
 };
 
-extern const Kernels kPortable, kAvx2, kAvx512;
+using Table = ForElements<Kernels>;
+extern const Table kPortable, kAvx2, kAvx512;
 
 // Mean and biased variance of each channel, in double: the same for any number of threads.
-void moments(Map x, int64_t rows, int64_t channels, double* mean, double* variance);
+template <typename T>
+void moments(Map<T> x, int64_t rows, int64_t channels, double* mean, double* variance);
 
 // All rows of `t`.
-void apply(const Apply& t);
+template <typename T>
+void apply(const Apply<T>& t);
 
 // sum dz and sum dz (x - mean) over all rows; those of t, its mask_ld and its scratch are not used.
-void sums(const Sums& t, double* dz, double* dz_x);
+template <typename T>
+void sums(const Sums<T>& t, double* dz, double* dz_x);
 
-void gradient(const Gradient& t);
+template <typename T>
+void gradient(const Gradient<T>& t);
 
 }  // namespace fb::batch_norm

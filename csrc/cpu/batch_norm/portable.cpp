@@ -3,6 +3,7 @@
 #include "../simd/vec_portable.h"
 #include "../simd/activation.h"
 #include "../simd/part.h"
+#include "../simd/element.h"
 #include "../simd/mask.h"
 #include "generic.h"
-const fb::batch_norm::Kernels fb::batch_norm::kPortable = FB_BATCH_NORM_KERNELS;
+const fb::batch_norm::Table fb::batch_norm::kPortable = FB_BATCH_NORM_KERNELS;

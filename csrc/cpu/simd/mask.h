@@ -37,8 +37,8 @@ FB_INLINE uint32_t load_bits(const uint8_t* row, int64_t c) {
 }
 
 // The gradient in front of the activation: dy where the bit is set, else 0.
-template <bool kMasked, typename AnyPart>
-FB_INLINE V vdz(const float* dy, const uint8_t* mask, int64_t c, const AnyPart& part) {
+template <bool kMasked, typename T, typename AnyPart>
+FB_INLINE V vdz(const T* dy, const uint8_t* mask, int64_t c, const AnyPart& part) {
   if constexpr (kMasked) {
     return vkeep(load_bits(mask, c), part.load(dy + c));
   } else {

@@ -6,8 +6,9 @@ FB_BEGIN_TARGET("avx2,fma")
 #include "../simd/vec_avx2.h"
 #include "../simd/activation.h"
 #include "../simd/part.h"
+#include "../simd/element.h"
 #include "../simd/mask.h"
 #include "generic.h"
 FB_END_TARGET
-const fb::squeeze_excite::Kernels fb::squeeze_excite::kAvx2 = FB_SQUEEZE_EXCITE_KERNELS;
+const fb::squeeze_excite::Table fb::squeeze_excite::kAvx2 = FB_SQUEEZE_EXCITE_KERNELS;
 #endif

@@ -6,8 +6,9 @@ FB_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")
 #include "../simd/vec_avx512.h"
 #include "../simd/activation.h"
 #include "../simd/part.h"
+#include "../simd/element.h"
 #include "../simd/mask.h"
 #include "generic.h"
 FB_END_TARGET
-const fb::squeeze_excite::Kernels fb::squeeze_excite::kAvx512 = FB_SQUEEZE_EXCITE_KERNELS;
+const fb::squeeze_excite::Table fb::squeeze_excite::kAvx512 = FB_SQUEEZE_EXCITE_KERNELS;
 #endif

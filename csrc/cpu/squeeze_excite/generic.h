@@ -102,15 +102,15 @@ void matrix_product(const Product& t) {
 // Added up in float for kRun pixels, in double from there on.
 constexpr int64_t kRun = 8;
 
-template <bool kProducts, bool kMasked>
-FB_INLINE void sums_of_rows(const Sums& t) {
+template <bool kProducts, bool kMasked, typename T>
+FB_INLINE void sums_of_rows(const Sums<T>& t) {
   for (int64_t c = 0; c < t.channels; ++c) t.sums[c] = 0.0;
   for (int64_t first = 0; first < t.rows; first += kRun) {
     const int64_t end = first + kRun < t.rows ? first + kRun : t.rows;
     for (int64_t row = first; row < end; ++row) {
-      const float *dy = kProducts ? t.dy.data + row * t.dy.ld : nullptr, *x = t.x.data + row * t.x.ld;
+      const T *dy = kProducts ? t.dy.data + row * t.dy.ld : nullptr, *x = t.x.data + row * t.x.ld;
       const uint8_t* const mask = kMasked ? t.mask + row * t.mask_ld : nullptr;
-      for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
+      for_elements(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
         V sum = row == first ? vzero() : part.load(t.run + c);
         if constexpr (kProducts) {
           vfma_into(sum, vdz<kMasked>(dy, mask, c, part), part.load(x + c));
@@ -124,7 +124,8 @@ FB_INLINE void sums_of_rows(const Sums& t) {
   }
 }
 
-void rows_sums(const Sums& t) {
+template <typename T>
+void rows_sums(const Sums<T>& t) {
   if (t.dy.data == nullptr) {
     sums_of_rows<false, false>(t);
   } else if (t.mask != nullptr) {
@@ -135,13 +136,13 @@ void rows_sums(const Sums& t) {
 }
 
 // The product and the addition of the residual round once together.
-template <int64_t kActivation, bool kResidual, bool kMask>
-FB_INLINE void apply_to_rows(const Apply& t) {
+template <int64_t kActivation, bool kResidual, bool kMask, typename T>
+FB_INLINE void apply_to_rows(const Apply<T>& t) {
   for (int64_t row = 0; row < t.rows; ++row) {
-    const float *x = t.x.data + row * t.x.ld, *residual = kResidual ? t.residual.data + row * t.residual.ld : nullptr;
-    float* const y = t.y + row * t.channels;
+    const T *x = t.x.data + row * t.x.ld, *residual = kResidual ? t.residual.data + row * t.residual.ld : nullptr;
+    T* const y = t.y + row * t.channels;
     uint8_t* const mask = kMask ? t.mask + row * fb::mask_stride(t.channels) : nullptr;
-    for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
+    for_elements(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
       V v;
       if constexpr (kResidual) {
         v = part.load(residual + c);
@@ -155,15 +156,16 @@ FB_INLINE void apply_to_rows(const Apply& t) {
   }
 }
 
-template <int64_t kActivation, bool kResidual>
-FB_INLINE void apply_kept(const Apply& t) {
+template <int64_t kActivation, bool kResidual, typename T>
+FB_INLINE void apply_kept(const Apply<T>& t) {
   if constexpr (kActivation != fb::kNone) {
     if (t.mask != nullptr) return apply_to_rows<kActivation, kResidual, true>(t);
   }
   apply_to_rows<kActivation, kResidual, false>(t);
 }
 
-void rows_apply(const Apply& t) {
+template <typename T>
+void rows_apply(const Apply<T>& t) {
   by_activation(t.activation, [&](auto activation) __attribute__((always_inline)) {
     if (t.residual.data != nullptr) {
       apply_kept<activation.value, true>(t);
@@ -173,14 +175,13 @@ void rows_apply(const Apply& t) {
   });
 }
 
-template <bool kMasked, bool kX, bool kResidual>
-FB_INLINE void gradient_of_rows(const Gradient& t) {
+template <bool kMasked, bool kX, bool kResidual, typename T>
+FB_INLINE void gradient_of_rows(const Gradient<T>& t) {
   for (int64_t row = 0; row < t.rows; ++row) {
-    const float* const dy = t.dy.data + row * t.dy.ld;
+    const T* const dy = t.dy.data + row * t.dy.ld;
     const uint8_t* const mask = kMasked ? t.mask + row * fb::mask_stride(t.channels) : nullptr;
-    float *const dx = kX ? t.dx + row * t.channels : nullptr, *const dresidual =
-                                                                  kResidual ? t.dresidual + row * t.channels : nullptr;
-    for_vectors(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
+    T *const dx = kX ? t.dx + row * t.channels : nullptr, *const dresidual = kResidual ? t.dresidual + row * t.channels : nullptr;
+    for_elements(t.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
       const V dz = vdz<kMasked>(dy, mask, c, part);
       if constexpr (kResidual) part.store(dresidual + c, dz);
       if constexpr (kX) {
@@ -192,8 +193,8 @@ FB_INLINE void gradient_of_rows(const Gradient& t) {
   }
 }
 
-template <bool kMasked>
-FB_INLINE void gradient_wanted(const Gradient& t) {
+template <bool kMasked, typename T>
+FB_INLINE void gradient_wanted(const Gradient<T>& t) {
   if (t.dx == nullptr) {
     gradient_of_rows<kMasked, false, true>(t);
   } else if (t.dresidual == nullptr) {
@@ -203,8 +204,13 @@ FB_INLINE void gradient_wanted(const Gradient& t) {
   }
 }
 
-void rows_gradient(const Gradient& t) { t.mask != nullptr ? gradient_wanted<true>(t) : gradient_wanted<false>(t); }
+template <typename T>
+void rows_gradient(const Gradient<T>& t) {
+  t.mask != nullptr ? gradient_wanted<true>(t) : gradient_wanted<false>(t);
+}
 
 }  // namespace
 
-#define FB_SQUEEZE_EXCITE_KERNELS {layer_dots, matrix_product, rows_sums, rows_apply, rows_gradient}
+#define FB_SQUEEZE_EXCITE_OF(T) {layer_dots, matrix_product, rows_sums<T>, rows_apply<T>, rows_gradient<T>}
+#define FB_SQUEEZE_EXCITE_KERNELS \
+  {FB_SQUEEZE_EXCITE_OF(float), FB_SQUEEZE_EXCITE_OF(fb::Bfloat16), FB_SQUEEZE_EXCITE_OF(fb::Float16)}

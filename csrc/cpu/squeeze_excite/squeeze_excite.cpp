@@ -19,7 +19,10 @@ constexpr int64_t kWidth = 2048;  // channels that are summed up together, in L1
 constexpr int64_t kPart = 64;     // channels, or values of a layer, in a task where threads share an image
 constexpr int64_t kPieceFloats = 1 << 15;  // of such a task in a pass by pixels
 
-const Kernels& kernels() { return FB_TABLE_OF(isa()); }
+template <typename T>
+const Kernels<T>& kernels() {
+  return FB_TABLE_OF(isa()).template of<T>();
+}
 
 using Floats = std::vector<float>;
 
@@ -61,7 +64,7 @@ void layer(const Images& images, const float* x, int64_t inputs, const float* we
     part.activation = activation;
     part.y = y + images.begin * outputs + k;
     part.ldy = outputs;
-    kernels().dots(part);
+    kernels<float>().dots(part);
   });
 }
 
@@ -75,7 +78,7 @@ void product(const Images& images, const Product& all) {
     part.rows = std::min(kPart, all.rows - k);
     part.columns = std::min(kPart, all.columns - j);
     part.y = all.y + k * all.ldy + j;
-    kernels().product(part);
+    kernels<float>().product(part);
   });
 }
 
@@ -108,15 +111,15 @@ void for_pieces(const Images& images, const Sizes& sizes, const std::function<vo
 }
 
 // finish(image, channel, sum over pixels of dz * x).
-template <typename Finish>
-void for_sums(const Images& images, const Sizes& sizes, const Sums& all, const Finish& finish) {
+template <typename T, typename Finish>
+void for_sums(const Images& images, const Sizes& sizes, const Sums<T>& all, const Finish& finish) {
   const int64_t width = images.together ? kPart : kWidth, parts = ceil_div(sizes.channels, width);
   const int64_t count = images.count() * parts;
   images.loop(count, count * width * sizes.pixels, [&](int64_t task) {
     double sums[kWidth];
     float run[kWidth];
     const int64_t image = images.begin + task / parts, c = task % parts * width, row = image * sizes.pixels;
-    Sums part = all;
+    Sums<T> part = all;
     part.x.data = all.x.from(row).data + c;
     if (all.dy.data != nullptr) part.dy.data = all.dy.from(row).data + c;
     if (all.mask != nullptr) part.mask = all.mask + row * all.mask_ld + c / 8;
@@ -124,17 +127,18 @@ void for_sums(const Images& images, const Sizes& sizes, const Sums& all, const F
     part.channels = std::min(width, sizes.channels - c);
     part.sums = sums;
     part.run = run;
-    kernels().sums(part);
+    kernels<T>().sums(part);
     for (int64_t i = 0; i < part.channels; ++i) finish(image, c + i, sums[i]);
   });
 }
 
 }  // namespace
 
-void forward(const Forward& t) {
+template <typename T>
+void forward(const Forward<T>& t) {
   const Sizes& s = t.sizes;
   const auto pixels = static_cast<double>(s.pixels);
-  Sums sums{};
+  Sums<T> sums{};
   sums.x = t.x;
   for_images(s, [&](const Images& images) {
     for_sums(images, s, sums,
@@ -142,7 +146,7 @@ void forward(const Forward& t) {
     layer(images, t.means, s.channels, t.weight1, t.bias1, s.hidden, kRelu, t.hidden);
     layer(images, t.hidden, s.hidden, t.weight2, t.bias2, s.channels, kSigmoid, t.gate);
     for_pieces(images, s, [&](int64_t image, int64_t row, int64_t rows) {
-      Apply part{};
+      Apply<T> part{};
       part.x = t.x.from(row);
       part.residual = t.residual.from(row);
       part.rows = rows;
@@ -151,19 +155,20 @@ void forward(const Forward& t) {
       part.activation = t.activation;
       part.y = t.y + row * s.channels;
       if (t.mask != nullptr) part.mask = t.mask + row * mask_stride(s.channels);
-      kernels().apply(part);
+      kernels<T>().apply(part);
     });
   });
 }
 
-void backward(const Backward& t) {
+template <typename T>
+void backward(const Backward<T>& t) {
   const Sizes& s = t.sizes;
   const bool first = t.dx != nullptr || t.dweight1 != nullptr || t.dbias1 != nullptr;  // as far as the first layer
   const bool layers = first || t.dweight2 != nullptr || t.dbias2 != nullptr;
   const auto pixels = static_cast<float>(s.pixels);
   Floats d2(static_cast<size_t>(layers ? s.images * s.channels : 0)), d1(static_cast<size_t>(first ? s.images * s.hidden : 0));
   Floats share(static_cast<size_t>(t.dx != nullptr ? s.images * s.channels : 0));
-  Sums sums{};
+  Sums<T> sums{};
   sums.dy = t.dy;
   sums.x = t.x;
   sums.mask = t.mask;
@@ -186,7 +191,7 @@ void backward(const Backward& t) {
     }
     if (t.dx == nullptr && t.dresidual == nullptr) return;
     for_pieces(images, s, [&](int64_t image, int64_t row, int64_t rows) {
-      Gradient part{};
+      Gradient<T> part{};
       part.dy = t.dy.from(row);
       if (t.mask != nullptr) part.mask = t.mask + row * mask_stride(s.channels);
       part.rows = rows;
@@ -197,11 +202,18 @@ void backward(const Backward& t) {
         part.dx = t.dx + row * s.channels;
       }
       if (t.dresidual != nullptr) part.dresidual = t.dresidual + row * s.channels;
-      kernels().gradient(part);
+      kernels<T>().gradient(part);
     });
   });
   layer_weights(s, d2.data(), s.channels, t.hidden, s.hidden, t.dweight2, t.dbias2);
   layer_weights(s, d1.data(), s.hidden, t.means, s.channels, t.dweight1, t.dbias1);
 }
+
+template void forward(const Forward<float>&);
+template void forward(const Forward<Bfloat16>&);
+template void forward(const Forward<Float16>&);
+template void backward(const Backward<float>&);
+template void backward(const Backward<Bfloat16>&);
+template void backward(const Backward<Float16>&);
 
 }  // namespace fb::squeeze_excite

@@ -11,37 +11,41 @@
 
 #include <cstdint>
 
+#include "../element.h"
 #include "../isa.h"
 #include "../rows.h"
 
 namespace fb::squeeze_excite {
 
-// What the kernels of an instruction set do to `rows` pixels of one image.
+// What the kernels of an instruction set do to `rows` pixels of one image, in maps of a type T (element.h).
+template <typename T>
 struct Sums {
-  RowMap dy;            // null: ones
+  RowsOf<T> dy;         // null: ones
   const uint8_t* mask;  // null: all pass
   int64_t mask_ld;
-  RowMap x;
+  RowsOf<T> x;
   int64_t rows, channels;
   double* sums;  // sum dz * x
   float* run;    // scratch, as many
 };
 
+template <typename T>
 struct Apply {
-  RowMap x, residual;
+  RowsOf<T> x, residual;
   int64_t rows, channels;
   const float* gate;
   int64_t activation;  // kNone, kRelu, kRelu6
-  float* y;            // dense
+  T* y;                // dense
   uint8_t* mask;       // null: not wanted
 };
 
+template <typename T>
 struct Gradient {
-  RowMap dy;
+  RowsOf<T> dy;
   const uint8_t* mask;
   int64_t rows, channels;
   const float *gate, *share;  // dx = dz * gate + share
-  float *dx, *dresidual;      // dense; null: not wanted
+  T *dx, *dresidual;          // dense; null: not wanted
 };
 
 // And to layers: y[n, k] = act(sum_i weight[k, i] x[n, i] + bias[k]), rows of the weight and of x side by side.
@@ -64,41 +68,48 @@ struct Product {
   int64_t ldy;
 };
 
+template <typename T>
 struct Kernels {
   void (*dots)(const Dots&);
   void (*product)(const Product&);
-  void (*sums)(const Sums&);
-  void (*apply)(const Apply&);
-  void (*gradient)(const Gradient&);
+  void (*sums)(const Sums<T>&);
+  void (*apply)(const Apply<T>&);
+  void (*gradient)(const Gradient<T>&);
 };
 
-extern const Kernels kPortable, kAvx2, kAvx512;
+using Table = ForElements<Kernels>;
+extern const Table kPortable, kAvx2, kAvx512;
 
 struct Sizes {
   int64_t images, pixels, channels, hidden;  // pixels of each image; values between the layers
 };
 
+template <typename T>
 struct Forward {
   Sizes sizes;
-  RowMap x, residual;
+  RowsOf<T> x, residual;
   const float *weight1, *bias1, *weight2,
       *bias2;  // [hidden, channels], [hidden], [channels, hidden], [channels]; biases may be null
   int64_t activation;
   float *means, *hidden, *gate;  // [images, channels], [images, hidden], [images, channels]
-  float* y;
+  T* y;
   uint8_t* mask;  // null: not wanted
 };
 
+template <typename T>
 struct Backward {
   Sizes sizes;
-  RowMap dy, x;
+  RowsOf<T> dy, x;
   const uint8_t* mask;  // null without activation
   const float *weight1, *weight2, *means, *hidden, *gate;
-  float *dx, *dresidual, *dweight1, *dbias1, *dweight2, *dbias2;  // null: not wanted
+  T *dx, *dresidual;                             // null: not wanted
+  float *dweight1, *dbias1, *dweight2, *dbias2;  // null: not wanted
 };
 
 // No value depends on the number of threads, and none of an image on the others.
-void forward(const Forward& t);
-void backward(const Backward& t);
+template <typename T>
+void forward(const Forward<T>& t);
+template <typename T>
+void backward(const Backward<T>& t);
 
 }  // namespace fb::squeeze_excite
