@@ -196,6 +196,12 @@ def fused(*tensors: Tensor | None, moments=None, passes=False, **options) -> tup
     return _results(*_prepare(*tensors, **options), moments=moments or (None, None), passes=passes)
 
 
+def moments(x) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel of a map that native kernels take, float32."""
+    mean, var, *_ = torch.ops.fast_backbones.batch_norm_affine(x, None, None, None, None, 1.0)
+    return mean, var
+
+
 def update(running_mean, running_var, mean, var, momentum, x) -> None:
     """Move the running moments, if there are any, towards those of x."""
     if running_mean is None:

@@ -423,7 +423,7 @@ CASES = [
 
 
 # Ops of layers, which CASES covers one and all; those of training have tests of their own.
-OPS = sorted(set(kernels.ops()) - {"batch_norm", "softmax_cross_entropy"})
+OPS = sorted(set(kernels.ops()) - {"batch_norm", "batch_norm_conv2d", "softmax_cross_entropy"})
 
 
 def cases(op: str | None = None) -> list[Case]:

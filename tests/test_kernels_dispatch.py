@@ -31,7 +31,9 @@ def test_explain_lists_every_candidate_with_its_reason():
     assert kernels.explain("conv2d", X[:, :8], W[:8, :8], backend="winograd").chosen == "winograd"
     assert kernels.explain("conv2d", X.double(), W.double()).chosen == "reference"
     assert kernels.explain("conv2d", X.double(), W.double(), backend="native").chosen is None
-    with pytest.raises(ValueError, match="op is 'conv3d', expected one of avg_pool2d, batch_norm, conv2d"):
+    with pytest.raises(
+        ValueError, match="op is 'conv3d', expected one of avg_pool2d, batch_norm, batch_norm_conv2d, conv2d"
+    ):
         kernels.explain("conv3d", X)
 
 
