@@ -200,8 +200,8 @@ def _gradients(
         products += tl.load(at + C, mask=mask, other=0.0)
     s, p = tl.sum(sums, 0), tl.sum(products, 0)
     inverse = 1.0 / tl.sqrt(tl.load(var_ptr + c, mask=inside_c, other=1.0).to(tl.float64) + eps)
-    tl.store(dweight_ptr + c, (p * inverse).to(dweight_ptr.dtype.element_ty), mask=inside_c)
-    tl.store(dbias_ptr + c, s.to(dbias_ptr.dtype.element_ty), mask=inside_c)
+    tl.store(dweight_ptr + c, (p * inverse).to(tl.float32).to(dweight_ptr.dtype.element_ty), mask=inside_c)
+    tl.store(dbias_ptr + c, s.to(tl.float32).to(dbias_ptr.dtype.element_ty), mask=inside_c)
     tl.store(level_ptr + c, (s / M).to(tl.float32), mask=inside_c)
     tl.store(slope_ptr + c, (p * inverse * inverse / M).to(tl.float32), mask=inside_c)
 

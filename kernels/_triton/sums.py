@@ -74,7 +74,7 @@ def _total(parts_ptr, y_ptr, B, L, factor, BLOCK_B: tl.constexpr, BLOCK_L: tl.co
         acc += tl.load(parts_ptr + b.to(tl.int64)[:, None] * L + at[None, :], mask=mask, other=0.0).to(
             tl.float64
         )
-    y = tl.sum(acc, 0) * factor
+    y = (tl.sum(acc, 0) * factor).to(tl.float32)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=at < L)
 
 
