@@ -34,7 +34,7 @@ class Room:
             self.map.data[:, self.used : end].copy_(part)  # .data: what is shown has versions of its own
             self.used = end
         n, _, h, w = self.map.shape
-        shown = torch.empty(0, dtype=self.map.dtype)
+        shown = torch.empty(0, dtype=self.map.dtype, device=self.map.device)
         return shown.set_(self.map.untyped_storage(), 0, (n, self.used, h, w), self.map.stride())
 
 
@@ -65,7 +65,7 @@ class Concat:
         self.chain, self.is_first = chain, is_first
 
     def __call__(self, *parts: Tensor) -> Tensor:
-        if not all(map(_is_plain, parts)):
+        if not all(_is_plain(part, parts[0]) for part in parts):
             return torch.cat(parts, 1)
         channels = sum(part.shape[1] for part in parts)
         self.chain.channels = max(self.chain.channels, channels)
@@ -86,7 +86,8 @@ def _room_behind(shown: Tensor, channels: int) -> Room | None:
     return room
 
 
-def _is_plain(x: Any) -> bool:
-    if type(x) is not Tensor or x.dim() != 4 or x.dtype is not torch.float32 or not x.is_cpu:
+def _is_plain(x: Any, first: Any) -> bool:
+    """A map of the type and on the device of the first one, channels side by side."""
+    if type(x) is not Tensor or x.dim() != 4 or (x.dtype, x.device) != (first.dtype, first.device):
         return False
-    return x.numel() > 0 and x.stride(1) == 1
+    return x.is_floating_point() and x.numel() > 0 and x.stride(1) == 1
