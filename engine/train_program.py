@@ -3,9 +3,8 @@
 In train() a backbone runs its own modules. Here the same calls are made from a list that torch.fx has traced
 once, because what belongs together lies in different modules: batch norm, the addition of the shortcut and
 the activation become one call of `kernels.batch_norm`, and convolutions go to `kernels` as well, which have
-compiled gradients and keep less for them; on a GPU those are Triton's, in float32, float16, bfloat16 and under
-autocast. All gradients are autograd's, so accumulation, retained graphs,
-DDP and gradient hooks work as with modules.
+compiled gradients and keep less for them; on a GPU those are Triton's, in 16 bits and under autocast, too.
+All gradients are autograd's, so accumulation, retained graphs, DDP and gradient hooks work as with modules.
 
     make_program(model, plain)    the program, or the sentence why the modules run
     program(x)

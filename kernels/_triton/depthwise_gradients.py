@@ -94,7 +94,7 @@ def tile(kernel: Pair, q: int, c: int, dtype: torch.dtype) -> dict[str, int]:
     """Of rows of q pixels, for the gradient of x and for a forward without an epilogue: smaller than those of
     plans, since the compiler moves the loads of all taps together, and more than these spill."""
     found = depthwise_conv2d.tile(q, c, dtype)
-    most = 256 if kernel[0] * kernel[1] > 9 else 512 if found["BLOCK_C"] < 64 else 1024
+    most = 256 if kernel[0] * kernel[1] > 9 else 512 if found["BLOCK_C"] <= 64 else 1024
     return {**found, "BLOCK_Q": min(found["BLOCK_Q"], most // found["BLOCK_C"])}
 
 
