@@ -23,6 +23,8 @@ def refuse(x, weight, bias, running_mean, running_var, residual, *_) -> str | No
         return "an empty map: triton handles maps that are not empty"
     if x.numel() // x.shape[1] >= 2**31:
         return f"{x.numel() // x.shape[1]} pixels: triton counts fewer than 2**31"
+    if residual is not None and residual.dtype != x.dtype:
+        return f"residual is {residual.dtype}, x {x.dtype}: triton adds them in one type"
     return gpu.refusal(x, weight, bias, running_mean, running_var, residual)
 
 

@@ -89,6 +89,17 @@ def test_every_kernel_of_training_steps(models, dtypes, each, tmp_path, record_p
             assert row["product"] == PRODUCT[row["target"]] or (few and row["product"]), row
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_training_on_maps_of_few_pixels_and_channels(tmp_path):
+    settings = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    program = Path(__file__).with_name("small_maps_ahead.py")
+    done = run_python(str(program), "90", timeout=850, **settings)
+    count, *spilled = done.stdout.split()
+    assert int(count) > 100
+    assert not spilled
+
+
 @pytest.mark.parametrize("target", PRODUCT)
 def test_calls_find_what_was_compiled_on_all_cores_and_ahead(target, tmp_path):
     """Triton's own way from a call to its compiler: what the test above proves is what a GPU runs."""
