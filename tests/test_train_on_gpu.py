@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_equal, needs_native
 from triton_device import DEVICE
+from triton_device import exact_products as exact_products
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -39,7 +40,7 @@ SIZE = 32
 
 
 @pytest.fixture(autouse=True)
-def few_programs(monkeypatch):
+def few_programs(monkeypatch, exact_products):
     """The interpreter goes through fewer; each has several tiles."""
     monkeypatch.setattr(sums, "PROGRAMS", 4)
 
@@ -63,7 +64,8 @@ def step(model, x, backend, dtype=torch.float32):
     """Logits, gradients and statistics of a forward and backward pass; dtype: of autocast."""
     model = copy.deepcopy(model)
     chosen = "auto" if DEVICE == "cuda" and backend == "gpu" else backend
-    with kernels.backend(chosen), torch.autocast(DEVICE, dtype, enabled=dtype in DTYPES[1:]):
+    amp = dtype if dtype in DTYPES[1:] else None
+    with kernels.backend(chosen), torch.autocast(DEVICE, amp, enabled=amp is not None):
         y = (fused(model) if backend == "gpu" else model)(x)
         F.cross_entropy(y, torch.arange(len(x), device=x.device) % 10).backward()
     found = {name: p.grad for name, p in model.named_parameters()} | dict(model.named_buffers())

@@ -8,6 +8,7 @@ import torch
 from conv_layers import Place
 from helpers import assert_as_accurate, assert_equal, integers, reals
 from triton_device import DEVICE
+from triton_device import exact_products as exact_products
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -75,7 +76,7 @@ CASES = [
 
 
 @pytest.fixture(autouse=True)
-def few_programs(monkeypatch):
+def few_programs(monkeypatch, exact_products):
     """Each goes through several tiles, and the interpreter through few programs."""
     monkeypatch.setattr(sums, "PROGRAMS", 6)
 

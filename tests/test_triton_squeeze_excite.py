@@ -6,6 +6,7 @@ import torch
 from conv_layers import Place
 from helpers import assert_as_accurate, assert_equal, integers, reals
 from triton_device import DEVICE
+from triton_device import exact_products as exact_products
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -34,7 +35,7 @@ NAMES = ("x", "weight1", "bias1", "weight2", "bias2", "residual")
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
+def small_blocks(monkeypatch, exact_products):
     """Images of several blocks, blocks of several tiles."""
     monkeypatch.setattr(passes, "PIXELS", 48)
 

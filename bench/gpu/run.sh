@@ -131,9 +131,12 @@ for part in "${parts[@]}"; do
       else
         small='test_integers_to_the_bit and bfloat16 and (MobileNet or grouped or gate)'
         for check in memcheck racecheck; do
-          step timeout 150 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_triton_kernels.py "${tests[@]}" -k "$small"
+          step timeout 110 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_triton_kernels.py "${tests[@]}" -k "$small"
           outcome $?
-          step timeout 80 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_cuda_kernels.py "${tests[@]}" -k bfloat16-cuda
+          step timeout 60 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_cuda_kernels.py "${tests[@]}" -k bfloat16-cuda
+          outcome $?
+          step timeout 60 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_triton_batch_norm.py \
+            tests/test_triton_conv_gradients.py "${tests[@]}" -k 'test_integers_to_the_bit and bfloat16'
           outcome $?
         done
       fi
