@@ -65,7 +65,7 @@ def tile(m: int, c: int, dtype: torch.dtype) -> dict[str, int]:
 
 
 @triton.jit
-def _total(parts_ptr, y_ptr, B, L, factor, BLOCK_B: tl.constexpr, BLOCK_L: tl.constexpr):
+def _total(parts_ptr, y_ptr, B, L, BLOCK_B: tl.constexpr, BLOCK_L: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
     acc = tl.zeros((BLOCK_B, BLOCK_L), dtype=tl.float64)
     for first in range(0, B, BLOCK_B):
@@ -74,14 +74,14 @@ def _total(parts_ptr, y_ptr, B, L, factor, BLOCK_B: tl.constexpr, BLOCK_L: tl.co
         acc += tl.load(parts_ptr + b.to(tl.int64)[:, None] * L + at[None, :], mask=mask, other=0.0).to(
             tl.float64
         )
-    y = (tl.sum(acc, 0) * factor).to(tl.float32)
+    y = tl.sum(acc, 0).to(tl.float32)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=at < L)
 
 
-def total(parts: Tensor, y: Tensor, factor: float = 1.0) -> Launch:
-    """y[l] = factor * sum_b parts[b, l]: parts [B, L] and y [L] contiguous; a factor that float32 has."""
+def total(parts: Tensor, y: Tensor) -> Launch:
+    """y[l] = sum_b parts[b, l]: parts [B, L] and y [L] contiguous."""
     b, length = parts.shape
     block_b, block_l = power_of_two(b, 2, 16), 128
-    arguments = {"parts_ptr": parts, "y_ptr": y, "B": b, "L": length, "factor": float(factor)}
+    arguments = {"parts_ptr": parts, "y_ptr": y, "B": b, "L": length}
     constants = {"BLOCK_B": block_b, "BLOCK_L": block_l}
     return Launch("total", _total, (blocks(length, block_l),), arguments, constants, 4, 2)
