@@ -5,6 +5,8 @@ with the reference backend, eager PyTorch in channels_last and NCHW (torchvision
 has our names), with --compile also torch.compile. Each with malloc as it comes, and with one that keeps what
 is freed ("tuned": a fresh map of 50 MB costs some milliseconds of page faults).
 
+With --device cuda steps run there in float32, and memory is the GPU's; bench.gpu.train has autocast, too.
+
 Each runs in a process of its own (train_worker.py), is compared with float64 first, and gets a turn in each
 round while the others sleep. JSON and Markdown go to --out and are rewritten after each model;
 `--resume FILE` goes on.
@@ -27,6 +29,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from . import machine
@@ -44,6 +47,8 @@ MALLOCS: dict[str, dict[str, str]] = {
     "default": {},
     "tuned": {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "16000000000"},
 }
+# What has not been proven on a GPU yet is measured all the same.
+SWITCHES: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"FB_GPU_PLANS": "1"}}
 TURN, MOST_STEPS = 1.0, 50  # seconds of timed steps in a turn, and how many at most
 PATIENCE = 1800.0  # seconds for one answer of a process; torch.compile takes minutes, float64 too
 
@@ -53,7 +58,7 @@ PATIENCE = 1800.0  # seconds for one answer of a process; torch.compile takes mi
 LIMITS = {"loss": 1e-4, "buffers": 1e-3, "gradients": 0.1}
 OWN = 4  # or so many times PyTorch's own error, where that is larger
 
-STORED = ("models", "batch", "image", "threads", "rounds", "stacks", "malloc")
+STORED = ("models", "batch", "image", "threads", "rounds", "stacks", "malloc", "device")
 
 
 class Worker:
@@ -66,7 +71,7 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, *self.command],
             cwd=root,
-            env={**clean_environment(), **MALLOCS[malloc]},
+            env={**clean_environment(), **MALLOCS[malloc], **SWITCHES[options.device]},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -124,6 +129,7 @@ def clean_environment() -> dict[str, str]:
 def sizes(folder: Path, options: argparse.Namespace) -> list[str]:
     image = [] if options.image is None else ["--image", str(options.image)]
     numbers = ["--batch", str(options.batch), *image, "--threads", str(options.threads)]
+    numbers += ["--device", options.device]
     return ["--folder", str(folder), *numbers]
 
 
@@ -249,6 +255,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--stacks", nargs="+", choices=tuple(STACKS), help="default: all but compile")
     p.add_argument("--compile", action="store_true", help="also torch.compile, which compiles for minutes")
     p.add_argument("--malloc", nargs="+", choices=tuple(MALLOCS), default=list(MALLOCS), help="default: both")
+    p.add_argument("--device", choices=tuple(SWITCHES), default="cpu", help="where steps run (default cpu)")
     p.add_argument("--out", type=Path, default=Path("bench/results"), help="folder (default bench/results)")
     p.add_argument("--resume", type=Path, metavar="FILE", help="measure what the JSON file of a run lacks")
     return p
@@ -265,6 +272,8 @@ def check_options(options: argparse.Namespace) -> str | None:
         return f"--resume takes everything from the file: leave {named} out" if given else None
     if options.models and options.all:
         return "give either names of models or --all"
+    if options.device == "cuda" and not torch.cuda.is_available():
+        return "--device cuda: torch sees no CUDA device"
     for key in ("batch", "image", "threads", "rounds"):
         value = getattr(options, key)
         if value is not None and value < 1:
@@ -284,6 +293,8 @@ def settle_options(options: argparse.Namespace) -> None:
     chosen = {*chosen, *(["compile"] if options.compile else [])}
     options.stacks = [key for key in STACKS if key in chosen]
     options.malloc = [key for key in MALLOCS if key in options.malloc]
+    if options.device != "cpu":  # whose memory is PyTorch's own
+        options.malloc = ["default"]
 
 
 def load(path: Path) -> dict:

@@ -150,7 +150,8 @@ def markdown(results: dict) -> str:
     """The whole file."""
     options = results["options"]
     how = (
-        "A training step (forward, cross entropy, backward, SGD with momentum), float32; medians over "
+        "A training step (forward, cross entropy, backward, SGD with momentum), float32 on "
+        f"{options.get('device', 'cpu')}; medians over "
         f"{options['rounds']} turns of each stack, batch {options['batch']}, {options['threads']} threads. "
         "Ratios of time are how many times as fast ours is, ratios of memory ours over the smaller of both "
         "eager layouts."

@@ -15,6 +15,7 @@ step_mib    the same above what it was when the turn began: gradients and activa
 After a turn free memory goes back to the system, since all stacks of a model are alive together; the first
 step of the next turn, which is not timed, takes it again. A malloc that was told to keep memory
 (MALLOC_TRIM_THRESHOLD_) keeps it, since it takes some steps to find places for everything; step_mib is None.
+On a GPU both are PyTorch's count of the device's memory (torch.cuda.max_memory_allocated).
 """
 
 from __future__ import annotations
@@ -204,14 +205,16 @@ class Trainer:
         public = public_maker(options.model) if stack.public else None
         make, source = public or (lambda: fb.create_model(options.model), f"fast_backbones {fb.__version__}")
         settle()
-        self.before = status_kib("VmRSS")
+        self.device = torch.device(options.device)
+        torch.backends.cudnn.benchmark = True
+        self.before = self.allocated_kib()
         start = torch.load(options.folder / "start.pt", weights_only=True, mmap=True)
         self.model = make()
         self.model.load_state_dict(start["weights"])
-        self.x = start["images"].clone().contiguous(memory_format=stack.layout)
-        self.labels = start["labels"].clone()
+        self.x = start["images"].to(self.device, copy=True).contiguous(memory_format=stack.layout)
+        self.labels = start["labels"].to(self.device, copy=True)
         del start
-        without_dropout(self.model).to(memory_format=stack.layout)
+        without_dropout(self.model).to(self.device, memory_format=stack.layout)
         own_modules = stack.public and public is None
         self.module = Plain(self.model) if own_modules else self.model
         self.call = torch.compile(self.module, dynamic=False) if stack.compiled else self.module
@@ -219,6 +222,22 @@ class Trainer:
         layout = "channels_last" if stack.layout is torch.channels_last else "NCHW"
         self.settings = {"modules": source, "layout": layout, "threads": str(options.threads)}
         self.settings |= {"backend": "reference" if stack.reference else "default"}
+        if self.device.type != "cpu":
+            self.settings |= {"device": torch.cuda.get_device_name(self.device)}
+
+    def allocated_kib(self) -> float:
+        """Memory in use now: of the process, or of PyTorch on the GPU."""
+        return torch.cuda.memory_allocated() / 1024 if self.device.type == "cuda" else status_kib("VmRSS")
+
+    def highest_kib(self) -> float:
+        """The highest since `forget_highest`."""
+        return torch.cuda.max_memory_allocated() / 1024 if self.device.type == "cuda" else status_kib("VmHWM")
+
+    def forget_highest(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            CLEAR_REFS.write_text("5")
 
     def backend(self):
         import fast_backbones as fb
@@ -229,6 +248,8 @@ class Trainer:
         """The first step against float64, see `differences`."""
         with self.backend():
             found = left_by_a_step(self.module, self.x, self.labels, self.call)
+        for kind in ("gradients", "buffers"):
+            found[kind] = {name: tensor.cpu() for name, tensor in found[kind].items()}
         self.optimizer.zero_grad()
         return differences(found, torch.load(folder / "truth.pt", weights_only=True, mmap=True))
 
@@ -244,8 +265,8 @@ class Trainer:
         seconds = []
         keeps = "MALLOC_TRIM_THRESHOLD_" in os.environ
         settle(trim=not keeps)
-        resident = status_kib("VmRSS")
-        CLEAR_REFS.write_text("5")
+        resident = self.allocated_kib()
+        self.forget_highest()
         gc.disable()  # a collection would be charged to whoever happens to run
         with self.backend():
             self.step()
@@ -256,7 +277,7 @@ class Trainer:
                 seconds.append(time.perf_counter() - start)
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
         gc.enable()
-        peak = status_kib("VmHWM")
+        peak = self.highest_kib()
         self.optimizer.zero_grad()
         settle(trim=not keeps)
         wait_until_quiet()
@@ -275,6 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--image", type=int, default=None)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     answers = sys.stdout

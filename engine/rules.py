@@ -8,10 +8,8 @@ A refusal is not an error: the model's own modules run instead, and why_not() te
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,12 +19,11 @@ from torch.nn.modules import module as nn_module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from ..kernels import _ext, current_backend
+from ..kernels import _ext, _gpu_training, current_backend
 from .capture import capturing
 
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.float16, torch.bfloat16)}
 TRAINED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-OLDEST_GPU = (8, 0)  # compute capability: shared memory for the tiles, bfloat16
 GRAD = "grad is enabled and parameters require it: use torch.no_grad() or torch.inference_mode()"
 
 
@@ -131,18 +128,11 @@ def _device_refusal(x: Tensor) -> str | None:
 
 
 @cache
-def gpu_refusal(device: int) -> str | None:
+def gpu_refusal(device: int, what: str = "plans for GPUs have") -> str | None:
     """Why there are no kernels for this GPU, as a sentence."""
-    if os.environ.get("FB_GPU_PLANS") != "1":
-        return "plans for GPUs have never run on one yet; FB_GPU_PLANS=1 switches them on"
-    if find_spec("triton") is None:
-        return "Triton is not installed, and the kernels for GPUs are written in it"
-    if torch.version.hip is not None:
-        return "the kernels for GPUs are for NVIDIA's"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < OLDEST_GPU:
-        return f"compute capability {capability}, the kernels for GPUs need {OLDEST_GPU} or more"
-    return None
+    if not _gpu_training.switched_on():
+        return f"{what} never run on one yet; {_gpu_training.SWITCH}=1 switches them on"
+    return _gpu_training.device_refusal(device)
 
 
 def _taken(tensor: Tensor) -> str:
@@ -167,10 +157,14 @@ def structure_refusal(model: nn.Module) -> str | None:
 
 
 def training_call_refusal(x: Tensor) -> str | None:
-    """Why this call in train() runs the modules, whatever the model looks like inside."""
-    if x.dtype not in TRAINED_DTYPES or not x.is_cpu or x.layout is not torch.strided or x.dim() != 4:
+    """Why this call in train() runs the modules, whatever the model looks like inside. Autocast may be
+    active: the steps cast as PyTorch's do."""
+    known = x.device.type in DTYPES and x.dtype in TRAINED_DTYPES
+    if not known or x.layout is not torch.strided or x.dim() != 4:
         got = f"{x.dtype} on {x.device} in {x.dim()} dimensions"
-        return f"the input is {got}: training is fused for 32 and 16 bits on the CPU in 4"
+        return f"the input is {got}: training is fused for 32 and 16 bits in 4, on the CPU and on CUDA"
+    if x.is_cuda and (reason := gpu_refusal(x.device.index, "the kernels of training on a GPU have")):
+        return reason
     if x.numel() == 0:
         return "the input is empty"
     if torch.is_inference_mode_enabled() or x.is_inference():

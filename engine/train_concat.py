@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import _native, memory
+from ..kernels import memory
 from ..kernels.batch_norm import moments
 
 _ATTRIBUTE = "_fb_room"
@@ -37,7 +37,7 @@ class Room:
             self.map.data[:, self.used : end].copy_(part)  # .data: what is shown has versions of its own
             self.used = end
         n, _, h, w = self.map.shape
-        shown = torch.empty(0, dtype=self.map.dtype)
+        shown = torch.empty(0, dtype=self.map.dtype, device=self.map.device)
         return shown.set_(self.map.untyped_storage(), 0, (n, self.used, h, w), self.map.stride())
 
     def moments(self, channels: int) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ class Concat:
         self.chain, self.is_first = chain, is_first
 
     def __call__(self, *parts: Tensor) -> Tensor:
-        if not all(map(_is_plain, parts)) or len({part.dtype for part in parts}) > 1:
+        if not all(_is_plain(part, parts[0]) for part in parts):
             return torch.cat(parts, 1)
         channels = sum(part.shape[1] for part in parts)
         self.chain.channels = max(self.chain.channels, channels)
@@ -116,7 +116,8 @@ def _room_behind(shown: Tensor, channels: int) -> Room | None:
     return room
 
 
-def _is_plain(x: Any) -> bool:
-    if type(x) is not Tensor or x.dim() != 4 or x.dtype not in _native.MAPS or not x.is_cpu:
+def _is_plain(x: Any, first: Any) -> bool:
+    """A map of the type and on the device of the first one, channels side by side."""
+    if type(x) is not Tensor or x.dim() != 4 or (x.dtype, x.device) != (first.dtype, first.device):
         return False
-    return x.numel() > 0 and x.stride(1) == 1
+    return x.is_floating_point() and x.numel() > 0 and x.stride(1) == 1

@@ -3,8 +3,8 @@
 In train() a backbone runs its own modules. Here the same calls are made from a list that torch.fx has traced
 once, because what belongs together lies in different modules (train_steps.py): batch norm, the addition of
 the shortcut and the activation become one op, or batch norm, activation and convolution, whose gradients are
-compiled and keep less. All gradients are autograd's, so accumulation, retained graphs,
-DDP and gradient hooks work as with modules.
+compiled and keep less; on a GPU they are Triton's. All gradients are autograd's, so accumulation, retained
+graphs, DDP and gradient hooks work as with modules.
 
     make_program(model, plain)    the program, or the sentence why the modules run
     program(x)

@@ -63,7 +63,7 @@ class Convolution:
         module = self.module
         if hooked(module):
             return module(x)
-        if x.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
+        if x.is_cpu and (x.dtype is not torch.float32 or torch.is_autocast_enabled("cpu")):
             return self.in_16_bits(x)
         return self.op(x, module.weight, module.bias, **self.window)
 

@@ -14,5 +14,5 @@ def activated(y: Tensor, activation: str) -> Tensor:
 def unpacked(mask: Tensor, x: Tensor) -> Tensor:
     """The bits that say where an activation passed, [pixels, bytes], as booleans like x."""
     n, c, h, w = x.shape
-    bits = mask.unsqueeze(2) >> torch.arange(8, dtype=torch.uint8) & 1
+    bits = mask.unsqueeze(2) >> torch.arange(8, dtype=torch.uint8, device=mask.device) & 1
     return bits.flatten(1)[:, :c].reshape(n, h, w, c).permute(0, 3, 1, 2).bool()

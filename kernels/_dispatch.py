@@ -5,9 +5,9 @@
     backend(name)            a context manager: `with backend("reference"): ...`
     FB_BACKEND               the same for a whole process
 
-A candidate belongs to a family: "native" (compiled kernels) or "reference" (plain PyTorch). A backend may be
-named by family or by candidate. Nothing here catches an exception: what fails in a kernel is shown, not
-replaced by the reference.
+A candidate belongs to a family: "native" (compiled kernels for the CPU), "gpu" (kernels for training on a
+GPU) or "reference" (plain PyTorch). A backend may be named by family or by candidate. Nothing here catches an
+exception: what fails in a kernel is shown, not replaced by the reference.
 """
 
 import os
@@ -32,7 +32,8 @@ __all__ = [
     "register",
 ]
 
-FAMILIES = ("native", "reference")
+FAMILIES = ("native", "gpu", "reference")
+_EXPECTED = "'auto', 'native', 'gpu' or 'reference'"
 
 
 def _always_fine(*_) -> None:
@@ -110,7 +111,7 @@ def current_backend() -> str:
     if name is not None:
         return name
     if _environment != "auto" and _environment not in FAMILIES:
-        raise ValueError(f"FB_BACKEND is {_environment!r}, expected 'auto', 'native' or 'reference'")
+        raise ValueError(f"FB_BACKEND is {_environment!r}, expected {_EXPECTED}")
     return _environment
 
 
@@ -118,8 +119,9 @@ class backend:
     """Pin the family of implementations for the ops called inside, in this thread.
 
         with backend("reference"): ...    plain PyTorch
-        with backend("native"): ...       compiled kernels; what they refuse raises RuntimeError with the
-        refusal with backend("auto"): ...         the fastest that accepts, whatever FB_BACKEND says
+        with backend("native"): ...       compiled kernels; what they refuse raises RuntimeError
+        with backend("gpu"): ...          the kernels for training on a GPU, likewise
+        with backend("auto"): ...         the fastest that accepts, whatever FB_BACKEND says
 
     Nests, and other threads keep their own choice. A function under `torch.compile` follows the latest choice
     made in any thread, because a compiled function cannot look at a thread's context.
@@ -127,7 +129,7 @@ class backend:
 
     def __init__(self, name: str):
         if name != "auto" and name not in FAMILIES:
-            raise ValueError(f"backend is {name!r}, expected 'auto', 'native' or 'reference'")
+            raise ValueError(f"backend is {name!r}, expected {_EXPECTED}")
         self._name = name
         self._entered: list[Any] = []
 
@@ -185,6 +187,8 @@ def run(op: Op, args: tuple, name: str | None = None) -> Tensor:
                 able = candidate
     if able is not None:
         return able.run(*args)
+    if not refusals and name in FAMILIES:
+        refusals.append("it has no such kernel")
     if not refusals:
         known = ", ".join(sorted({"auto", *FAMILIES, *(candidate.name for candidate in op.candidates)}))
         raise ValueError(f"{op.name}: backend is {name!r}, expected one of {known}")

@@ -22,17 +22,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling as is_compiling
 
+from . import _gpu_batch_norm, _gpu_training
 from ._activation import activated
 
 _ATTRIBUTE = "_fb_source"
 
 
 class How(NamedTuple):
-    """y = act((x - mean) * scale + bias), scale = weight / sqrt(var + eps); frozen: mean, var were given."""
+    """y = act((x - mean) * scale + bias), scale = weight / sqrt(var + eps); frozen: mean, var were given.
+    by: whose kernels made y, and make it again."""
 
     eps: float
     activation: str
     frozen: bool
+    by: str = "native"
 
 
 class Source(NamedTuple):
@@ -115,5 +118,7 @@ def restore(kept: tuple[Tensor | None, ...], how: How | None) -> Tensor:
         moments = (mean, var) if how.frozen else (None, None)
         y = F.batch_norm(x, *moments, weight, bias, not how.frozen, 0.0, how.eps)
         return activated(y, how.activation)
+    if how.by == _gpu_training.FAMILY:
+        return _gpu_batch_norm.again(x, mean, scale, copied_bias, how.activation)
     mean = torch.zeros_like(scale) if mean is None else mean
     return torch.ops.fast_backbones.batch_norm_again(x, mean, scale, copied_bias, how.activation)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _checks, _dispatch, _native, _recompute
+from . import _checks, _dispatch, _gpu_batch_norm, _gpu_training, _native, _recompute
 from ._activation import NAMES, activated, unpacked
 
 
@@ -111,7 +111,8 @@ class _NativeBatchNorm(torch.autograd.Function):
         mask = None if ctx.activation == "none" else mask
         needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():  # somebody wants derivatives of this
-            dx, *others = _gradient_formula(grad, x, mask, weight, mean, var, ctx.eps, ctx.frozen)
+            passed = None if mask is None else unpacked(mask, x)
+            dx, *others = _gradient_formula(grad, x, passed, weight, mean, var, ctx.eps, ctx.frozen)
             found = dx if added is None else dx + added, *others
         else:
             plain = mask is None  # dresidual is grad itself
@@ -124,12 +125,50 @@ class _NativeBatchNorm(torch.autograd.Function):
         return *(gradient if needed else None for gradient, needed in wanted), *(None,) * 6
 
 
-def _gradient_formula(grad, x, mask, weight, mean, var, eps, frozen) -> tuple[Tensor, ...]:
-    """Of x, weight, bias and residual, in operations that autograd knows; computed in float32."""
+class _GpuBatchNorm(torch.autograd.Function):
+    """The same by the kernels for GPUs. Keeps scale and bias, too, to see from x what the activation passed;
+    the mask is empty without a residual."""
+
+    @staticmethod
+    def forward(x, weight, bias, residual, mean, var, eps, activation):
+        return _gpu_batch_norm.forward(x, weight, bias, residual, mean, var, eps, activation, True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, bias, _, given, _, ctx.eps, ctx.activation = inputs
+        _, mean, var, scale, mask = output
+        ctx.frozen, ctx.has_mask = given is not None, mask.numel() > 0
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, bias, mean, var, scale, mask)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 8
+        x, weight, bias, mean, var, scale, mask = ctx.saved_tensors
+        mask = mask if ctx.has_mask else None
+        needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():  # somebody wants derivatives of this
+            passed = _gpu_batch_norm.bits(mask, x, mean, scale, bias, ctx.activation)
+            found = _gradient_formula(grad, x, passed, weight, mean, var, ctx.eps, ctx.frozen)
+            kinds = (t.dtype if t is not None else mean.dtype for t in (x, weight, bias, grad))
+            found = tuple(gradient.to(kind) for gradient, kind in zip(found, kinds))
+        else:
+            needs = needs_x, needs_weight or needs_bias, needs_residual
+            how = ctx.eps, ctx.activation, ctx.frozen, needs
+            found = _gpu_batch_norm.backward(grad, x, mask, weight, bias, mean, var, scale, *how)
+        wanted = zip(found, (needs_x, needs_weight, needs_bias, needs_residual))
+        return *(gradient if needed else None for gradient, needed in wanted), None, None, None, None
+
+
+def _gradient_formula(grad, x, passed, weight, mean, var, eps, frozen) -> tuple[Tensor, ...]:
+    """Of x, weight, bias and residual, in operations that autograd knows, computed in the type of the
+    moments. passed: where the activation did, None without one."""
     dtype = x.dtype
-    grad, x = grad.float(), x.float()
-    if mask is not None:
-        grad = grad.masked_fill(~unpacked(mask, x), 0.0)
+    grad, x = grad.to(mean.dtype), x.to(mean.dtype)
+    if passed is not None:
+        grad = grad.masked_fill(~passed, 0.0)
     pixels, count = (0, 2, 3), x.numel() // x.shape[1]
     if not frozen:
         mean = x.mean(pixels)
@@ -188,6 +227,23 @@ def _results(
     if training:
         update(running_mean, running_var, mean, var, momentum, x)
     return y, x if passed is None else passed
+
+
+def _run_on_gpu(
+    x, weight, bias, running_mean, running_var, residual, training, momentum, eps, activation
+) -> Tensor:
+    moments = (None, None) if training else (running_mean, running_var)
+    args = (x, weight, bias, residual, *moments, eps, activation)
+    if _native.needs_grad(x, weight, bias, residual):
+        y, mean, var, scale, _ = _GpuBatchNorm.apply(*args)
+        if residual is None:
+            how = _recompute.How(eps, activation, not training, _gpu_training.FAMILY)
+            _recompute.note(y, (x, weight, bias, mean, var, scale), how)
+    else:
+        y, mean, var, *_ = _gpu_batch_norm.forward(*args, False)
+    if training:
+        update(running_mean, running_var, mean, var, momentum, x)
+    return y
 
 
 def fused(*tensors: Tensor | None, moments=None, passes=False, **options) -> tuple[Tensor, Tensor]:
@@ -252,6 +308,9 @@ _OP = _dispatch.register(
     "batch_norm",
     _prepare,
     _dispatch.Candidate("native", "native", refuse, _run),
+    _dispatch.Candidate(
+        "triton", _gpu_training.FAMILY, _gpu_batch_norm.refuse, _run_on_gpu, _gpu_training.decline
+    ),
     _dispatch.reference(_formula),
 )
 
@@ -287,7 +346,7 @@ def batch_norm(
         residual: like x, added before the activation.
         training: whose moments. momentum: of the running ones. eps: added to the variance.
         activation: "none", "relu" or "relu6".
-        backend: None (the current one), "auto", "native" or "reference".
+        backend: None (the current one), "auto", "native", "triton" or "reference".
     Returns: like x; channels_last when x is.
     Raises: RuntimeError for sizes that do not fit, ValueError for an unknown activation and for one value
         per channel in training, TypeError for what is no tensor.
@@ -297,7 +356,10 @@ def batch_norm(
     reads x for its moments (in pieces of rows that stay in cache, so that deviations are from the mean) and
     once more for y; backward reads grad and x for two sums and once more for dx. Sums of pieces are added in
     double, in an order that threads do not change. Kept for backward: x, and a bit of each element that the
-    activation passed. Higher derivatives come from the formula.
+    activation passed. Higher derivatives come from the formula. On a
+    GPU (with FB_GPU_PLANS=1) the same types in the same passes, by Triton: moments and sums in float64 at the
+    end of a block of rows, in an order that the sizes fix; bits are kept with a residual only, and are seen
+    from x without one.
     """
     tensors = (x, weight, bias, running_mean, running_var)
     if has_torch_function_variadic(*tensors, residual):

@@ -96,6 +96,15 @@ def _prepare(
     dilation=1,
     groups=1,
 ) -> tuple:
+    _checks.tensor(_NAME, "x", x)
+    _checks.tensor(_NAME, "weight", weight)
+    if x.dim() != 4:
+        raise RuntimeError(f"{_NAME}: x has sizes {_checks.sizes(x)}, expected [N, C, H, W]")
+    pairs = (
+        _checks.pair(_NAME, "stride", stride, 1),
+        _checks.pair(_NAME, "padding", padding, 0),
+        _checks.pair(_NAME, "dilation", dilation, 1),
+    )
     norm = check_norm(
         _NAME,
         x,
@@ -105,14 +114,6 @@ def _prepare(
         training,
         activation,
     )
-    _checks.tensor(_NAME, "weight", weight)
-    pairs = (
-        _checks.pair(_NAME, "stride", stride, 1),
-        _checks.pair(_NAME, "padding", padding, 0),
-        _checks.pair(_NAME, "dilation", dilation, 1),
-    )
-    if x.dim() != 4:
-        raise RuntimeError(f"{_NAME}: x has sizes {_checks.sizes(x)}, expected [N, C, H, W]")
     _conv.check(_NAME, x, weight, bias, None, *pairs, groups, "none")
     return x, *norm, weight, bias, bool(training), float(momentum), float(eps), activation, *pairs, groups
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _checks, _conv, _dispatch
+from . import _checks, _conv, _dispatch, _gpu_conv
 
 
 def conv2d_ref(
@@ -54,6 +54,8 @@ _OP = _dispatch.register(
     _conv.native("grouped", "grouped_conv2d", _conv.refuse_grouped, decline=_decline_grouped),
     _conv.native("winograd", "winograd_conv2d", _conv.refuse_winograd, decline=_conv.decline_winograd),
     _conv.native("direct", "conv2d", _conv.refuse_nothing),
+    _gpu_conv.TRITON_GROUPED,
+    _gpu_conv.LIBRARY,
     _dispatch.reference(_conv.formula),
 )
 
@@ -84,8 +86,8 @@ def conv2d(
         stride, dilation: an integer or two. padding: an integer or two, "valid" or "same".
         residual: [N, K, P, Q] or None, added before the activation.
         activation: "none" or "relu".
-        backend: None (the current one), "auto", "native", "reference", or one of "grouped", "winograd",
-            "direct".
+        backend: None (the current one), "auto", "native", "gpu", "reference", or one of "grouped",
+            "winograd", "direct", "triton", "library".
     Returns: [N, K, P, Q], P = (H + 2*padding - dilation*(R - 1) - 1) // stride + 1.
     Raises: RuntimeError for sizes, dtypes or devices that do not fit together, or when a backend asked for by
         name refuses; ValueError for an unknown activation, padding or backend; TypeError for what is not a
@@ -99,7 +101,9 @@ def conv2d(
     from PyTorch's. With Winograd an infinite or NaN pixel spoils the whole output tiles that touch it, where
     the formula spoils single pixels. Gradients come from native kernels: of the filters from 16 channels on,
     of x at stride 1, of groups of 4 to 32 channels; others, and second derivatives, from the formula. Forward
-    mode and torch.func take the reference.
+    mode and torch.func take the reference. On a GPU (with FB_GPU_PLANS=1), float32, float16 and bfloat16,
+    "triton" takes groups of 3x3 with 2 to 64 channels, forward and both gradients; "library" is PyTorch's
+    convolution, for training, and keeps batch norm's input in the place of its own.
     """
     if has_torch_function_variadic(x, weight, bias, residual):
         return handle_torch_function(

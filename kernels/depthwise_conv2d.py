@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _checks, _conv, _dispatch, _native, _recompute
+from . import _checks, _conv, _dispatch, _gpu_conv, _native, _recompute
 from ._activation import NAMES, activated
 
 _LARGEST_WINDOW = 7
@@ -112,6 +112,7 @@ _OP = _dispatch.register(
     "depthwise_conv2d",
     _prepare,
     _dispatch.Candidate("native", "native", _refuse, _run),
+    _gpu_conv.TRITON_DEPTHWISE,
     _dispatch.reference(_formula),
 )
 
@@ -137,13 +138,14 @@ def depthwise_conv2d(
             weight is, else contiguous.
         weight: [C, 1, R, S], same dtype and device as x. bias: [C] or None.
         stride, padding, dilation: an integer or two. activation: "none", "relu" or "relu6".
-        backend: None (the current one), "auto", "native" or "reference".
+        backend: None (the current one), "auto", "native", "triton" or "reference".
     Returns: [N, C, P, Q], P = (H + 2*padding - dilation*(R - 1) - 1) // stride + 1.
     Raises: as `conv2d`.
 
     Fast path: float32 on the CPU, kernels up to 7x7; 3x3 with stride 1 or 2 and padding up to 1 reads every
     pixel once for the outputs around it. Products are added in the order of the kernel. Gradients come
-    from native kernels, second derivatives from the formula.
+    from native kernels, second derivatives from the formula. On a GPU (with FB_GPU_PLANS=1) float32, float16
+    and bfloat16, up to 49 taps, forward and both gradients by Triton.
     """
     if has_torch_function_variadic(x, weight, bias):
         return handle_torch_function(

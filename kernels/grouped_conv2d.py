@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _checks, _conv, _dispatch
+from . import _checks, _conv, _dispatch, _gpu_conv
 
 
 def grouped_conv2d_ref(
@@ -28,6 +28,8 @@ _OP = _dispatch.register(
     _prepare,
     _conv.native("rows", "grouped_conv2d", _conv.refuse_grouped),
     _conv.native("direct", "conv2d", _conv.refuse_nothing),
+    _gpu_conv.TRITON_GROUPED,
+    _gpu_conv.LIBRARY,
     _dispatch.reference(_conv.formula),
 )
 
@@ -55,14 +57,15 @@ def grouped_conv2d(
         weight: [K, C/G, R, S], same dtype and device as x. bias: [K] or None.
         stride, padding: an integer or two. groups: G, divides C and K.
         residual: [N, K, P, Q] or None. activation: "none" or "relu".
-        backend: None (the current one), "auto", "native", "rows", "direct" or "reference".
+        backend: None (the current one), "auto", "native", "rows", "direct", "gpu", "triton", "library" or
+            "reference".
     Returns: [N, K, P, Q], P = (H + 2*padding - R) // stride + 1.
     Raises: as `conv2d`.
 
     Fast path: float32 on the CPU. "rows" takes 3x3 with 4, 8, 16 or 32 output channels per group from as
     many (ResNeXt) or half as many (SENet-154), padding 0 or 1, stride 1 or 2; "direct" takes anything, group
     by group. 3x3 with 4 to 32 channels per group has native gradients; others, and second derivatives, come
-    from the formula.
+    from the formula. On a GPU as `conv2d`.
     """
     if has_torch_function_variadic(x, weight, bias, residual):
         return handle_torch_function(

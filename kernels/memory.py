@@ -29,8 +29,10 @@ def _fake_empty_map(x, channels):
 
 
 def empty_map(x: Tensor, channels: int) -> Tensor:
-    """[N, channels, H, W] for a map x [N, C, H, W] on the CPU, of its type (float32, bfloat16 or float16),
-    channels last, not initialised."""
+    """[N, channels, H, W] for a map x [N, C, H, W], of its type, channels last, not initialised; in memory
+    that is kept for float32, bfloat16 and float16 on the CPU, else in PyTorch's own."""
+    if not x.is_cpu or x.dtype not in _native.MAPS:
+        return _fake_empty_map(x, channels)
     return torch.ops.fast_backbones.empty_map(x, channels)
 
 

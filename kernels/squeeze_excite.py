@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _checks, _dispatch, _native, _recompute
+from . import _checks, _dispatch, _gpu_squeeze_excite, _gpu_training, _native, _recompute
 from ._activation import NAMES, activated, unpacked
 
 GATES = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": F.relu}
@@ -91,7 +91,8 @@ class _NativeSqueezeExcite(torch.autograd.Function):
         mask = None if ctx.activation == "none" else mask
         needs = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled() or grad.numel() == 0:  # somebody wants derivatives of this
-            found = _gradient_formula(grad, x, mask, weight1, bias1, weight2, bias2)
+            passed = None if mask is None else unpacked(mask, x)
+            found = _gradient_formula(grad, x, passed, weight1, bias1, weight2, bias2)
         elif mask is None and not any(needs[:5]):
             found = (*(None,) * 5, grad)
         else:
@@ -103,13 +104,49 @@ class _NativeSqueezeExcite(torch.autograd.Function):
         return *(gradient if needed else None for gradient, needed in zip(found, needs)), None
 
 
-def _gradient_formula(grad, x, mask, weight1, bias1, weight2, bias2) -> tuple[Tensor, ...]:
-    """Of x, the layers and residual, in operations that autograd knows; computed in float32."""
+class _GpuSqueezeExcite(torch.autograd.Function):
+    """The same by the kernels for GPUs; the mask is empty without a residual."""
+
+    @staticmethod
+    def forward(x, weight1, bias1, weight2, bias2, residual, activation):
+        return _gpu_squeeze_excite.forward(x, weight1, bias1, weight2, bias2, residual, activation, True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, *layers, _, ctx.activation = inputs
+        kept, ctx.how = _recompute.keep(x)
+        ctx.has_mask = output[-1].numel() > 0
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*layers, *output[1:], *kept)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 7
+        weight1, bias1, weight2, bias2, means, hidden, gate, mask, *kept = ctx.saved_tensors
+        x = _recompute.restore(kept, ctx.how)
+        mask = mask if ctx.has_mask else None
+        small, needs = (weight1, bias1, weight2, bias2), ctx.needs_input_grad[:6]
+        if torch.is_grad_enabled():  # somebody wants derivatives of this
+            passed = _gpu_squeeze_excite.passed(mask, x, gate, ctx.activation)
+            found = _gradient_formula(grad.float(), x.float(), passed, *_gpu_squeeze_excite.wide(*small))
+            kinds = (x, *small, grad)
+            found = tuple(t if kind is None else t.to(kind.dtype) for t, kind in zip(found, kinds))
+        else:
+            how = ctx.activation, needs
+            found = _gpu_squeeze_excite.backward(grad, x, mask, small, means, hidden, gate, *how)
+        return *(gradient if needed else None for gradient, needed in zip(found, needs)), None
+
+
+def _gradient_formula(grad, x, passed, weight1, bias1, weight2, bias2) -> tuple[Tensor, ...]:
+    """Of x, the layers and residual, in operations that autograd knows; computed in float32. passed: where
+    the activation did, None without one."""
     dtype = x.dtype
     grad, x = grad.float(), x.float()
     means, hidden, gate = _gate(x, weight1, bias1, weight2, bias2)
-    if mask is not None:
-        grad = grad.masked_fill(~unpacked(mask, x), 0.0)
+    if passed is not None:
+        grad = grad.masked_fill(~passed, 0.0)
     grad2 = (grad * x).sum((2, 3)) * gate * (1 - gate)
     grad1 = torch.ops.aten.threshold_backward(grad2 @ weight2, hidden, 0)
     share = (grad1 @ weight1) / (x.shape[2] * x.shape[3])
@@ -130,6 +167,13 @@ def _run(x, weight1, bias1, weight2, bias2, residual, activation, gate) -> Tenso
     if _native.needs_grad(*tensors):
         return _NativeSqueezeExcite.apply(*tensors, activation)[0]
     return torch.ops.fast_backbones.squeeze_excite(*tensors, activation, False)[0]
+
+
+def _run_on_gpu(x, weight1, bias1, weight2, bias2, residual, activation, gate) -> Tensor:
+    tensors = x, weight1, bias1, weight2, bias2, residual
+    if _native.needs_grad(*tensors):
+        return _GpuSqueezeExcite.apply(*tensors, activation)[0]
+    return _gpu_squeeze_excite.forward(*tensors, activation, False)[0]
 
 
 def _like(x: Tensor) -> Tensor:
@@ -161,6 +205,9 @@ _OP = _dispatch.register(
     "squeeze_excite",
     _prepare,
     _dispatch.Candidate("native", "native", _refuse, _run),
+    _dispatch.Candidate(
+        "triton", _gpu_training.FAMILY, _gpu_squeeze_excite.refuse, _run_on_gpu, _gpu_training.decline
+    ),
     _dispatch.reference(_formula),
 )
 
@@ -191,7 +238,7 @@ def squeeze_excite(
         residual: like x, added before the activation; or None.
         activation: "none", "relu" or "relu6".
         gate: "sigmoid", or "tanh" or "relu" in its place.
-        backend: None (the current one), "auto", "native" or "reference".
+        backend: None (the current one), "auto", "native", "triton" or "reference".
     Returns: the sizes of x.
     Raises: RuntimeError for sizes, dtypes or devices that do not fit together, or when a backend asked for by
         name refuses; ValueError for an unknown activation, gate or backend; TypeError for what is no tensor.
@@ -201,7 +248,9 @@ def squeeze_excite(
     its means, the layers and y while the image is in its cache; backward likewise, grad for the sums of
     grad * x and for dx. Sums over pixels go over to double after 8; their order does not depend on threads,
     nor a sample on its batch. Kept for backward: x, the layers and their values, and a bit of each element
-    that the activation passed. Higher derivatives come from the formula.
+    that the activation passed. Higher derivatives come from the formula. On a GPU (with
+    FB_GPU_PLANS=1) the same types by Triton: two passes each way, with means, layers and gate in float32;
+    bits are kept with a residual only.
     """
     tensors = (x, weight1, bias1, weight2, bias2)
     if has_torch_function_variadic(*tensors, residual):

@@ -3,8 +3,10 @@
 import json
 
 import pytest
-from fast_backbones.bench.gpu import job, layers, models, tune
+import torch
+from fast_backbones.bench.gpu import job, layers, models, train, tune
 from fast_backbones.bench.gpu.machine import facts
+from helpers import needs_native
 from triton_device import needs_triton
 
 pytestmark = needs_triton
@@ -44,6 +46,7 @@ LAYER = {"name": "conv1", "chosen": "library", "seconds": {"library": 2e-6, "tri
 KNOWN = {"name": "conv2", "chosen": "cuda", "seconds": {}}
 CASE = {"model": "resnet18", "batch": 256, "dtype": "bfloat16"}
 TIMES = {"ours": 2.0, "eager nhwc": 3.0}
+STEP = {"mib": {"ours": 300.0, "eager nchw": 500.0, "eager nhwc": 400.0}, "failed": {"compile nhwc": "no"}}
 ROW = {**CASE, "ms": TIMES, "ratio": {"eager nhwc": 1.5}, "failed": {"compile nchw": "no"}}
 
 
@@ -52,6 +55,7 @@ ROW = {**CASE, "ms": TIMES, "ratio": {"eager nhwc": 1.5}, "failed": {"compile nc
     [
         (layers, {**CASE, "launches": [LAUNCH]}, "layer1.0.conv1 | conv2d | 12.3 | 50% | triton 64x64"),
         (models, ROW, "3.000 | failed |  | 2.000 | 128000 | 1.50x"),
+        (train, {**ROW, **STEP}, "3.00 | failed | 2.00 | 128000 | 1.50x | 300 | 0.75"),
         (tune, {**CASE, "layers": [LAYER, KNOWN]}, "conv1 | library | library 2.0, triton 3.0"),
     ],
 )  # fmt: skip
@@ -64,3 +68,22 @@ def test_tables(tool, row, cells):
     lines = [line for line in rest if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
     assert any(cells in line and "resnet18 | 256 | bfloat16" in line for line in lines), text
+
+
+@needs_native
+def test_training_stacks_are_checked_before_they_are_timed(monkeypatch):
+    row = train.Row("lenet5", 4, "float32")
+    found = train.stacks_of(row, ("ours", "eager nchw", "eager nhwc"), "cpu")
+    assert list(found) == ["ours", "eager nchw", "eager nhwc"], row.failed
+    assert 0 < row.errors["ours"] < 1e-3
+    before = [p.detach().clone() for p in found["ours"].model.parameters()]
+    for stack in found.values():
+        stack.step()
+    after = [list(stack.model.parameters()) for stack in found.values()]
+    for one, ours, plain in zip(before, *after[:2]):
+        assert not torch.equal(one, ours)
+        torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-6)
+    monkeypatch.setattr(train.Stack, "check", lambda self, exact: 0.1 if self.reference else 1.0)
+    row = train.Row("lenet5", 4, "float32")
+    assert list(train.stacks_of(row, ("ours", "eager nhwc"), "cpu")) == ["eager nhwc"]
+    assert "gradients are off by 1, the plain modules' by 0.1" in row.failed["ours"]

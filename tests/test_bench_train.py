@@ -145,6 +145,11 @@ def test_a_process_that_ends_is_an_error_with_its_last_words(tmp_path):
         (["resnet18", "--all"], "either names of models or --all"),
         (["--rounds", "0"], "--rounds 0: at least 1"),
         (["--resume", "absent.json"], "not a result file"),
+        pytest.param(
+            ["--device", "cuda"],
+            "torch sees no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
     ],
 )
 def test_options_that_make_no_sense(argv, words, capsys):

@@ -163,12 +163,14 @@ def test_job_script_is_rehearsed_to_its_end(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     tools = re.findall(r"launches ready, \d+ ways", done.stdout)
     assert len(tools) == 4, done.stdout
-    assert len(re.findall(r"tests? collected", done.stdout)) == 2, done.stdout
+    assert len(re.findall(r"launches of a training step ready", done.stdout)) == 2, done.stdout
+    assert len(re.findall(r"tests? collected", done.stdout)) == 3, done.stdout
     steps = [line for line in done.stdout.splitlines() if line.startswith("+ ")]
     for part in (
         "setup.py --quiet build_ext --inplace", "pytest tests/test_cuda.py tests/test_cuda_kernels.py",
         "bench.gpu.tune",
         "pytest tests/test_gpu_models.py", "bench.gpu.layers resnet50", "bench.gpu.models",
+        "pytest tests/test_triton_batch_norm.py", "bench.gpu.train --peers",
     ):  # fmt: skip
         assert any(part in step for step in steps), done.stdout
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["machine.json"]

@@ -20,7 +20,8 @@ W = reals((32, 32, 3, 3), 2)
 def test_explain_lists_every_candidate_with_its_reason():
     explanation = kernels.explain("conv2d", X, W, padding=1)
     assert explanation.chosen == "winograd"
-    assert [c.name for c in explanation.candidates] == ["grouped", "winograd", "direct", "reference"]
+    names = ["grouped", "winograd", "direct", "triton", "library", "reference"]
+    assert [c.name for c in explanation.candidates] == names
     text = str(explanation)
     assert "winograd (native)" in text and "runs" in text
     assert kernels.explain(kernels.conv2d, X, W, stride=2).chosen == "direct"

@@ -50,6 +50,56 @@ def test_every_tile_of_whole_models(models, dtypes, each, tmp_path, record_prope
             assert row["product"] == ("mma.sync" if narrow else PRODUCT[row["target"]]), row
 
 
+TRAINED = {
+    *(f"batch_norm_{name}" for name in ("moments", "statistics", "apply", "sums", "gradients", "input")),
+    *(f"squeeze_excite_{name}" for name in ("sums", "apply", "input")),
+    *(f"{kind}_{what}" for kind in ("depthwise", "grouped")
+      for what in ("conv2d", "input_gradient", "weight_gradient")),
+    "total",
+}  # fmt: skip
+IN_TRAINING = "mobilenetv1_100 resnext50_32x4d legacy_seresnet50 legacy_senet154"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "models, dtypes, each",
+    [
+        (IN_TRAINING, ("bfloat16",), "config"),
+        pytest.param(
+            f"{IN_TRAINING} densenet121 legacy_xception inception_v3", ("bfloat16", "float16", "float32"),
+            "constants", marks=thorough,
+        ),
+    ],
+    ids=["config", "constants"],
+)  # fmt: skip
+def test_every_kernel_of_training_steps(models, dtypes, each, tmp_path, record_property):
+    """On tensors without memory, so no step has waited for a number of the device either."""
+    out = tmp_path / "compiled.json"
+    options = ["--training", "--dtype", *dtypes, "--tf32", "neither", "both", "--each", each]
+    settings = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    where = ["--batch", "32", "--out", str(out)]
+    done = run_python("-m", "bench.gpu.ahead", *models.split(), *options, *where, timeout=850, **settings)
+    record_property("covered", done.stdout.splitlines()[-1])
+    rows = json.loads(out.read_text())
+    assert {row["target"] for row in rows} == set(PRODUCT)
+    assert {row["kernel"] for row in rows} == TRAINED
+    for row in rows:  # dw has too few rows for larger instructions
+        if row["dtype"] != "float32" and row["kernel"].startswith("grouped"):
+            few = row["kernel"] == "grouped_weight_gradient" or row["tiles"]["BLOCK_M"] < 64
+            assert row["product"] == PRODUCT[row["target"]] or (few and row["product"]), row
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_training_on_maps_of_few_pixels_and_channels(tmp_path):
+    settings = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    program = Path(__file__).with_name("small_maps_ahead.py")
+    done = run_python(str(program), "90", timeout=850, **settings)
+    count, *spilled = done.stdout.split()
+    assert int(count) > 100
+    assert not spilled
+
+
 @pytest.mark.parametrize("target", PRODUCT)
 def test_calls_find_what_was_compiled_on_all_cores_and_ahead(target, tmp_path):
     """Triton's own way from a call to its compiler: what the test above proves is what a GPU runs."""

@@ -22,6 +22,18 @@ if DEVICE == "cpu":  # Triton's own functions are made for the interpreter or no
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
 
+@pytest.fixture
+def exact_products():
+    """float32 convolutions and matrix products in float32 on a GPU, too, where TF32 is PyTorch's default."""
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    yield
+    for switch, value in zip(switches, before):
+        switch.allow_tf32 = value
+
+
 def rounded(values: np.ndarray) -> np.ndarray:
     """float32 to the bits of bfloat16, ties to even; a NaN stays one."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)

@@ -2,8 +2,8 @@
 --dtype bfloat16
 
 Every launch of each model's plan, at its default size, becomes what Triton would compile for it; equal ones
-once. For each target: registers, spilled bytes, shared memory, and the matrix instruction that the products
-became.
+once. With --training those of a training step instead, as under autocast to the type. For each target:
+registers, spilled bytes, shared memory, and the matrix instruction that the products became.
 
     --each launch      everything that compiles to other code
     --each constants   one for each kernel, its constants and operands, whatever is known of the numbers
@@ -30,10 +30,11 @@ import torch
 from fast_backbones.engine.launches import EXACT, Arithmetic
 from fast_backbones.engine.recipes import Tensors
 from fast_backbones.kernels._triton.launch import Launch, compile_ahead, resources, specialization
+from torch import nn
 
 import fast_backbones as fb
-from fast_backbones.engine import launches, plain_of, rules, state
-from fast_backbones.kernels import _gpu
+from fast_backbones.engine import launches, plain_of, rules, state, train_program
+from fast_backbones.kernels import _gpu, _gpu_training, backend
 
 from .machine import DTYPES
 
@@ -98,6 +99,30 @@ def launches_of(name: str, batch: int, dtype: torch.dtype, allowed: Arithmetic, 
             if way == _gpu.TRITON
         ]
     return [launch for launch in found if isinstance(launch, Launch)]
+
+
+def training_launches_of(name: str, batch: int, dtype: torch.dtype, allowed: Arithmetic) -> list[Launch]:
+    """Triton's of a training step, forward and backward, on tensors without memory. Filters and maps are of
+    the type, norms float32, as under autocast."""
+    with torch.device("meta"):
+        model = fb.create_model(name).train().to(memory_format=torch.channels_last)
+        x = torch.empty(batch, *model.default_cfg["input_size"], dtype=dtype)
+    for part in model.modules():
+        if isinstance(part, (nn.Conv2d, nn.Linear)):
+            part.to(dtype)
+    program = train_program.make_program(model, plain_of(model))
+    if not isinstance(program, train_program.Program):
+        raise RuntimeError(f"{name}: {program.reason}")
+    conv = torch.backends.cudnn.conv
+    before, conv.fp32_precision = conv.fp32_precision, "tf32" if allowed.convolutions else "ieee"
+    try:
+        with _gpu_training.recorded() as found, backend("gpu"):
+            outputs = program(x)
+            logits = [outputs] if isinstance(outputs, torch.Tensor) else [y for y in outputs if y is not None]
+            sum(y.sum() for y in logits).backward()
+    finally:
+        conv.fp32_precision = before
+    return found
 
 
 def blocks(launch: Launch) -> dict[str, Any]:
@@ -175,6 +200,7 @@ def main() -> None:
     parser.add_argument(
         "--tf32", nargs="+", choices=TF32, default=["convolutions"], help="of float32 products"
     )
+    parser.add_argument("--training", action="store_true", help="of a training step, not of a plan")
     parser.add_argument("--tiles", action="store_true", help="every tile that fb.tune may choose, too")
     parser.add_argument("--each", choices=("launch", "constants", "config"), default="launch")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
@@ -184,12 +210,16 @@ def main() -> None:
     configs: set[Hashable] = set()
     for dtype in options.dtype:
         for tf32 in options.tf32 if dtype == "float32" else ["neither"]:
-            how = DTYPES[dtype], TF32[tf32], options.tiles
+            how = DTYPES[dtype], TF32[tf32]
             every = [
                 launch
                 for name in options.models
                 for batch in options.batch
-                for launch in launches_of(name, batch, *how)
+                for launch in (
+                    training_launches_of(name, batch, *how)
+                    if options.training
+                    else launches_of(name, batch, *how, options.tiles)
+                )
             ]
             configs |= {(dtype, *config(launch)) for launch in every}
             found = distinct(every, options.each)

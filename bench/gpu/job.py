@@ -35,11 +35,24 @@ def parser(prog: str, about: str | None, models: Sequence[str] | None = None) ->
     return found
 
 
-class Job:
-    """The rows of one file. table: makes Markdown of the results."""
+def rehearsal(name: str, batch: int, dtype: str) -> str:
+    """A row without a GPU: the plan, every launch and every other way, on tensors without memory."""
+    found = ahead.launch_list(name, batch, DTYPES[dtype])
+    options = sum(len(found.options(bound.step)) for bound in found.bound)
+    return f"{name} batch {batch} {dtype}: {len(found.bound)} launches ready, {options} ways to compute them"
 
-    def __init__(self, options: argparse.Namespace, table: Callable[[dict], str]) -> None:
+
+class Job:
+    """The rows of one file. table: makes Markdown of the results; rehearse: what a case says without GPU."""
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        table: Callable[[dict], str],
+        rehearse: Callable[[str, int, str], str] = rehearsal,
+    ) -> None:
         self.options, self.table, self.started = options, table, monotonic()
+        self.rehearse = rehearse
         out: Path = options.out
         self.results: dict = json.loads(out.read_text()) if out.is_file() else {"rows": []}
         self.results |= {"machine": facts(), "commit": commit()}
@@ -48,7 +61,7 @@ class Job:
         """Those that have no row yet, until the time is over; none in a rehearsal."""
         o = self.options
         if o.dry_run:
-            print(rehearsal(o.models[0], o.batch[0], o.dtype[0]))
+            print(self.rehearse(o.models[0], o.batch[0], o.dtype[0]))
             return
         done = {(row["model"], row["batch"], row["dtype"]) for row in self.results["rows"]}
         for dtype in o.dtype:
@@ -65,13 +78,6 @@ class Job:
         self.results["rows"].append(row)
         out: Path = self.options.out
         write_results(self.results, self.table(self.results), out.parent, out.stem)
-
-
-def rehearsal(name: str, batch: int, dtype: str) -> str:
-    """A row without a GPU: the plan, every launch and every other way, on tensors without memory."""
-    found = ahead.launch_list(name, batch, DTYPES[dtype])
-    options = sum(len(found.options(bound.step)) for bound in found.bound)
-    return f"{name} batch {batch} {dtype}: {len(found.bound)} launches ready, {options} ways to compute them"
 
 
 def heading(results: dict) -> str:

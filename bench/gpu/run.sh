@@ -4,9 +4,10 @@
 #   bench/gpu/run.sh FOLDER [--quick] [--dry-run] [PART ...]
 #
 #   FOLDER     gets the results; a part that has its mark there, FOLDER/PART.done, is not run again
-#   PART       build parity models layers bench tune sanitize compile; without any, all of them in that order, the most
-#              valuable first. bench: against eager. tune: which way is fastest on this GPU, in FOLDER/tuning-*.json, which
-#              later parts use. compile: against torch.compile too, which tunes for minutes a model
+#   PART       build parity models layers bench train tune sanitize compile traincompile; without any, all of them in that
+#              order, the most valuable first. bench: against eager. train: parity of training, then steps against eager.
+#              tune: which way is fastest on this GPU, in FOLDER/tuning-*.json, which later parts use. compile and
+#              traincompile: against torch.compile too, which tunes for minutes a model
 #   --quick    the shortest form of each part: one type, one batch, five models
 #   --dry-run  a rehearsal without a GPU: prints the commands, collects the tests, and runs the tools up to their launches
 #   PYTHON     an interpreter whose torch has CUDA, with triton (default python3); nvcc is taken from CUDA_HOME or PATH
@@ -16,7 +17,7 @@
 set -uo pipefail
 
 usage() {
-  sed -n '2,15s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,16s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -28,11 +29,11 @@ for word in "$@"; do
   case $word in
     --dry-run) dry=1 ;;
     --quick) quick=1 ;;
-    build | parity | models | tune | layers | bench | sanitize | compile) parts+=("$word") ;;
+    build | parity | models | tune | layers | bench | train | sanitize | compile | traincompile) parts+=("$word") ;;
     *) echo "unknown option or part $word" >&2; exit 2 ;;
   esac
 done
-[[ ${#parts[@]} -gt 0 ]] || parts=(build parity models layers bench tune sanitize compile)
+[[ ${#parts[@]} -gt 0 ]] || parts=(build parity models layers bench train tune sanitize compile traincompile)
 mkdir -p "$folder"
 out=$(cd "$folder" && pwd)
 python=${PYTHON:-python3}
@@ -69,10 +70,11 @@ outcome() {  # of tests, by their exit status: 124 and 137 are out of time
 
 # Kernels compile for a second each, so several processes share the GPU. Out of time, what has run is in the report; called again, it
 # starts over, with the kernels in Triton's cache.
-suite() {
-  local workers=$(($(nproc) / 2))
+suite() {  # seconds, tests
+  local seconds=$1 workers=$(($(nproc) / 2))
   [[ -n $dry ]] || rm -f "$out/$part.xml"
-  step timeout -s INT -k 30 440 "$python" -m pytest "$@" "${tests[@]}" -n "$((workers > 8 ? 8 : workers))" --junitxml "$out/$part.xml"
+  shift
+  step timeout -s INT -k 30 "$seconds" "$python" -m pytest "$@" "${tests[@]}" -n "$((workers > 8 ? 8 : workers))" --junitxml "$out/$part.xml"
   outcome $?
   [[ -n $dry ]] || ! grep -qE '<(failure|error)' "$out/$part.xml" 2> /dev/null || failed=1
 }
@@ -97,12 +99,29 @@ for part in "${parts[@]}"; do
     parity)
       pick=()
       [[ -n $quick ]] && pick=(-k 'bfloat16 or not float')
-      suite tests/test_cuda.py tests/test_cuda_kernels.py tests/test_triton_kernels.py "${pick[@]}"
+      suite 440 tests/test_cuda.py tests/test_cuda_kernels.py tests/test_triton_kernels.py "${pick[@]}"
       ;;
     models)
       pick=()
       [[ -n $quick ]] && pick=(-k "$(printf '%s or ' "${few[@]}") stream or graph or weights")
-      suite tests/test_gpu_models.py "${pick[@]}"
+      suite 440 tests/test_gpu_models.py "${pick[@]}"
+      ;;
+    train)
+      pick=()
+      [[ -n $quick ]] && pick=(-k 'bfloat16 or not float')
+      if [[ ! -e $out/train-parity.done ]]; then
+        suite 200 tests/test_triton_batch_norm.py tests/test_triton_conv_gradients.py tests/test_triton_squeeze_excite.py \
+          tests/test_train_on_gpu.py "${pick[@]}"
+        [[ -n $dry || $failed == 1 || $again == 1 ]] || touch "$out/train-parity.done"
+      fi
+      how=(--peers 'eager nchw' 'eager nhwc' --seconds 180 --out "$out/train.json")
+      [[ -n $quick ]] && how=("${few[@]}" --dtype bfloat16 --rounds 3 "${how[@]}")
+      step timeout 250 "$python" -m bench.gpu.train "${how[@]}" || again=1
+      ;;
+    traincompile)
+      how=("${few[@]}" --seconds 300 --out "$out/train-compile.json")
+      [[ -n $quick ]] && how+=(--dtype bfloat16 --rounds 3)
+      step timeout 470 "$python" -m bench.gpu.train "${how[@]}" || true
       ;;
     sanitize)
       tool=$(command -v compute-sanitizer || true)
@@ -112,9 +131,12 @@ for part in "${parts[@]}"; do
       else
         small='test_integers_to_the_bit and bfloat16 and (MobileNet or grouped or gate)'
         for check in memcheck racecheck; do
-          step timeout 150 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_triton_kernels.py "${tests[@]}" -k "$small"
+          step timeout 110 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_triton_kernels.py "${tests[@]}" -k "$small"
           outcome $?
-          step timeout 80 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_cuda_kernels.py "${tests[@]}" -k bfloat16-cuda
+          step timeout 60 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_cuda_kernels.py "${tests[@]}" -k bfloat16-cuda
+          outcome $?
+          step timeout 60 "$tool" --tool "$check" --error-exitcode 9 "$python" -m pytest tests/test_triton_batch_norm.py \
+            tests/test_triton_conv_gradients.py "${tests[@]}" -k 'test_integers_to_the_bit and bfloat16'
           outcome $?
         done
       fi
@@ -139,7 +161,7 @@ for part in "${parts[@]}"; do
   esac
   if [[ $failed == 1 ]]; then
     status=1
-  elif [[ -z $dry && $again == 0 && $part != tune && $part != bench && $part != compile ]]; then
+  elif [[ -z $dry && $again == 0 && ! $part =~ ^(tune|bench|train|compile|traincompile)$ ]]; then
     touch "$out/$part.done"
   fi
   echo "$part: $((SECONDS - start)) s$([[ $failed == 1 ]] && echo ', FAILED')$([[ $again == 1 ]] && echo ', not finished')"
