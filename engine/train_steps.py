@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kernels
-from ..kernels import _conv, _conv_narrow, _native
+from ..kernels import _conv, _conv_narrow, _gpu_training, _native
 from ..kernels.batch_norm import fused as fused_norm
 from ..kernels.batch_norm import refuse as refuse_norm
 from ..kernels.batch_norm_conv2d import fused, refuse
@@ -222,10 +222,15 @@ class MaxPool:
 
     def __call__(self, x: Tensor) -> Tensor:
         pool = self.module
-        if hooked(pool) or x.dim() != 4:
+        if hooked(pool) or not _is_pooled_here(x):
             return pool(x)
         window = {"stride": pool.stride, "padding": pool.padding, "ceil_mode": pool.ceil_mode}
         return kernels.max_pool2d(x, pool.kernel_size, **window)
+
+
+def _is_pooled_here(x: Tensor) -> bool:
+    """Whether there are kernels: on the CPU, unless those for GPUs are asked for by name."""
+    return x.is_cpu and x.dim() == 4 and kernels.current_backend() != _gpu_training.FAMILY
 
 
 class AvgPool:
@@ -240,7 +245,7 @@ class AvgPool:
 
     def __call__(self, x: Tensor) -> Tensor:
         pool = self.module
-        if hooked(pool) or x.dim() != 4:
+        if hooked(pool) or not _is_pooled_here(x):
             return pool(x)
         window = {"stride": pool.stride, "padding": pool.padding, "ceil_mode": pool.ceil_mode}
         return kernels.avg_pool2d(x, pool.kernel_size, **window, count_include_pad=pool.count_include_pad)
