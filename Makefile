@@ -74,7 +74,7 @@ demo: build
 	$(BIN)/fast-backbones run sample:china --model resnext50_32x4d $(ARGS)
 
 test: build $(STAMPS)/models
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m 'not slow' --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m 'not slow' --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: build $(STAMPS)/peers
 	$(BIN)/python -m pytest $(ARGS)

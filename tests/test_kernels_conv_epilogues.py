@@ -130,7 +130,6 @@ REFUSED = [
     (winograd("", (1, 16, 4, 4), 16, 3), "tile is 3, expected 2, 4 or 0"),
     (layer("", (1, 16, 4, 4), 16, 3, padding=1, kind="winograd_conv2d", activation=3), "sigmoid"),
     (layer("", (1, 16, 4, 4), 16, 3, padding=1, kind="winograd_conv2d", gated=1), "no gate"),
-    (layer("", (1, 16, 4, 4), 16, 3, padding=1, kind="winograd_conv2d", pre=1), "scale"),
     (layer("", (1, 16, 4, 4), 16, 3, padding=1, kind="winograd_conv2d", pre_activation=1), "input"),
     (
         layer("", (1, 64, 4, 4), 64, 3, padding=1, kind="winograd_conv2d", act_from=32, activation=1),
