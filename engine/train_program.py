@@ -37,13 +37,12 @@ from .train_steps import (
     ACTIVATIONS,
     FUNCTIONS,
     Attribute,
-    AvgPool,
     Convolution,
     Gate,
-    MaxPool,
     Method,
     Norm,
     NormConvolution,
+    Pool,
     Tail,
     hooked,
 )
@@ -285,7 +284,7 @@ def _with_passes(steps: list[Step], returned: set[int]) -> list[Step]:
 def _call_of(model: nn.Module, node: Node) -> tuple[Callable[..., Any], Any, Any]:
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
-        layers = (kind for kind in (Convolution, MaxPool, AvgPool) if kind.takes(module) and not node.kwargs)
+        layers = (kind for kind in (Convolution, Pool) if kind.takes(module) and not node.kwargs)
         call = next(layers, None)
         return call(module) if call else module, node.args, node.kwargs
     if node.op == "get_attr":

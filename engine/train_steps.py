@@ -4,7 +4,7 @@
     Norm               batch norm, the addition of the shortcut, the activation
     NormConvolution    batch norm, the activation, the convolution behind them
     Gate               squeeze-and-excitation, the addition of the shortcut, the activation
-    MaxPool, AvgPool   nn.MaxPool2d, nn.AvgPool2d by a kernel
+    Pool               an nn.MaxPool2d or nn.AvgPool2d by a kernel
 
 Each calls its modules one by one when one of them has hooks, so that hooks of layers see what they always
 see.
@@ -48,6 +48,7 @@ class Convolution:
 
     def __init__(self, module: nn.Conv2d) -> None:
         self.module, self.op = module, kernels.conv2d
+        self.geometry = module.stride, module.padding, module.dilation, module.groups
         self.window = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
         if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
             self.op = kernels.depthwise_conv2d
@@ -72,14 +73,12 @@ class Convolution:
         module = self.module
         if not _conv_narrow.takes(x, module.weight):
             return module(x)
-        window = module.stride, module.padding, module.dilation, module.groups
-        return _conv_narrow.convolve(x, module.weight, module.bias, *window)
+        return _conv_narrow.convolve(x, module.weight, module.bias, *self.geometry)
 
     def passing(self, x: Tensor) -> tuple[Tensor, Tensor]:
         module, found = self.module, None
         if self.op is kernels.conv2d and not hooked(module):
-            window = module.stride, module.padding, module.dilation, module.groups
-            found = _conv.passing(x, module.weight, module.bias, *window)
+            found = _conv.passing(x, module.weight, module.bias, *self.geometry)
         return (self(x), x) if found is None else found
 
 
@@ -210,44 +209,27 @@ class Gate:
         return kernels.squeeze_excite(x, *small, residual=residual, activation=self.tail.name)
 
 
-class MaxPool:
-    """An nn.MaxPool2d by a kernel."""
+class Pool:
+    """An nn.MaxPool2d or nn.AvgPool2d by a kernel."""
 
-    def __init__(self, module: nn.MaxPool2d) -> None:
+    def __init__(self, module: nn.MaxPool2d | nn.AvgPool2d) -> None:
         self.module = module
 
     @staticmethod
     def takes(module: nn.Module) -> bool:
-        return type(module) is nn.MaxPool2d and module.dilation in (1, (1, 1)) and not module.return_indices
-
-    def __call__(self, x: Tensor) -> Tensor:
-        pool = self.module
-        if hooked(pool) or not _is_pooled_here(x):
-            return pool(x)
-        window = {"stride": pool.stride, "padding": pool.padding, "ceil_mode": pool.ceil_mode}
-        return kernels.max_pool2d(x, pool.kernel_size, **window)
-
-
-def _is_pooled_here(x: Tensor) -> bool:
-    """Whether there are kernels: on the CPU, unless those for GPUs are asked for by name."""
-    return x.is_cpu and x.dim() == 4 and kernels.current_backend() != _gpu_training.FAMILY
-
-
-class AvgPool:
-    """An nn.AvgPool2d by a kernel."""
-
-    def __init__(self, module: nn.AvgPool2d) -> None:
-        self.module = module
-
-    @staticmethod
-    def takes(module: nn.Module) -> bool:
+        if type(module) is nn.MaxPool2d:
+            return module.dilation in (1, (1, 1)) and not module.return_indices
         return type(module) is nn.AvgPool2d and module.divisor_override is None
 
     def __call__(self, x: Tensor) -> Tensor:
         pool = self.module
-        if hooked(pool) or not _is_pooled_here(x):
+        # The kernels are the CPU's; those for GPUs may be asked for by name.
+        ours = x.is_cpu and x.dim() == 4 and kernels.current_backend() != _gpu_training.FAMILY
+        if hooked(pool) or not ours:
             return pool(x)
         window = {"stride": pool.stride, "padding": pool.padding, "ceil_mode": pool.ceil_mode}
+        if isinstance(pool, nn.MaxPool2d):
+            return kernels.max_pool2d(x, pool.kernel_size, **window)
         return kernels.avg_pool2d(x, pool.kernel_size, **window, count_include_pad=pool.count_include_pad)
 
 

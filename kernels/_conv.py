@@ -145,6 +145,18 @@ def decline_winograd(x, weight, bias, residual, stride, padding, *_) -> str | No
     return None
 
 
+def decline_grouped(x, weight, bias, residual, stride, padding, dilation, groups, activation) -> str | None:
+    return "1 group: the dense kernels are faster" if groups == 1 else None
+
+
+# conv2d's native candidates, fastest first: name, op, what it cannot do, what it is not worth.
+NATIVE = (
+    ("grouped", "grouped_conv2d", refuse_grouped, decline_grouped),
+    ("winograd", "winograd_conv2d", refuse_winograd, decline_winograd),
+    ("direct", "conv2d", refuse_nothing, refuse_nothing),
+)
+
+
 class _NativeConv(torch.autograd.Function):
     """A native forward, and gradients by native kernels where they are good at them. Keeps weight, and x or
     what x is made of. Entered only when autograd must record.
@@ -200,21 +212,19 @@ def gradients(
         added: to the first of the gradients, or None.
     """
     dx = dweight = x = None
-    stride, padding, dilation, groups = geometry
-    window = stride, padding, dilation
-    is_added = added is None
+    *window, groups = geometry
     if fast_backward(grad, weight):
         if groups == 1:
             if needs[0]:
                 dx = _input_gradient(grad, weight, *geometry, sizes, added)
-                is_added = is_added or dx is not None
+                added = added if dx is None else None
             if needs[1]:
                 dweight = _conv_backward.dense_weight(grad, *_recompute.before(kept, how), weight, *window)
         elif weight.shape[1] == 1:
-            x = _recompute.restore(kept, how) if needs[1] else _absent(grad, sizes)
+            x = _recompute.restore(kept, how) if needs[1] else _native.absent(grad, sizes)
             dx, dweight = _conv_backward.depthwise(grad, x, weight, *window, *needs[:2])
         else:
-            x, affine = _absent(grad, sizes), (None, None, "none")
+            x, affine = _native.absent(grad, sizes), (None, None, "none")
             if needs[1]:
                 x, (mean, *affine) = _recompute.before(kept, how)
                 if mean is not None:
@@ -223,16 +233,12 @@ def gradients(
             x = None if affine[0] is not None else x
     if x is None:
         # What is not needed is not there: of x only the sizes matter then.
-        x = _recompute.restore(kept, how) if needs[1] and dweight is None else _absent(grad, sizes)
+        needs_x = needs[1] and dweight is None
+        x = _recompute.restore(kept, how) if needs_x else _native.absent(grad, sizes)
     dx, *others = completed((dx, dweight), grad, x, weight, bias_sizes, geometry, needs)
-    if needs[0] and not is_added:
+    if needs[0] and added is not None:
         dx = dx + added
     return dx, *others
-
-
-def _absent(grad: Tensor, sizes: torch.Size) -> Tensor:
-    """A tensor of these sizes without memory."""
-    return grad.new_empty(()).expand(sizes)
 
 
 def completed(found, grad, x, weight, bias_sizes, geometry, needs) -> tuple[Tensor | None, ...]:
@@ -275,14 +281,11 @@ def _input_gradient(grad, weight, stride, padding, dilation, groups, sizes, adde
     return getattr(torch.ops.fast_backbones, fastest(*args))(*args)
 
 
-def fastest(x, weight, bias, residual, stride, padding, dilation, groups, activation) -> str:
-    """The native op that conv2d runs."""
-    args = x, weight, bias, residual, stride, padding, dilation, groups, activation
-    if groups > 1 and refuse_grouped(*args) is None:
-        return "grouped_conv2d"
-    if refuse_winograd(*args) is None and decline_winograd(*args) is None:
-        return "winograd_conv2d"
-    return "conv2d"
+def fastest(*args) -> str:
+    """The native op that conv2d runs on these prepared arguments."""
+    return next(
+        kernel for _, kernel, refuse, decline in NATIVE if refuse(*args) is None and decline(*args) is None
+    )
 
 
 def passing(x, weight, bias, stride, padding, dilation, groups) -> tuple[Tensor, Tensor] | None:

@@ -50,7 +50,7 @@ class _Convolution(torch.autograd.Function):
         weight, *kept = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
         # What is not needed is not there: of x only the sizes matter then.
-        x = _recompute.restore(kept, ctx.how) if needs[1] else grad.new_empty(()).expand(ctx.sizes)
+        x = _recompute.restore(kept, ctx.how) if needs[1] else _native.absent(grad, ctx.sizes)
         dx = _strided_depthwise_input(grad, weight, ctx.sizes, *ctx.geometry) if needs[0] else None
         found = _conv.completed((dx, None), grad, x, weight, ctx.bias_sizes, tuple(ctx.geometry), needs)
         return *found, None, None, None, None
@@ -62,6 +62,6 @@ def _strided_depthwise_input(grad, weight, sizes, stride, padding, dilation, gro
     if groups == 1 or weight.shape[1] > 1 or max(stride) == 1 or torch.is_grad_enabled():
         return None
     wide = grad.float()
-    x = wide.new_empty(()).expand(sizes)
+    x = _native.absent(wide, sizes)
     dx, _ = _conv_backward.depthwise(wide, x, weight.float(), stride, padding, dilation, needs_weight=False)
     return None if dx is None else dx.to(grad.dtype)

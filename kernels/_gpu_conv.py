@@ -182,7 +182,7 @@ class _GpuConv(torch.autograd.Function):
             grad = torch.ops.aten.hardtanh_backward(grad, y, 0.0, 6.0)
         *needs, needs_residual = ctx.needs_input_grad[1:5]
         # What is not needed is not there: of x only the sizes matter then.
-        x = _recompute.restore(kept, ctx.how) if needs[1] else grad.new_empty(()).expand(ctx.sizes)
+        x = _recompute.restore(kept, ctx.how) if needs[1] else _native.absent(grad, ctx.sizes)
         found = None, None
         if ctx.way in GRADIENTS and not torch.is_grad_enabled() and grad.numel() > 0:
             found = GRADIENTS[ctx.way](grad, x, weight, *ctx.geometry, *needs[:2])

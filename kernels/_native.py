@@ -60,6 +60,11 @@ def refusal(
     return None
 
 
+def absent(like: Tensor, sizes: torch.Size) -> Tensor:
+    """A tensor of these sizes without memory, for formulas that look at the sizes alone."""
+    return like.new_empty(()).expand(sizes)
+
+
 def transforming() -> bool:
     """Whether torch.func (vmap, grad, jvp) or forward-mode differentiation is at work."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -49,7 +49,7 @@ class _NativeAvgPool(torch.autograd.Function):
         side_by_side = stride == kernel_size and padding == (0, 0) and ctx.sizes[2:] == (p * r, q * s)
         fast = not (is_compiling() or torch.is_grad_enabled() or _native.refusal(grad)) and grad.numel() > 0
         if side_by_side and fast and ctx.layout is torch.channels_last:
-            dx = memory.empty_map(grad.new_empty(()).expand(ctx.sizes), ctx.sizes[1])
+            dx = memory.empty_map(_native.absent(grad, ctx.sizes), ctx.sizes[1])
             windows = dx.unflatten(3, (q, s)).unflatten(2, (p, r))  # [N, C, P, R, Q, S]
             windows.copy_((grad / (r * s))[:, :, :, None, :, None])
         else:

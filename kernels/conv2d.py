@@ -44,16 +44,10 @@ def _named_padding(x, weight, stride, padding, dilation) -> tuple[Tensor, tuple[
     return x, (rows // 2, columns // 2)
 
 
-def _decline_grouped(x, weight, bias, residual, stride, padding, dilation, groups, activation) -> str | None:
-    return "1 group: the dense kernels are faster" if groups == 1 else None
-
-
 _OP = _dispatch.register(
     "conv2d",
     _prepare,
-    _conv.native("grouped", "grouped_conv2d", _conv.refuse_grouped, decline=_decline_grouped),
-    _conv.native("winograd", "winograd_conv2d", _conv.refuse_winograd, decline=_conv.decline_winograd),
-    _conv.native("direct", "conv2d", _conv.refuse_nothing),
+    *(_conv.native(name, kernel, refuse, decline=decline) for name, kernel, refuse, decline in _conv.NATIVE),
     _gpu_conv.TRITON_GROUPED,
     _gpu_conv.LIBRARY,
     _dispatch.reference(_conv.formula),

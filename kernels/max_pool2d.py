@@ -43,7 +43,7 @@ class _NativeMaxPool(torch.autograd.Function):
     def backward(ctx, grad, _):
         taps, ghost = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody wants derivatives of this
-            x = grad.new_empty(()).expand(ctx.sizes)  # the formula looks at its sizes alone
+            x = _native.absent(grad, ctx.sizes)
             window = *ctx.window, (1, 1), ctx.ceil_mode
             indices = _indices(taps, ctx.sizes, *ctx.window)
             dx = torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *window, indices) + ghost.sum()
