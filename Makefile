@@ -3,8 +3,8 @@
 #
 #   make build      the package and its native library, into .venv
 #   make demo       ResNeXt-50 on a photograph
-#   make test       the tests, with torchvision and timm as witnesses, without the slow ones
-#   make test-all   all of them, with ONNX Runtime, OpenVINO, ncnn, MNN and Ray too
+#   make test       the tests, with torchvision and timm as witnesses and Ray, without the slow ones
+#   make test-all   all of them, with ONNX Runtime, OpenVINO, ncnn and MNN too
 #   make bench      microbenchmarks of each kernel; `make bench-models` compares whole models with other stacks,
 #                   `make bench-all` one member of every family (hours; `python -m bench.models --resume FILE` goes on)
 #   make lint       look; `make format` changes
@@ -55,13 +55,14 @@ $(STAMPS)/build: $(STAMPS)/install CMakeLists.txt $(SOURCES)
 	touch $@
 
 # The public implementations that tests compare with. They depend on torch, so they come without dependencies.
+# Ray is what examples/ray_features.py runs on.
 $(STAMPS)/models: $(STAMPS)/install
 	$(PIP) install --no-deps torchvision timm
-	$(PIP) install huggingface_hub pyyaml
+	$(PIP) install huggingface_hub pyyaml 'ray[data]'
 	touch $@
 
 $(STAMPS)/peers: $(STAMPS)/models
-	$(PIP) install --no-build-isolation --editable '.[peers,ray]'
+	$(PIP) install --no-build-isolation --editable '.[peers]'
 	touch $@
 
 $(STAMPS)/lint: $(STAMPS)/venv

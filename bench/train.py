@@ -5,7 +5,8 @@ with the reference backend, eager PyTorch in channels_last and NCHW (torchvision
 has our names), with --compile also torch.compile. Each with malloc as it comes, and with one that keeps what
 is freed ("tuned": a fresh map of 50 MB costs some milliseconds of page faults).
 
-With --device cuda steps run there in float32, and memory is the GPU's; bench.gpu.train has autocast, too.
+With --dtype bfloat16 all of them run under autocast. With --device cuda steps run there, and memory is the
+GPU's.
 
 Each runs in a process of its own (train_worker.py), is compared with float64 first, and gets a turn in each
 round while the others sleep. JSON and Markdown go to --out and are rewritten after each model;
@@ -40,7 +41,7 @@ from .show import Tell, progress
 from .subject import FLAGSHIPS
 from .timing import NoiseGuard, Round, Session, rotated
 from .train_report import markdown, model_lines, summarise, summary_lines
-from .train_worker import STACKS
+from .train_worker import DTYPES, STACKS
 
 DEFAULT_MODELS = ("resnext50_32x4d", "mobilenetv1_100", "densenet121", "legacy_seresnet50")
 MALLOCS: dict[str, dict[str, str]] = {
@@ -58,7 +59,7 @@ PATIENCE = 1800.0  # seconds for one answer of a process; torch.compile takes mi
 LIMITS = {"loss": 1e-4, "buffers": 1e-3, "gradients": 0.1}
 OWN = 4  # or so many times PyTorch's own error, where that is larger
 
-STORED = ("models", "batch", "image", "threads", "rounds", "stacks", "malloc", "device")
+STORED = ("models", "batch", "image", "threads", "rounds", "stacks", "malloc", "device", "dtype")
 
 
 class Worker:
@@ -129,7 +130,7 @@ def clean_environment() -> dict[str, str]:
 def sizes(folder: Path, options: argparse.Namespace) -> list[str]:
     image = [] if options.image is None else ["--image", str(options.image)]
     numbers = ["--batch", str(options.batch), *image, "--threads", str(options.threads)]
-    numbers += ["--device", options.device]
+    numbers += ["--device", options.device, "--dtype", options.dtype]
     return ["--folder", str(folder), *numbers]
 
 
@@ -256,6 +257,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--compile", action="store_true", help="also torch.compile, which compiles for minutes")
     p.add_argument("--malloc", nargs="+", choices=tuple(MALLOCS), default=list(MALLOCS), help="default: both")
     p.add_argument("--device", choices=tuple(SWITCHES), default="cpu", help="where steps run (default cpu)")
+    p.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="bfloat16: under autocast")
     p.add_argument("--out", type=Path, default=Path("bench/results"), help="folder (default bench/results)")
     p.add_argument("--resume", type=Path, metavar="FILE", help="measure what the JSON file of a run lacks")
     return p
@@ -322,7 +324,8 @@ def run(options: argparse.Namespace, command: str, console: Console, out: Consol
         settle_options(options)
         facts = machine.describe(options.threads)
         folder, date = options.out, datetime.datetime.now()
-        stem = f"train-{machine.short_cpu(facts)}-{options.threads}t-{date:%Y%m%d-%H%M%S}"
+        narrow = "" if options.dtype == "float32" else f"-{options.dtype}"
+        stem = f"train{narrow}-{machine.short_cpu(facts)}-{options.threads}t-{date:%Y%m%d-%H%M%S}"
         results = {"command": command, "machine": facts, "mallocs": MALLOCS, "limits": LIMITS}
         results |= {"options": {key: getattr(options, key) for key in STORED}, "rows": [], "failures": []}
     console.print(machine.headline(results["machine"]), highlight=False, soft_wrap=True)

@@ -149,8 +149,10 @@ def summary_lines(results: dict) -> list[str]:
 def markdown(results: dict) -> str:
     """The whole file."""
     options = results["options"]
+    dtype = options.get("dtype", "float32")
+    dtype += "" if dtype == "float32" else " under autocast"
     how = (
-        "A training step (forward, cross entropy, backward, SGD with momentum), float32 on "
+        f"A training step (forward, cross entropy, backward, SGD with momentum), {dtype} on "
         f"{options.get('device', 'cpu')}; medians over "
         f"{options['rounds']} turns of each stack, batch {options['batch']}, {options['threads']} threads. "
         "Ratios of time are how many times as fast ours is, ratios of memory ours over the smaller of both "

@@ -16,6 +16,8 @@ After a turn free memory goes back to the system, since all stacks of a model ar
 step of the next turn, which is not timed, takes it again. A malloc that was told to keep memory
 (MALLOC_TRIM_THRESHOLD_) keeps it, since it takes some steps to find places for everything; step_mib is None.
 On a GPU both are PyTorch's count of the device's memory (torch.cuda.max_memory_allocated).
+
+With --dtype bfloat16 forward and loss run under autocast, weights and gradients stay float32.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ from .timing import quantile, wait_until_quiet
 
 LEARNING_RATE, MOMENTUM, AUXILIARY = 0.001, 0.9, 0.3
 PRODUCERS = ("torchvision", "timm")
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16}  # what autocast is asked for
 STUBS: list[torch.library.Library] = []  # a library lives as long as its object
 
 
@@ -116,6 +119,11 @@ def without_dropout(model: nn.Module) -> nn.Module:
     return model.train()
 
 
+def autocast(device: str, dtype: str) -> torch.autocast:
+    """Under which forward and loss are computed; `dtype` of DTYPES."""
+    return torch.autocast(device, DTYPES[dtype], enabled=DTYPES[dtype] is not None)
+
+
 def loss_of(outputs: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
     """Cross entropy, with the losses of auxiliary heads where the network has them."""
     if isinstance(outputs, Tensor):
@@ -181,7 +189,8 @@ def write_truth(options: argparse.Namespace) -> dict:
         start = {"weights": copy.deepcopy(model.state_dict()), "images": x, "labels": labels}
         torch.save(start, options.folder / "start.pt")
         module = without_dropout(Plain(model))
-        own = left_by_a_step(module, x, labels)
+        with autocast("cpu", options.dtype):
+            own = left_by_a_step(module, x, labels)
         model.load_state_dict(start["weights"])
         module.zero_grad()
         with depthwise_by_taps():
@@ -205,7 +214,7 @@ class Trainer:
         public = public_maker(options.model) if stack.public else None
         make, source = public or (lambda: fb.create_model(options.model), f"fast_backbones {fb.__version__}")
         settle()
-        self.device = torch.device(options.device)
+        self.device, self.dtype = torch.device(options.device), options.dtype
         torch.backends.cudnn.benchmark = True
         self.before = self.allocated_kib()
         start = torch.load(options.folder / "start.pt", weights_only=True, mmap=True)
@@ -221,6 +230,7 @@ class Trainer:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
         layout = "channels_last" if stack.layout is torch.channels_last else "NCHW"
         self.settings = {"modules": source, "layout": layout, "threads": str(options.threads)}
+        self.settings |= {"dtype": options.dtype}
         self.settings |= {"backend": "reference" if stack.reference else "default"}
         if self.device.type != "cpu":
             self.settings |= {"device": torch.cuda.get_device_name(self.device)}
@@ -246,7 +256,7 @@ class Trainer:
 
     def check(self, folder: Path) -> dict[str, float]:
         """The first step against float64, see `differences`."""
-        with self.backend():
+        with self.backend(), autocast(self.device.type, self.dtype):
             found = left_by_a_step(self.module, self.x, self.labels, self.call)
         for kind in ("gradients", "buffers"):
             found[kind] = {name: tensor.cpu() for name, tensor in found[kind].items()}
@@ -255,7 +265,8 @@ class Trainer:
 
     def step(self) -> float:
         self.optimizer.zero_grad()
-        loss = loss_of(self.call(self.x), self.labels)
+        with autocast(self.device.type, self.dtype):
+            loss = loss_of(self.call(self.x), self.labels)
         loss.backward()
         self.optimizer.step()
         return loss.item()
@@ -297,6 +308,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--image", type=int, default=None)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     answers = sys.stdout

@@ -61,6 +61,17 @@ def test_resume_measures_what_is_missing_and_nothing_else(results, monkeypatch, 
         train.load(path)
 
 
+@needs_native
+def test_steps_under_autocast_are_as_far_from_float64_as_bfloat16_is(tmp_path):
+    arguments = [*FAST, "--stacks", "ours", "eager", "--dtype", "bfloat16", "--out", str(tmp_path)]
+    assert train.main(["lenet5", *arguments]) == 0
+    (path,) = tmp_path.glob("train-bfloat16-*.json")
+    assert "bfloat16 under autocast on cpu" in path.with_suffix(".md").read_text()
+    (row,) = json.loads(path.read_text())["rows"]
+    assert all(1e-4 < e["error"]["gradients"] < 0.1 for e in row["stacks"])
+    assert {e["settings"]["dtype"] for e in row["stacks"]} == {"bfloat16"} and row["own"]["gradients"] > 1e-4
+
+
 def test_what_is_compared():
     exact = {"loss": torch.tensor(2.0), "gradients": {"a": torch.ones(4), "b": torch.full((2,), 1e-9)}}
     exact["buffers"] = {"mean": torch.ones(3)}

@@ -71,7 +71,6 @@ def expected(photos, paths, **options):
 
 
 @needs_native
-@pytest.mark.slow
 def test_embeddings_are_those_of_the_model_and_a_second_run_does_what_is_new(cluster, photos, tmp_path):
     output = tmp_path / "features"
     weights = tmp_path / "resnet18.pth"
@@ -108,7 +107,6 @@ def test_embeddings_are_those_of_the_model_and_a_second_run_does_what_is_new(clu
 
 
 @needs_native
-@pytest.mark.slow
 def test_maps_and_settings(cluster, photos, tmp_path):
     output = tmp_path / "maps"
     arguments = [photos, output, "--model", "resnet18", "--features-only", "--out-indices", -2, -1]

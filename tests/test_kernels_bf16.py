@@ -81,7 +81,14 @@ MORE = [
     replace(winograd("scaled sums", (1, 40, 11, 9), 70, 2, residual=True), scaled=True),
     replace(winograd("scaled sums", (1, 41, 11, 9), 70, 4, bias=False), scaled=True),
 ]
-NARROW = [narrow(one) for one in LAYERS + MORE if one.kind in KINDS and not one.option("nchw_in")]
+FLOAT32_ONLY = [  # scaled inputs of these kinds: `test_refusals_say_why`
+    one for one in LAYERS if one.kind in ("winograd_conv2d", "grouped_conv2d") and one.option("pre")
+]
+NARROW = [
+    narrow(one)
+    for one in LAYERS + MORE
+    if one.kind in KINDS and not one.option("nchw_in") and one not in FLOAT32_ONLY
+]
 EXACT = [one for one in NARROW if one.is_exact()]
 AS_THEY_COME = [  # the products see x and weight themselves, rounded
     one
@@ -184,11 +191,14 @@ REFUSED = [
     (layer("", (1, 3, 8, 8), 16, 3, nchw_in=1), "planar input"),
     (grouped("", (1, 48, 4, 4), 48, 12), "handle multiples of 32"),
     (layer("", (1, 40, 8, 8), 40, 3, groups=40, kind="depthwise_conv2d"), "multiplies float32 only"),
+    *((one, "scales and shifts its input in float32 only") for one in FLOAT32_ONLY),
 ]
 
 
 @needs_bf16
-@pytest.mark.parametrize("one, words", REFUSED, ids=[f"{one.kind}: {words}" for one, words in REFUSED])
+@pytest.mark.parametrize(
+    "one, words", REFUSED, ids=[f"{one.kind} {one.why}: {words}" for one, words in REFUSED]
+)
 def test_refusals_say_why(one, words):
     assert words in _ext.native().refusal(one.kind, narrow(one).params(1))
 
