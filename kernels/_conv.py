@@ -267,11 +267,12 @@ def _input_gradient(grad, weight, stride, padding, dilation, groups, sizes, adde
 
         dx[n, c, i, j] = sum_krs dy[n, k, i + padding - r, j + padding - s] * weight[k, c, r, s]
 
-    A 1x1 convolution of a larger stride has such a gradient at every stride-th pixel and 0 between them.
+    A 1x1 convolution of a larger stride has such a gradient at every stride-th pixel and 0 between them; its
+    dilation says nothing.
     """
     rows, columns = weight.shape[2:]
     if groups == 1 and (rows, columns) == (1, 1) and padding == (0, 0) and stride != (1, 1):
-        small = _input_gradient(grad, weight, (1, 1), padding, dilation, groups, sizes, None)
+        small = _input_gradient(grad, weight, (1, 1), padding, (1, 1), groups, sizes, None)
         return torch.ops.fast_backbones.spread_pixels(small, *sizes[2:], stride, added)
     if groups > 1 or stride != (1, 1) or dilation != (1, 1) or padding[0] >= rows or padding[1] >= columns:
         return None
