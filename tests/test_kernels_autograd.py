@@ -191,6 +191,26 @@ def test_only_the_wanted_gradients_are_made():
 
 
 @needs_native
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: kernels.avg_pool2d(x, 2),
+        lambda x: kernels.max_pool2d(x, 3, stride=2),
+        lambda x: kernels.batch_norm(x, activation="relu"),
+        lambda x: kernels.conv2d(x, reals((8, 16, 1, 1), 2), stride=2),
+    ],
+    ids=["avg_pool2d", "max_pool2d", "batch_norm", "conv2d"],
+)
+def test_many_gradients_at_once_are_those_one_by_one(call):
+    x = reals((2, 16, 6, 6), 1).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = call(x)
+    incoming = reals((3, *y.shape), 3)
+    (found,) = torch.autograd.grad(y, x, incoming, retain_graph=True, is_grads_batched=True)
+    for i in range(3):
+        assert_bit_equal(found[i], *torch.autograd.grad(y, x, incoming[i], retain_graph=True))
+
+
+@needs_native
 def test_changing_a_weight_between_forward_and_backward_is_an_error():
     x, weight = reals((1, 16, 5, 5), 1).requires_grad_(), reals((16, 16, 3, 3), 2).requires_grad_()
     for backend in ("winograd", "direct"):
