@@ -33,6 +33,7 @@ from kernel_cases import (
     separable,
 )
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fast_backbones import kernels
 
@@ -208,6 +209,27 @@ def test_many_gradients_at_once_are_those_one_by_one(call):
     (found,) = torch.autograd.grad(y, x, incoming, retain_graph=True, is_grads_batched=True)
     for i in range(3):
         assert_bit_equal(found[i], *torch.autograd.grad(y, x, incoming[i], retain_graph=True))
+
+
+class _Calls(TorchDispatchMode):
+    """The operators that are called inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@needs_native
+def test_no_zeros_are_made_for_what_has_no_gradient():
+    y = kernels.max_pool2d(reals((1, 8, 8, 8), 1).requires_grad_(), 2)
+    grad = torch.ones_like(y)
+    with _Calls() as calls:
+        y.backward(grad)
+    assert not [name for name in calls.names if "zeros" in name]
 
 
 @needs_native
