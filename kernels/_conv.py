@@ -311,9 +311,7 @@ def native(name: str, kernel: str, refuse: Callable[..., str | None], **options)
 
     def run(x, weight, bias, residual, *rest) -> Tensor:
         if _native.needs_grad(x, weight, bias, residual):
-            if residual is x:  # Dynamo traces a Function only when its tensors are distinct objects
-                residual = residual.view_as(residual)
-            return _NativeConv.apply(kernel, False, x, weight, bias, residual, *rest)
+            return _NativeConv.apply(kernel, False, x, weight, bias, _native.apart(residual, x), *rest)
         return getattr(torch.ops.fast_backbones, kernel)(x, weight, bias, residual, *rest)
 
     return Candidate(name, "native", refuse_all, run, **options)

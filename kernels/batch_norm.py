@@ -220,6 +220,7 @@ def _results(
     weight, bias = _native.wide(weight, bias)
     if not training:
         moments = _native.wide(running_mean, running_var)
+    residual = _native.apart(residual, x)
     args = (x, weight, bias, residual, *moments, eps, activation)
     passed = None
     if _native.needs_grad(x, weight, bias, residual):

@@ -129,6 +129,20 @@ def test_compile_without_graph_breaks(layout):
 
 
 @needs_native
+def test_compile_with_a_residual_that_is_the_input():
+    layers = reals((4, 16), 2), None, reals((16, 4), 3), None
+    x = reals((2, 16, 5, 6), 1).requires_grad_()
+    for call in (
+        lambda x: kernels.batch_norm(x, residual=x, activation="relu"),
+        lambda x: kernels.squeeze_excite(x, *layers, residual=x, activation="relu"),
+    ):
+        torch._dynamo.reset()
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        found, expected = (torch.autograd.grad(each(x).square().sum(), x)[0] for each in (compiled, call))
+        torch.testing.assert_close(found, expected)
+
+
+@needs_native
 def test_compiled_code_follows_the_backend():
     torch._dynamo.reset()
     x, weight = reals((1, 32, 9, 9), 1), reals((32, 32, 3, 3), 2)
