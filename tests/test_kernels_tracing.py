@@ -51,6 +51,31 @@ def test_opcheck_of_separable_convolutions():
 
 
 @needs_native
+@pytest.mark.parametrize("kind", ["conv2d", "winograd_conv2d", "grouped_conv2d", "depthwise_conv2d"])
+def test_opcheck_of_convolutions_behind_a_norm(kind):
+    groups = {"grouped_conv2d": 4, "depthwise_conv2d": 16}.get(kind, 1)
+    weight, scale, shift = reals((16, 16 // groups, 3, 3), 2), reals((16,), 3), reals((16,), 4)
+    for _, x in views(reals((2, 16, 5, 6), 1)):
+        arguments = (kind, x, scale, shift, "relu6", weight, None, [1, 1], [1, 1], [1, 1], groups)
+        torch.library.opcheck(operators().affine_conv2d.default, arguments)
+        if x.numel() > 0:
+            torch.library.opcheck(operators().batch_norm_affine.default, (x, scale, shift, None, None, 1e-5))
+
+
+@needs_native
+def test_opcheck_of_what_gradients_call():
+    for _, x in views(reals((2, 16, 5, 6), 1)):
+        height, width = x.shape[2:]
+        for added in (None, reals((*x.shape[:2], 2 * height, 3 * width - 2), 2)):
+            arguments = (x, 2 * height, 3 * width - 2, [2, 3], added)
+            torch.library.opcheck(operators().spread_pixels.default, arguments)
+        window = ([2, 1], [2, 1], [1, 0])
+        torch.library.opcheck(operators().max_pool2d_taps.default, (x, *window, True))
+        y, taps = operators().max_pool2d_taps(x, *window, True)
+        torch.library.opcheck(operators().max_pool2d_backward.default, (y, taps, height, width, *window))
+
+
+@needs_native
 def test_opcheck_of_depthwise_convolutions():
     weight, bias = reals((16, 1, 3, 3), 2), reals((16,), 3)
     for name, x in views(reals((2, 16, 5, 6), 1)):
