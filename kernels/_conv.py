@@ -267,11 +267,12 @@ def _input_gradient(grad, weight, stride, padding, dilation, groups, sizes, adde
 
         dx[n, c, i, j] = sum_krs dy[n, k, i + padding - r, j + padding - s] * weight[k, c, r, s]
 
-    A 1x1 convolution of a larger stride has such a gradient at every stride-th pixel and 0 between them.
+    A 1x1 convolution of a larger stride has such a gradient at every stride-th pixel and 0 between them; its
+    dilation says nothing.
     """
     rows, columns = weight.shape[2:]
     if groups == 1 and (rows, columns) == (1, 1) and padding == (0, 0) and stride != (1, 1):
-        small = _input_gradient(grad, weight, (1, 1), padding, dilation, groups, sizes, None)
+        small = _input_gradient(grad, weight, (1, 1), padding, (1, 1), groups, sizes, None)
         return torch.ops.fast_backbones.spread_pixels(small, *sizes[2:], stride, added)
     if groups > 1 or stride != (1, 1) or dilation != (1, 1) or padding[0] >= rows or padding[1] >= columns:
         return None
@@ -310,9 +311,7 @@ def native(name: str, kernel: str, refuse: Callable[..., str | None], **options)
 
     def run(x, weight, bias, residual, *rest) -> Tensor:
         if _native.needs_grad(x, weight, bias, residual):
-            if residual is x:  # Dynamo traces a Function only when its tensors are distinct objects
-                residual = residual.view_as(residual)
-            return _NativeConv.apply(kernel, False, x, weight, bias, residual, *rest)
+            return _NativeConv.apply(kernel, False, x, weight, bias, _native.apart(residual, x), *rest)
         return getattr(torch.ops.fast_backbones, kernel)(x, weight, bias, residual, *rest)
 
     return Candidate(name, "native", refuse_all, run, **options)

@@ -65,6 +65,11 @@ def absent(like: Tensor, sizes: torch.Size) -> Tensor:
     return like.new_empty(()).expand(sizes)
 
 
+def apart(residual: Tensor | None, x: Tensor) -> Tensor | None:
+    """residual, or an alias where it is x: Dynamo traces a Function only when its tensors are distinct."""
+    return residual.view_as(residual) if residual is x else residual
+
+
 def transforming() -> bool:
     """Whether torch.func (vmap, grad, jvp) or forward-mode differentiation is at work."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -50,7 +50,7 @@ class _NativeAvgPool(torch.autograd.Function):
         fast = not (is_compiling() or torch.is_grad_enabled() or _native.refusal(grad)) and grad.numel() > 0
         if side_by_side and fast and ctx.layout is torch.channels_last:
             dx = memory.empty_map(_native.absent(grad, ctx.sizes), ctx.sizes[1])
-            windows = dx.unflatten(3, (q, s)).unflatten(2, (p, r))  # [N, C, P, R, Q, S]
+            windows = dx.view(*ctx.sizes[:2], p, r, q, s)
             windows.copy_((grad / (r * s))[:, :, :, None, :, None])
         else:
             like_x = torch.empty(

@@ -68,9 +68,15 @@ def check(op, x, affine, running_mean, running_var, training, activation) -> tup
         raise RuntimeError(f"{op}: x has sizes {_checks.sizes(x)}, expected [N, C, ...]")
     channels = x.shape[1]
     given = {**affine, "running_mean": running_mean, "running_var": running_var}
+    types = (x.dtype, torch.float32) if x.dtype in _native.NARROW else (x.dtype,)
     for name, t in given.items():
         if t is not None:
             _checks.tensor(op, name, t)
+            if t.dtype not in types:
+                expected = " or ".join(map(str, types))
+                raise RuntimeError(f"{op}: {name} is {t.dtype}, expected {expected}, x being {x.dtype}")
+            if t.device != x.device:
+                raise RuntimeError(f"{op}: {name} is on {t.device}, expected {x.device}, where x is")
             if t.shape != (channels,):
                 raise RuntimeError(f"{op}: {name} has sizes {_checks.sizes(t)}, expected [{channels}]")
     if (running_mean is None) != (running_var is None):
@@ -214,6 +220,7 @@ def _results(
     weight, bias = _native.wide(weight, bias)
     if not training:
         moments = _native.wide(running_mean, running_var)
+    residual = _native.apart(residual, x)
     args = (x, weight, bias, residual, *moments, eps, activation)
     passed = None
     if _native.needs_grad(x, weight, bias, residual):

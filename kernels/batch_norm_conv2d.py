@@ -172,18 +172,20 @@ class _NativeBatchNormConv(torch.autograd.Function):
 def _gradients_of_formula(ctx, grad, added) -> tuple[Tensor | None, ...]:
     """Of x, norm_weight, norm_bias, mean, var, weight and bias, in operations that autograd knows."""
     x, norm_weight, norm_bias, mean, var, _, _, weight = ctx.saved_tensors
-    how = ctx.how
+    how, needs = ctx.how, ctx.needs_input_grad[2:]
+    # Aliases: one tensor may be two of these, or made of another of them.
+    tensors = x, norm_weight, norm_bias, weight
+    x, norm_weight, norm_bias, weight = inputs = [None if t is None else t.view_as(t) for t in tensors]
     moments = (mean, var) if how.frozen else (None, None)
     y = F.batch_norm(x, *moments, norm_weight, norm_bias, not how.frozen, 0.0, how.eps)
     y = F.conv2d(activated(y, how.activation), weight, None, *how.geometry)
-    needs = ctx.needs_input_grad[2:]
-    inputs = x, norm_weight, norm_bias, None, None, weight
-    wanted = [t for t, needed in zip(inputs, needs) if needed]
+    needed = *needs[:3], needs[5]
+    wanted = [t for t, is_needed in zip(inputs, needed) if is_needed]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
-    dx, *others = (next(found) if needed else None for needed in needs[:6])
+    dx, dnorm_weight, dnorm_bias, dweight = (next(found) if is_needed else None for is_needed in needed)
     if dx is not None and added is not None:
         dx = dx + added
-    return dx, *others, grad.sum((0, 2, 3)) if needs[6] else None
+    return dx, dnorm_weight, dnorm_bias, None, None, dweight, grad.sum((0, 2, 3)) if needs[6] else None
 
 
 def _forward(how, x, norm_weight, norm_bias, mean, var, weight, bias) -> tuple[Tensor, ...]:

@@ -37,10 +37,13 @@ class _NativeMaxPool(torch.autograd.Function):
         x, ghost, *ctx.window, ctx.ceil_mode = inputs
         ctx.sizes = x.shape
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[1], ghost)
 
     @staticmethod
     def backward(ctx, grad, _):
+        if grad is None:
+            return (None,) * 6
         taps, ghost = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody wants derivatives of this
             x = _native.absent(grad, ctx.sizes)

@@ -163,7 +163,7 @@ def _refuse(x, weight1, bias1, weight2, bias2, residual, activation, gate) -> st
 
 
 def _run(x, weight1, bias1, weight2, bias2, residual, activation, gate) -> Tensor:
-    tensors = x, *_native.wide(weight1, bias1, weight2, bias2), residual
+    tensors = x, *_native.wide(weight1, bias1, weight2, bias2), _native.apart(residual, x)
     if _native.needs_grad(*tensors):
         return _NativeSqueezeExcite.apply(*tensors, activation)[0]
     return torch.ops.fast_backbones.squeeze_excite(*tensors, activation, False)[0]

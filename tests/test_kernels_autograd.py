@@ -33,6 +33,7 @@ from kernel_cases import (
     separable,
 )
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fast_backbones import kernels
 
@@ -188,6 +189,47 @@ def test_only_the_wanted_gradients_are_made():
     twin = shared.detach().clone().requires_grad_()
     (F.conv2d(twin, weight, padding=1) + twin).sum().backward()
     torch.testing.assert_close(shared.grad, twin.grad, msg="x that is also the residual")
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: kernels.avg_pool2d(x, 2),
+        lambda x: kernels.max_pool2d(x, 3, stride=2),
+        lambda x: kernels.batch_norm(x, activation="relu"),
+        lambda x: kernels.conv2d(x, reals((8, 16, 1, 1), 2), stride=2),
+    ],
+    ids=["avg_pool2d", "max_pool2d", "batch_norm", "conv2d"],
+)
+def test_many_gradients_at_once_are_those_one_by_one(call):
+    x = reals((2, 16, 6, 6), 1).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = call(x)
+    incoming = reals((3, *y.shape), 3)
+    (found,) = torch.autograd.grad(y, x, incoming, retain_graph=True, is_grads_batched=True)
+    for i in range(3):
+        assert_bit_equal(found[i], *torch.autograd.grad(y, x, incoming[i], retain_graph=True))
+
+
+class _Calls(TorchDispatchMode):
+    """The operators that are called inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@needs_native
+def test_no_zeros_are_made_for_what_has_no_gradient():
+    y = kernels.max_pool2d(reals((1, 8, 8, 8), 1).requires_grad_(), 2)
+    grad = torch.ones_like(y)
+    with _Calls() as calls:
+        y.backward(grad)
+    assert not [name for name in calls.names if "zeros" in name]
 
 
 @needs_native

@@ -208,6 +208,9 @@ def test_slices_of_wider_maps():
     "change, words",
     [
         ({"weight": torch.ones(3)}, r"weight has sizes \[3\], expected \[4\]"),
+        ({"weight": torch.ones(4).double()}, "weight is torch.float64, expected torch.float32, x being"),
+        ({"bias": torch.ones(4, device="meta")}, "bias is on meta, expected cpu"),
+        ({"running_var": torch.ones(4).half()}, "running_var is torch.float16, expected torch.float32"),
         ({"running_mean": None}, "go together"),
         ({"running_mean": None, "running_var": None, "training": False}, "training is False"),
         ({"residual": torch.ones(2, 4, 3, 4)}, r"residual has sizes \[2, 4, 3, 4\]"),

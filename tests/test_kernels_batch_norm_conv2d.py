@@ -200,6 +200,26 @@ def test_second_derivatives(case):
         assert_as_accurate(found, plain, exact)
 
 
+def test_graph_of_tensors_made_of_each_other():
+    """The weight is made of x, and one tensor is the norm's weight and bias: with a graph of its own each
+    path still counts once."""
+    case = CASES[0]
+    x, norm, _, weight, *_ = (t.requires_grad_() for t in real_data(case))
+    y = native(x, norm, norm, None, None, weight * (1 + x.mean()), activation="none")
+    grad = reals(y.shape, 20)
+    expected = torch.autograd.grad(y, (x, norm, weight), grad, retain_graph=True)
+    found = torch.autograd.grad(y, (x, norm, weight), grad, create_graph=True)
+    for ours, plain in zip(found, expected):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_second_derivatives_with_frozen_moments_that_require_gradients():
+    x, norm, _, weight, _, mean, var = (t.requires_grad_() for t in real_data(CASES[0]))
+    y = native(x, norm, norm, mean, var, weight, training=False)
+    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    assert dx.requires_grad and dx.isfinite().all()
+
+
 @pytest.mark.parametrize("case", [*FEW, CASES[1]], ids=lambda case: case.id)
 def test_an_input_passed_on_gets_the_sum_of_its_gradients(case):
     """Of this op and of a convolution alone: y, and x for later readers."""

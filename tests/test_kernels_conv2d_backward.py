@@ -80,6 +80,7 @@ CASES = [
     Case("1x7", (2, 24, 9, 12), 18, (1, 7), padding=(0, 3)),
     Case("a window wider than the image", (2, 17, 3, 2), 5, (5, 5), padding=(2, 2)),
     Case("stride 3 over a window of 2", (2, 17, 11, 13), 5, (2, 2), (3, 3)),
+    Case("1x1, stride 2x1, dilated", (2, 32, 9, 8), 20, stride=(2, 1), dilation=(3, 2)),
 ]
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
 

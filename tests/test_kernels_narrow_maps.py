@@ -450,17 +450,21 @@ def test_maps_of_two_types_run_as_the_formula():
     assert found.dtype is torch.float32
 
 
+def test_refusals_say_why():
+    x, weight = torch.ones(2, 3, 4, 4).double(), torch.ones(3).double()
+    assert "torch.float64: native handles maps of" in refusal("batch_norm", "native", x, weight)
+
+
 @pytest.mark.parametrize(
     "x, weight, words",
     [
-        (torch.float64, torch.float64, "torch.float64: native handles maps of"),
-        (torch.float32, torch.bfloat16, "torch.bfloat16: native handles torch.float32"),
-        (torch.bfloat16, torch.float16, "torch.float16: native handles torch.float32 and torch.bfloat16"),
+        (torch.float32, torch.bfloat16, "weight is torch.bfloat16, expected torch.float32, x being"),
+        (torch.bfloat16, torch.float16, "torch.float16, expected torch.bfloat16 or torch.float32, x being"),
     ],
 )
-def test_refusals_say_why(x, weight, words):
-    said = refusal("batch_norm", "native", torch.ones(2, 3, 4, 4, dtype=x), torch.ones(3, dtype=weight))
-    assert words in said
+def test_types_that_pytorch_does_not_mix_are_named(x, weight, words):
+    with pytest.raises(RuntimeError, match=words):
+        batch_norm(torch.ones(2, 3, 4, 4, dtype=x), torch.ones(3, dtype=weight))
 
 
 def test_gates_of_another_type_than_autocasts_run_as_the_formula():

@@ -51,6 +51,31 @@ def test_opcheck_of_separable_convolutions():
 
 
 @needs_native
+@pytest.mark.parametrize("kind", ["conv2d", "winograd_conv2d", "grouped_conv2d", "depthwise_conv2d"])
+def test_opcheck_of_convolutions_behind_a_norm(kind):
+    groups = {"grouped_conv2d": 4, "depthwise_conv2d": 16}.get(kind, 1)
+    weight, scale, shift = reals((16, 16 // groups, 3, 3), 2), reals((16,), 3), reals((16,), 4)
+    for _, x in views(reals((2, 16, 5, 6), 1)):
+        arguments = (kind, x, scale, shift, "relu6", weight, None, [1, 1], [1, 1], [1, 1], groups)
+        torch.library.opcheck(operators().affine_conv2d.default, arguments)
+        if x.numel() > 0:
+            torch.library.opcheck(operators().batch_norm_affine.default, (x, scale, shift, None, None, 1e-5))
+
+
+@needs_native
+def test_opcheck_of_what_gradients_call():
+    for _, x in views(reals((2, 16, 5, 6), 1)):
+        height, width = x.shape[2:]
+        for added in (None, reals((*x.shape[:2], 2 * height, 3 * width - 2), 2)):
+            arguments = (x, 2 * height, 3 * width - 2, [2, 3], added)
+            torch.library.opcheck(operators().spread_pixels.default, arguments)
+        window = ([2, 1], [2, 1], [1, 0])
+        torch.library.opcheck(operators().max_pool2d_taps.default, (x, *window, True))
+        y, taps = operators().max_pool2d_taps(x, *window, True)
+        torch.library.opcheck(operators().max_pool2d_backward.default, (y, taps, height, width, *window))
+
+
+@needs_native
 def test_opcheck_of_depthwise_convolutions():
     weight, bias = reals((16, 1, 3, 3), 2), reals((16,), 3)
     for name, x in views(reals((2, 16, 5, 6), 1)):
@@ -126,6 +151,20 @@ def test_compile_without_graph_breaks(layout):
     gradients = torch.autograd.grad(compiled(x).square().sum(), parameters)
     for actual, expected in zip(gradients, torch.autograd.grad(net(x).square().sum(), parameters)):
         assert torch.allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@needs_native
+def test_compile_with_a_residual_that_is_the_input():
+    layers = reals((4, 16), 2), None, reals((16, 4), 3), None
+    x = reals((2, 16, 5, 6), 1).requires_grad_()
+    for call in (
+        lambda x: kernels.batch_norm(x, residual=x, activation="relu"),
+        lambda x: kernels.squeeze_excite(x, *layers, residual=x, activation="relu"),
+    ):
+        torch._dynamo.reset()
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        found, expected = (torch.autograd.grad(each(x).square().sum(), x)[0] for each in (compiled, call))
+        torch.testing.assert_close(found, expected)
 
 
 @needs_native
