@@ -28,7 +28,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from .. import kernels
-from ..kernels import _ext, _native
+from ..kernels import _ext, _native, _recompute
 from .guard import Guard
 from .locks import ForkSafeLock
 from .rules import training_refusal
@@ -113,6 +113,7 @@ class Program:
     def __init__(self, guard: Guard, parts: dict[str, nn.Module], steps: list[Step], result: Any) -> None:
         self.guard, self.containers, self.steps, self.result = guard, parts, steps, result
         self.weights = [tensor for tensor in guard.every if tensor.dim() == 4]
+        self.returned = _numbers(result)
 
     def ready(self) -> Program | str:
         """The program; why it may not run now, while a part whose call it does not make has hooks."""
@@ -127,6 +128,8 @@ class Program:
                 values[out] = found
             else:
                 values[out], values[passes] = found
+            if out in self.returned and isinstance(values[out], Tensor):
+                _recompute.forget(values[out])
             for number in last:
                 values[number] = None
         result = _filled(self.result, values)

@@ -355,6 +355,25 @@ def test_second_derivatives():
         assert relative(ours[name], truth) <= 2 * relative(plain[name], truth) + 2e-6, name
 
 
+def test_second_derivatives_of_maps_that_are_returned():
+    """Of the gradient of a filter, in the map that it reads."""
+
+    def slope(model, x):
+        first, second, *_ = model(x)
+        weight = model.blocks[1][0].conv_dw.weight
+        (inner,) = torch.autograd.grad(second.square().sum(), weight, create_graph=True)
+        return torch.autograd.grad(inner.square().sum(), first)[0]
+
+    torch.manual_seed(0)
+    model = fb.create_model("mobilenetv1_025", features_only=True).train()
+    model, x = model.to(memory_format=torch.channels_last), picture("mobilenetv1_025", 4)
+    assert engine.why_not_fused(model, x) is None
+    ours = slope(copy.deepcopy(model), x)
+    with kernels.backend("reference"):
+        plain, exact = slope(copy.deepcopy(model), x), slope(copy.deepcopy(model).double(), x.double())
+    assert relative(ours, exact) <= 2 * relative(plain, exact) + 2e-6
+
+
 def test_checkpoint_gives_the_same_gradients():
     from torch.utils.checkpoint import checkpoint
 
