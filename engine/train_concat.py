@@ -95,6 +95,11 @@ def moments_of(x: Tensor) -> tuple[Tensor, Tensor] | None:
     return None if room is None else room.moments(used)
 
 
+def own(x: Tensor) -> Tensor:
+    """A copy of what a room shows, for somebody who may change it or ask for its gradient; else x."""
+    return x if _room_of(x)[0] is None else x.clone()
+
+
 def hand_on(shown: Tensor, alias: Tensor) -> None:
     """The alias shows the same: let later steps know."""
     room, used = _room_of(shown)

@@ -56,6 +56,7 @@ _READERS = {
     Norm,
     Gate,
     Concat,
+    Pool,
     nn.MaxPool2d,
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
@@ -267,7 +268,8 @@ def _with_last_uses(planned: list[tuple[Callable[..., Any], Any, Any, int]], res
 
 
 def _with_passes(steps: list[Step], returned: set[int]) -> list[Step]:
-    """A map that several steps read is passed on from one to the next, where they can and none changes it."""
+    """A map that several steps read is passed on from one to the next, where they can, and where none changes
+    it or has hooks, which would see an alias with the gradient of later readers alone."""
     readers: dict[int, list[Step]] = {}
     for step in steps:
         for number in _numbers(step.args) | _numbers(step.kwargs):
@@ -278,10 +280,15 @@ def _with_passes(steps: list[Step], returned: set[int]) -> list[Step]:
         passes = (
             isinstance(step.call, (Convolution, NormConvolution))
             and number not in {*step.last, *returned}
-            and all(_READERS & {type(reader.call), reader.call} for reader in readers[number])
+            and all(map(_only_reads, readers[number]))
         )
         changed.append(step._replace(call=step.call.passing, passes=number) if passes else step)
     return changed
+
+
+def _only_reads(step: Step) -> bool:
+    modules = [step.call] if isinstance(step.call, nn.Module) else getattr(step.call, "modules", [])
+    return bool(_READERS & {type(step.call), step.call}) and not any(map(hooked, modules))
 
 
 def _call_of(model: nn.Module, node: Node) -> tuple[Callable[..., Any], Any, Any]:

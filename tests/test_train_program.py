@@ -13,6 +13,7 @@ from torch import nn
 
 import fast_backbones as fb
 from fast_backbones import backbones, engine, kernels
+from fast_backbones.engine import train_concat
 
 pytestmark = needs_native
 
@@ -293,6 +294,42 @@ def test_a_hook_of_a_block_is_called():
     assert seen == [1]
 
 
+def test_a_hook_may_ask_for_the_gradient_of_what_a_layer_reads():
+    """Of all that read it, as the modules hand the same tensor to each."""
+
+    def gradient(model, x, layer):
+        seen = []
+
+        def look(module, args):
+            args[0].retain_grad()
+            seen.append(args[0])
+
+        layer(model).register_forward_pre_hook(look)
+        model(x).square().sum().backward()
+        return seen[0].grad
+
+    for make, layer in (
+        (net, lambda model: model.shortcut[0]),
+        (dense_net, lambda model: model.norms[2]),
+    ):
+        ours = gradient(make(), X, layer)
+        with kernels.backend("reference"):
+            plain = gradient(make(), X, layer)
+            exact = gradient(make().double(), X.double(), layer)
+        assert relative(ours, exact) <= 2 * relative(plain, exact) + 2e-6
+
+
+def test_a_hook_may_change_what_a_norm_reads():
+    """A concatenation is that norm's own, as the modules make one for each."""
+    model = dense_net()
+
+    def cut(module, args):
+        args[0].data.clamp_(max=0.1)
+
+    model.norms[1].register_forward_pre_hook(cut)
+    same_as_modules(model, X)
+
+
 def test_a_changed_model_is_noticed():
     model = net()
     model(X)
@@ -457,10 +494,14 @@ class Dense(backbones.Backbone):
         return x if pre_logits else self.fc(x)
 
 
+def dense_net() -> Dense:
+    torch.manual_seed(0)
+    return Dense().train()
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_growing_concatenations(layout):
-    torch.manual_seed(0)
-    model, x = Dense().train().to(memory_format=layout), X.contiguous(memory_format=layout)
+    model, x = dense_net().to(memory_format=layout), X.contiguous(memory_format=layout)
     assert engine.why_not_fused(model, x) is None
     for _ in range(2):  # the first run learns how wide the last one is
         same_as_modules(model, x)
@@ -471,28 +512,18 @@ def test_growing_concatenations(layout):
         assert_bit_equal(gradient, second[1][name], name)
 
 
-def test_growing_concatenations_share_one_buffer():
-    model, x = built("densenet121"), picture("densenet121")
+def test_growing_concatenations_share_one_buffer(monkeypatch):
+    model, x, rooms = built("densenet121"), picture("densenet121"), []
     model(x)
-    seen = set()
-
-    def look(module, args):
-        seen.add(args[0].untyped_storage().data_ptr())
-
-    for name, module in model.named_modules():
-        if name.endswith("norm1"):
-            module.register_forward_pre_hook(look)
+    room = train_concat.Room
+    monkeypatch.setattr(train_concat, "Room", lambda *args: rooms.append(room(*args)) or rooms[-1])
     model(x)
-    seen.clear()
-    model(x)
-    assert len(seen) == 4
+    assert len(rooms) == 4 and all(room.used == room.map.shape[1] for room in rooms)
 
 
 def test_what_a_concatenation_shows_is_not_written_again():
-    from fast_backbones.engine.train_concat import Chain, Concat
-
-    chain = Chain()
-    first, then = Concat(chain, True), Concat(chain, False)
+    chain = train_concat.Chain()
+    first, then = train_concat.Concat(chain, True), train_concat.Concat(chain, False)
     for _ in range(2):
         x, a, b, c = (image(2, 4, 5, 6, seed).to(memory_format=torch.channels_last) for seed in range(4))
         xa = first(x, a)
@@ -590,3 +621,12 @@ def test_a_model_that_changes_at_every_call_stops_being_traced():
         model(X)
     assert "changes too often" in engine.why_not_fused(model, X)
     same_as_modules(model, X)
+
+
+@pytest.mark.parametrize("name, least", [("resnet18", 8), ("googlenet", 27), ("densenet121", 58)])
+def test_maps_that_several_layers_read_are_passed_on(name, least):
+    """So that gradients are added in kernels, also where a pool is among them."""
+    model = built(name)
+    assert engine.why_not_fused(model, picture(name)) is None
+    program = engine.state.EngineState.of(model).program
+    assert sum(step.passes is not None for step in program.steps) >= least
