@@ -28,7 +28,7 @@ class Room:
         self.map = memory.empty_map(like, channels)
         self.used = 0
         self.known = 0  # channels whose moments are computed
-        self.mean, self.var = torch.empty(2, channels)
+        self.mean, self.var = torch.empty(2, channels, dtype=torch.float32, device=like.device)
 
     def append(self, parts: tuple[Tensor, ...]) -> Tensor:
         """Write the parts behind what is there, and show everything."""

@@ -537,6 +537,20 @@ def test_what_a_concatenation_shows_is_not_written_again():
     assert chain.channels == 16
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+def test_defaults_for_new_tensors_do_not_matter(default):
+    model = dense_net()
+    expected = copy.deepcopy(model)(X)
+    torch.set_default_dtype(default)
+    try:
+        with torch.device("meta"):
+            assert engine.why_not_fused(model, X) is None
+            found = model(X)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_bit_equal(found.detach(), expected.detach())
+
+
 class Foreign(nn.Module):
     """A block that does what no trace shows."""
 
