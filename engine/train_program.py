@@ -20,7 +20,7 @@ import operator
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -98,6 +98,21 @@ def is_traced_through(module: nn.Module) -> bool:
 def containers(model: nn.Module) -> dict[str, nn.Module]:
     """Modules inside the model that a program does not call, by name."""
     return {name: m for name, m in model.named_modules() if m is not model and is_traced_through(m)}
+
+
+def rewritten(model: nn.Module) -> str | None:
+    """Which method of ours somebody has replaced, on a module or in its class, if any: what is there now may
+    do what leaves no trace."""
+    for name, module in model.named_modules():
+        for base in type(module).__mro__ if is_traced_through(module) else ():
+            written_here = f"{base.__qualname__}."
+            for key, value in vars(base).items() if base.__module__.startswith(_OURS) else ():
+                if type(value) is not FunctionType:
+                    continue
+                on_instance = key in vars(module) and (module is not model or key != "forward")
+                if on_instance or not value.__qualname__.startswith(written_here):
+                    return f"{name or 'the model'} has a {key} of its own, which is not this library's"
+    return None
 
 
 def hooked_among(parts: dict[str, nn.Module]) -> str | None:
@@ -212,7 +227,7 @@ class _Tracer(torch.fx.Tracer):
 def make_program(model: nn.Module, plain: MethodType) -> Program | Unprogrammed:
     """Trace and fuse, or say why that cannot be done."""
     guard = Guard(model, _ext.require())
-    refusal = training_refusal(model)
+    refusal = training_refusal(model) or rewritten(model)
     if not is_traced_through(model):
         refusal = f"the forward of {type(model).__name__} is not one of this library's"
     if refusal is not None:

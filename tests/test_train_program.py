@@ -1,8 +1,12 @@
 """Backbones in train(): what is fused computes what the modules compute, and steps aside where it must."""
 
 import copy
+import functools
+import gc
 import math
 import threading
+import types
+import weakref
 
 import pytest
 import torch
@@ -341,6 +345,34 @@ def test_a_changed_model_is_noticed():
     same_as_modules(model, X)
     model.forward_head = lambda x, pre_logits=False: x.sum((1, 2, 3))
     assert model(X).shape == (4,)
+
+
+def replaced_on_the_model(model):
+    def features(self, x):
+        with torch.no_grad():
+            return type(self).forward_features(self, x)
+
+    model.forward_features = types.MethodType(features, model)
+
+
+def replaced_in_the_class(model, monkeypatch):
+    def head(self, x, pre_logits=False):
+        with torch.no_grad():
+            x = x.mean((2, 3))
+        return self.fc(x)
+
+    monkeypatch.setattr(Net, "forward_head", head)
+
+
+def test_methods_of_others_are_not_traced(monkeypatch):
+    """What they do beside calling on tensors would leave no trace."""
+    for replace in (replaced_on_the_model, functools.partial(replaced_in_the_class, monkeypatch=monkeypatch)):
+        model = net()
+        model(X)
+        replace(model)
+        model(X).sum().backward()
+        assert model.conv1.weight.grad is None and model.fc.weight.grad is not None
+        assert "of its own" in engine.why_not_fused(model, X)
 
 
 def test_the_reference_backend_runs_the_modules():
