@@ -156,6 +156,8 @@ class EngineState:
         if program is None or not program.guard.same_structure(model):
             if (reason := hooked_among(containers(model))) is not None:  # tracing would call them
                 return reason
+            if any(tensor.grad_fn is not None for _, tensor in rules.named_tensors(model)):
+                return "its parameters are results of other operations: a program would keep their graph"
             if self.programs >= MAX_PROGRAMS:
                 return f"{MAX_PROGRAMS} programs were made: the model changes too often"
             with _build_lock:

@@ -487,6 +487,22 @@ def test_other_threads_run_modules_while_one_traces():
     assert not errors
 
 
+def test_parameters_that_are_results_are_not_held():
+    """torch.func.functional_call puts them into the model for one call."""
+    model = net()
+    model(X)
+    program = engine.state.EngineState.of(model).program
+    fast = {name: p * 1 for name, p in model.named_parameters()}
+    torch.func.functional_call(model, fast, (X,)).sum().backward()
+    assert model.conv1.weight.grad is not None
+    alive = weakref.ref(fast["conv1.weight"])
+    del fast
+    gc.collect()
+    assert alive() is None
+    model(X)
+    assert engine.state.EngineState.of(model).program is program
+
+
 def test_copies_and_pickles_of_a_model_that_was_trained(tmp_path):
     model, x = built("mobilenetv1_025"), picture("mobilenetv1_025")
     model(x)
