@@ -410,6 +410,19 @@ def test_retained_graphs_accumulate():
         assert_bit_equal(parameter.grad, 2 * once[name], name)
 
 
+def test_many_gradients_at_once():
+    """torch.autograd.grad(is_grads_batched=True), of every kind of step."""
+    for name in ("densenet121", "legacy_seresnext26_32x4d"):
+        model, x = built(name), picture(name, 3)
+        y = model(x)
+        seeds = torch.eye(y.numel())[:2].view(2, *y.shape)
+        weights = [p for p in model.parameters() if p.requires_grad]
+        together = torch.autograd.grad(y, weights, seeds, retain_graph=True, is_grads_batched=True)
+        for i, seed in enumerate(seeds):
+            for many, one in zip(together, torch.autograd.grad(y, weights, seed, retain_graph=True)):
+                torch.testing.assert_close(many[i], one, rtol=1e-3, atol=1e-5)
+
+
 def test_second_derivatives():
     def penalty(model, x):
         x = x.clone().requires_grad_()
