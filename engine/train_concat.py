@@ -63,7 +63,7 @@ class _Append(torch.autograd.Function):
 
 
 class Chain:
-    """The concatenations that continue each other; how wide the last one is, is known after the first run."""
+    """The concatenations that continue each other. `channels`: how wide the last one is, as far as known."""
 
     def __init__(self) -> None:
         self.channels = 0

@@ -382,6 +382,9 @@ class _Parts:
             if before is None and node not in follows.values():
                 continue
             chain = chain_of[node] = Chain() if before is None else chain_of[before]
+            norms = (self.module(user) for user in node.users)
+            widths = [norm.num_features for norm in norms if isinstance(norm, nn.BatchNorm2d)]
+            chain.channels = max([chain.channels, *widths])  # the first run has the bits of all others, too
             args = items if before is None else (before, items[-1])
             groups.append((Concat(chain, before is None), args, [node]))
         return groups

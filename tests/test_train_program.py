@@ -582,6 +582,17 @@ def test_growing_concatenations_share_one_buffer(monkeypatch):
     assert len(rooms) == 4 and all(room.used == room.map.shape[1] for room in rooms)
 
 
+def test_the_first_run_has_the_bits_of_the_others():
+    """A run that is resumed has another first step."""
+    model, x, found = built("densenet121"), picture("densenet121"), []
+    for _ in range(2):
+        model.zero_grad()
+        F.cross_entropy(model(x), torch.arange(len(x))).backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, gradient in found[0].items():
+        assert_bit_equal(found[1][name], gradient, name)
+
+
 def test_what_a_concatenation_shows_is_not_written_again():
     chain = train_concat.Chain()
     first, then = train_concat.Concat(chain, True), train_concat.Concat(chain, False)
