@@ -233,11 +233,14 @@ def make_program(model: nn.Module, plain: MethodType) -> Program | Unprogrammed:
     if refusal is not None:
         return Unprogrammed(guard, refusal)
     with _trace_lock, kernels.backend("reference"):
+        tracer = _Tracer(plain)
         try:
-            graph = _Tracer(plain).trace(model)
+            graph = tracer.trace(model)
         except Exception as error:  # whatever a user's forward or the tracer raises: the modules still run
             reason = (str(error).splitlines() or ["no message"])[0]
             return Unprogrammed(guard, f"torch.fx: {type(error).__name__}: {reason}")
+        finally:
+            vars(tracer).clear()  # it lies in a cycle, and would hold the model until that is collected
     inputs = sum(node.op == "placeholder" for node in graph.nodes)
     if inputs != 1:
         return Unprogrammed(guard, f"the forward takes {inputs} arguments, expected the image alone")

@@ -526,6 +526,19 @@ def test_copies_and_pickles_of_a_model_that_was_trained(tmp_path):
         assert_bit_equal(other(x).detach(), copy.deepcopy(model)(x).detach())
 
 
+def test_a_model_is_freed_when_nobody_holds_it():
+    model = net()
+    gc.collect()
+    gc.disable()
+    try:
+        model(X).sum().backward()
+        alive = weakref.ref(model)
+        del model
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
 class Dense(backbones.Backbone):
     """Concatenations that grow, and one place where two grow out of the same."""
 
