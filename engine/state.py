@@ -34,7 +34,7 @@ from .run_cuda import CudaRunner
 from .select import make_plan
 from .shortcut import Shortcut, make_shortcut
 from .strides import follows_input, true_strides
-from .train_program import Program, Unprogrammed, containers, hooked_among, make_program
+from .train_program import Program, Unprogrammed, containers, hooked_among, make_program, results_among
 from .weights import WeightStore
 
 MAX_PLANS = 32  # a plan is less than 1 MB: plans of a model share its packed weights and arenas
@@ -156,8 +156,8 @@ class EngineState:
         if program is None or not program.guard.same_structure(model):
             if (reason := hooked_among(containers(model))) is not None:  # tracing would call them
                 return reason
-            if any(tensor.grad_fn is not None for _, tensor in rules.named_tensors(model)):
-                return "its parameters are results of other operations: a program would keep their graph"
+            if (reason := results_among(model)) is not None:
+                return reason
             if self.programs >= MAX_PROGRAMS:
                 return f"{MAX_PROGRAMS} programs were made: the model changes too often"
             with _build_lock:

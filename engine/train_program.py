@@ -115,6 +115,17 @@ def rewritten(model: nn.Module) -> str | None:
     return None
 
 
+def results_among(model: nn.Module) -> str | None:
+    """Which tensor of a module, if any, other operations have made: functional_call's, an old weight_norm's.
+    The next call has another one, and whoever holds this one holds its graph."""
+    for name, module in model.named_modules():
+        for held in (module._parameters, module._buffers, vars(module)):
+            for key, value in held.items():
+                if isinstance(value, Tensor) and value.grad_fn is not None:
+                    return f"{name}.{key}".lstrip(".") + " is the result of other operations"
+    return None
+
+
 def hooked_among(parts: dict[str, nn.Module]) -> str | None:
     """Which of them, if any, has hooks."""
     return next((f"{name} has hooks" for name, part in parts.items() if hooked(part)), None)

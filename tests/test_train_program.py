@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from helpers import assert_bit_equal, needs_native, threads
 from model_checks import image
 from torch import nn
+from torch.nn.utils import spectral_norm
 
 import fast_backbones as fb
 from fast_backbones import backbones, engine, kernels
@@ -514,6 +515,16 @@ def test_parameters_that_are_results_are_not_held():
     assert alive() is None
     model(X)
     assert engine.state.EngineState.of(model).program is program
+
+
+def test_weights_that_hooks_make_anew_are_not_traced_again_and_again():
+    """Those of the older weight_norm, spectral_norm and prune."""
+    model = net()
+    spectral_norm(model.conv2)
+    state = engine.state.EngineState.of(model)
+    for _ in range(3):
+        model(X).sum().backward()
+    assert state.programs <= 1 and "conv2.weight" in engine.why_not_fused(model, X)
 
 
 def test_copies_and_pickles_of_a_model_that_was_trained(tmp_path):
