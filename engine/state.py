@@ -161,8 +161,11 @@ class EngineState:
             if self.programs >= MAX_PROGRAMS:
                 return f"{MAX_PROGRAMS} programs were made: the model changes too often"
             with _build_lock:
-                self.programs += 1
-                program = self.program = make_program(model, plain)
+                made = self.program
+                if made is None or made is program:  # else another thread has just made one
+                    self.programs += 1
+                    made = self.program = make_program(model, plain)
+                program = made
         return program.ready()
 
     def runner(self, model: nn.Module, plain: MethodType, x: Tensor) -> AnyRunner | str:

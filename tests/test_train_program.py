@@ -501,6 +501,16 @@ def test_other_threads_run_modules_while_one_traces():
     assert not errors
 
 
+def test_threads_share_the_program_that_one_of_them_makes():
+    model = built("resnet18")
+    workers = [threading.Thread(target=model, args=(picture("resnet18"),)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert engine.state.EngineState.of(model).programs == 1
+
+
 def test_parameters_that_are_results_are_not_held():
     """torch.func.functional_call puts them into the model for one call."""
     model = net()
