@@ -34,7 +34,7 @@ from .run_cuda import CudaRunner
 from .select import make_plan
 from .shortcut import Shortcut, make_shortcut
 from .strides import follows_input, true_strides
-from .train_program import Program, Unprogrammed, containers, hooked_among, make_program
+from .train_program import Program, Unprogrammed, containers, hooked_among, make_program, results_among
 from .weights import WeightStore
 
 MAX_PLANS = 32  # a plan is less than 1 MB: plans of a model share its packed weights and arenas
@@ -156,11 +156,16 @@ class EngineState:
         if program is None or not program.guard.same_structure(model):
             if (reason := hooked_among(containers(model))) is not None:  # tracing would call them
                 return reason
+            if (reason := results_among(model)) is not None:
+                return reason
             if self.programs >= MAX_PROGRAMS:
                 return f"{MAX_PROGRAMS} programs were made: the model changes too often"
             with _build_lock:
-                self.programs += 1
-                program = self.program = make_program(model, plain)
+                made = self.program
+                if made is None or made is program:  # else another thread has just made one
+                    self.programs += 1
+                    made = self.program = make_program(model, plain)
+                program = made
         return program.ready()
 
     def runner(self, model: nn.Module, plain: MethodType, x: Tensor) -> AnyRunner | str:

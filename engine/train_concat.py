@@ -28,7 +28,7 @@ class Room:
         self.map = memory.empty_map(like, channels)
         self.used = 0
         self.known = 0  # channels whose moments are computed
-        self.mean, self.var = torch.empty(2, channels)
+        self.mean, self.var = torch.empty(2, channels, dtype=torch.float32, device=like.device)
 
     def append(self, parts: tuple[Tensor, ...]) -> Tensor:
         """Write the parts behind what is there, and show everything."""
@@ -63,7 +63,7 @@ class _Append(torch.autograd.Function):
 
 
 class Chain:
-    """The concatenations that continue each other; how wide the last one is, is known after the first run."""
+    """The concatenations that continue each other. `channels`: how wide the last one is, as far as known."""
 
     def __init__(self) -> None:
         self.channels = 0
@@ -93,6 +93,11 @@ def moments_of(x: Tensor) -> tuple[Tensor, Tensor] | None:
     """Mean and biased variance of each channel of a concatenation's result, unless somebody changed it."""
     room, used = _room_of(x)
     return None if room is None else room.moments(used)
+
+
+def own(x: Tensor) -> Tensor:
+    """A copy of what a room shows, for somebody who may change it or ask for its gradient; else x."""
+    return x if _room_of(x)[0] is None else x.clone()
 
 
 def hand_on(shown: Tensor, alias: Tensor) -> None:

@@ -20,7 +20,7 @@ import operator
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +28,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from .. import kernels
-from ..kernels import _ext, _native
+from ..kernels import _ext, _native, _recompute
 from .guard import Guard
 from .locks import ForkSafeLock
 from .rules import training_refusal
@@ -56,6 +56,7 @@ _READERS = {
     Norm,
     Gate,
     Concat,
+    Pool,
     nn.MaxPool2d,
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
@@ -99,6 +100,32 @@ def containers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: m for name, m in model.named_modules() if m is not model and is_traced_through(m)}
 
 
+def rewritten(model: nn.Module) -> str | None:
+    """Which method of ours somebody has replaced, on a module or in its class, if any: what is there now may
+    do what leaves no trace."""
+    for name, module in model.named_modules():
+        for base in type(module).__mro__ if is_traced_through(module) else ():
+            written_here = f"{base.__qualname__}."
+            for key, value in vars(base).items() if base.__module__.startswith(_OURS) else ():
+                if type(value) is not FunctionType:
+                    continue
+                on_instance = key in vars(module) and (module is not model or key != "forward")
+                if on_instance or not value.__qualname__.startswith(written_here):
+                    return f"{name or 'the model'} has a {key} of its own, which is not this library's"
+    return None
+
+
+def results_among(model: nn.Module) -> str | None:
+    """Which tensor of a module, if any, other operations have made: functional_call's, an old weight_norm's.
+    The next call has another one, and whoever holds this one holds its graph."""
+    for name, module in model.named_modules():
+        for held in (module._parameters, module._buffers, vars(module)):
+            for key, value in held.items():
+                if isinstance(value, Tensor) and value.grad_fn is not None:
+                    return f"{name}.{key}".lstrip(".") + " is the result of other operations"
+    return None
+
+
 def hooked_among(parts: dict[str, nn.Module]) -> str | None:
     """Which of them, if any, has hooks."""
     return next((f"{name} has hooks" for name, part in parts.items() if hooked(part)), None)
@@ -113,6 +140,7 @@ class Program:
     def __init__(self, guard: Guard, parts: dict[str, nn.Module], steps: list[Step], result: Any) -> None:
         self.guard, self.containers, self.steps, self.result = guard, parts, steps, result
         self.weights = [tensor for tensor in guard.every if tensor.dim() == 4]
+        self.returned = _numbers(result)
 
     def ready(self) -> Program | str:
         """The program; why it may not run now, while a part whose call it does not make has hooks."""
@@ -127,6 +155,8 @@ class Program:
                 values[out] = found
             else:
                 values[out], values[passes] = found
+            if out in self.returned and isinstance(values[out], Tensor):
+                _recompute.forget(values[out])
             for number in last:
                 values[number] = None
         result = _filled(self.result, values)
@@ -208,17 +238,20 @@ class _Tracer(torch.fx.Tracer):
 def make_program(model: nn.Module, plain: MethodType) -> Program | Unprogrammed:
     """Trace and fuse, or say why that cannot be done."""
     guard = Guard(model, _ext.require())
-    refusal = training_refusal(model)
+    refusal = training_refusal(model) or rewritten(model)
     if not is_traced_through(model):
         refusal = f"the forward of {type(model).__name__} is not one of this library's"
     if refusal is not None:
         return Unprogrammed(guard, refusal)
     with _trace_lock, kernels.backend("reference"):
+        tracer = _Tracer(plain)
         try:
-            graph = _Tracer(plain).trace(model)
+            graph = tracer.trace(model)
         except Exception as error:  # whatever a user's forward or the tracer raises: the modules still run
             reason = (str(error).splitlines() or ["no message"])[0]
             return Unprogrammed(guard, f"torch.fx: {type(error).__name__}: {reason}")
+        finally:
+            vars(tracer).clear()  # it lies in a cycle, and would hold the model until that is collected
     inputs = sum(node.op == "placeholder" for node in graph.nodes)
     if inputs != 1:
         return Unprogrammed(guard, f"the forward takes {inputs} arguments, expected the image alone")
@@ -264,7 +297,8 @@ def _with_last_uses(planned: list[tuple[Callable[..., Any], Any, Any, int]], res
 
 
 def _with_passes(steps: list[Step], returned: set[int]) -> list[Step]:
-    """A map that several steps read is passed on from one to the next, where they can and none changes it."""
+    """A map that several steps read is passed on from one to the next, where they can, and where none changes
+    it or has hooks, which would see an alias with the gradient of later readers alone."""
     readers: dict[int, list[Step]] = {}
     for step in steps:
         for number in _numbers(step.args) | _numbers(step.kwargs):
@@ -275,10 +309,15 @@ def _with_passes(steps: list[Step], returned: set[int]) -> list[Step]:
         passes = (
             isinstance(step.call, (Convolution, NormConvolution))
             and number not in {*step.last, *returned}
-            and all(_READERS & {type(reader.call), reader.call} for reader in readers[number])
+            and all(map(_only_reads, readers[number]))
         )
         changed.append(step._replace(call=step.call.passing, passes=number) if passes else step)
     return changed
+
+
+def _only_reads(step: Step) -> bool:
+    modules = [step.call] if isinstance(step.call, nn.Module) else getattr(step.call, "modules", [])
+    return bool(_READERS & {type(step.call), step.call}) and not any(map(hooked, modules))
 
 
 def _call_of(model: nn.Module, node: Node) -> tuple[Callable[..., Any], Any, Any]:
@@ -357,6 +396,9 @@ class _Parts:
             if before is None and node not in follows.values():
                 continue
             chain = chain_of[node] = Chain() if before is None else chain_of[before]
+            norms = (self.module(user) for user in node.users)
+            widths = [norm.num_features for norm in norms if isinstance(norm, nn.BatchNorm2d)]
+            chain.channels = max([chain.channels, *widths])  # the first run has the bits of all others, too
             args = items if before is None else (before, items[-1])
             groups.append((Concat(chain, before is None), args, [node]))
         return groups

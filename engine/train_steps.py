@@ -27,7 +27,7 @@ from ..kernels import _conv, _conv_narrow, _gpu_training, _native
 from ..kernels.batch_norm import fused as fused_norm
 from ..kernels.batch_norm import refuse as refuse_norm
 from ..kernels.batch_norm_conv2d import fused, refuse
-from .train_concat import hand_on, moments_of
+from .train_concat import hand_on, moments_of, own
 
 ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6"}
 FUNCTIONS = {F.relu: "relu", torch.relu: "relu", F.relu6: "relu6"}
@@ -47,7 +47,7 @@ class Convolution:
     """An nn.Conv2d by the op of `kernels` that its groups ask for."""
 
     def __init__(self, module: nn.Conv2d) -> None:
-        self.module, self.op = module, kernels.conv2d
+        self.module, self.modules, self.op = module, [module], kernels.conv2d
         self.geometry = module.stride, module.padding, module.dilation, module.groups
         self.window = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
         if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
@@ -115,7 +115,7 @@ class Norm:
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         norm = self.norm
         if any(map(hooked, self.modules)) or not _fits(x, residual):
-            return self.tail(norm(x), residual)
+            return self.tail(norm(own(x)), residual)
         mean, var, options = self.begin()
         return kernels.batch_norm(x, norm.weight, norm.bias, mean, var, residual=residual, **options)
 
@@ -213,7 +213,7 @@ class Pool:
     """An nn.MaxPool2d or nn.AvgPool2d by a kernel."""
 
     def __init__(self, module: nn.MaxPool2d | nn.AvgPool2d) -> None:
-        self.module = module
+        self.module, self.modules = module, [module]
 
     @staticmethod
     def takes(module: nn.Module) -> bool:

@@ -75,6 +75,12 @@ def transforming() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def batched(grad: Tensor) -> bool:
+    """Whether a gradient stands for many, as torch.autograd.grad(is_grads_batched=True) makes them: ops of
+    ours are called for each, views and copies into other memory are not."""
+    return torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd must record a call on these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -8,6 +8,7 @@ with respect to y is not seen.
 
     note(y, source)        batch norm tells where y comes from
     is_known(y)            whether something else will be kept in the place of y
+    forget(y)              from now on y itself is kept
     hand_on(y, alias)      the same of an alias of y that another node of the graph returns
     keep(y)                what an op saves in the place of y: the source's tensors, or y itself
     restore(kept, how)     y again, from those
@@ -15,6 +16,7 @@ with respect to y is not seen.
     affine(x, ...)         the same for y = act(x * scale + shift), which was never a tensor
 """
 
+from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +48,20 @@ class Source(NamedTuple):
     versions: tuple[int, ...]
     made_by: Any  # the node of the graph
 
+    def __reduce__(self) -> Any:
+        """Copies and pickles of a map have no source; torch.load(weights_only=True) takes an empty dict."""
+        return OrderedDict, ()
+
+
+def _source_of(y: Tensor) -> Source | None:
+    """What `note` has said of y, whatever happened since."""
+    return None if is_compiling() else getattr(y, _ATTRIBUTE, None) or None
+
+
+def forget(y: Tensor) -> None:
+    """y is somebody else's from now on: what is kept of it is y, and it does not hold its source."""
+    y.__dict__.pop(_ATTRIBUTE, None)
+
 
 def _versions(tensors: tuple[Tensor | None, ...], y: Tensor) -> tuple[int, ...]:
     return *(t._version for t in tensors if t is not None), y._version
@@ -74,7 +90,7 @@ def is_known(y: Tensor) -> bool:
 
 def hand_on(y: Tensor, alias: Tensor) -> None:
     """Say of an alias what is known of y."""
-    source = None if is_compiling() else getattr(y, _ATTRIBUTE, None)
+    source = _source_of(y)
     if source is not None and alias is not y and source.made_by is y.grad_fn:
         setattr(alias, _ATTRIBUTE, source._replace(made_by=alias.grad_fn))
 
@@ -85,7 +101,7 @@ def keep(y: Tensor) -> tuple[tuple[Tensor | None, ...], How | None]:
     y itself and None, where y is not known to be a batch norm, where anything was changed since, and where
     somebody looks at y in backward.
     """
-    source = None if is_compiling() else getattr(y, _ATTRIBUTE, None)
+    source = _source_of(y)
     if source is None or source.versions != _versions(source.tensors, y) or source.made_by is not y.grad_fn:
         return (y,), None
     if y.retains_grad or y._backward_hooks:

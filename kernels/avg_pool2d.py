@@ -47,8 +47,9 @@ class _NativeAvgPool(torch.autograd.Function):
         kernel_size, stride, padding, *_ = ctx.window
         (p, q), (r, s) = grad.shape[2:], kernel_size
         side_by_side = stride == kernel_size and padding == (0, 0) and ctx.sizes[2:] == (p * r, q * s)
-        fast = not (is_compiling() or torch.is_grad_enabled() or _native.refusal(grad)) and grad.numel() > 0
-        if side_by_side and fast and ctx.layout is torch.channels_last:
+        plain = is_compiling() or torch.is_grad_enabled() or _native.refusal(grad) or grad.numel() == 0
+        fast = ctx.layout is torch.channels_last and not plain and not _native.batched(grad)
+        if side_by_side and fast:
             dx = memory.empty_map(_native.absent(grad, ctx.sizes), ctx.sizes[1])
             windows = dx.view(*ctx.sizes[:2], p, r, q, s)
             windows.copy_((grad / (r * s))[:, :, :, None, :, None])

@@ -270,9 +270,10 @@ def update(running_mean, running_var, mean, var, momentum, x) -> None:
     if running_mean is None:
         return
     count = x.numel() // x.shape[1]
+    # .data: as F.batch_norm, which does not count these changes. Graphs of eval() have saved the moments.
     with torch.no_grad():
-        _move(running_mean, mean, momentum)
-        _move(running_var, var, momentum, count / (count - 1))
+        _move(running_mean.data, mean, momentum)
+        _move(running_var.data, var, momentum, count / (count - 1))
 
 
 def _move(running: Tensor, batch: Tensor, momentum: float, factor: float = 1.0) -> None:

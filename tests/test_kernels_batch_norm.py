@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import (
     assert_as_accurate,
     assert_bit_equal,
@@ -144,6 +145,16 @@ def test_running_moments_are_those_of_the_module():
         native(x, module.weight, module.bias, mean, var, momentum=0.2)
     torch.testing.assert_close(mean, module.running_mean, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(var, module.running_var, rtol=1e-6, atol=1e-6)
+
+
+def test_running_moments_move_without_a_new_version():
+    """As F.batch_norm moves them: a graph of eval() that has saved them still goes backward."""
+    mean, var = torch.zeros(16), torch.ones(16)
+    x = reals((2, 16, 5, 5), 0).requires_grad_()
+    frozen = F.batch_norm(x, mean, var)
+    batch_norm(x, None, None, mean, var).sum().backward()
+    frozen.sum().backward()
+    assert mean._version == var._version == 0 and mean.any()
 
 
 def test_backward_keeps_its_input_and_a_bit_of_each_element():

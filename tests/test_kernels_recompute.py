@@ -1,5 +1,8 @@
 """Maps that backward computes again: the right ones, or an error, whatever happens in between."""
 
+import copy
+import io
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,3 +69,14 @@ def test_a_map_that_somebody_looks_at_is_kept_itself():
     )
     (exact,) = torch.autograd.grad(first.square().sum(), plain)
     assert (second.double() - exact).norm() < 1e-6 * exact.norm()
+
+
+def test_a_map_is_saved_and_copied_without_its_source():
+    y = kernels.batch_norm(image(2, 8, 6, 6).requires_grad_(), activation="relu")
+    file = io.BytesIO()
+    torch.save([y], file)
+    file.seek(0)
+    (loaded,) = torch.load(file)
+    for other in (loaded, copy.deepcopy(y.detach_())):
+        assert_bit_equal(other.detach(), y)
+        kernels.conv2d(other.requires_grad_(), image(4, 8, 1, 1)).sum().backward()

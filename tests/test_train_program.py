@@ -1,8 +1,12 @@
 """Backbones in train(): what is fused computes what the modules compute, and steps aside where it must."""
 
 import copy
+import functools
+import gc
 import math
 import threading
+import types
+import weakref
 
 import pytest
 import torch
@@ -10,9 +14,11 @@ import torch.nn.functional as F
 from helpers import assert_bit_equal, needs_native, threads
 from model_checks import image
 from torch import nn
+from torch.nn.utils import spectral_norm
 
 import fast_backbones as fb
 from fast_backbones import backbones, engine, kernels
+from fast_backbones.engine import train_concat
 
 pytestmark = needs_native
 
@@ -293,6 +299,42 @@ def test_a_hook_of_a_block_is_called():
     assert seen == [1]
 
 
+def test_a_hook_may_ask_for_the_gradient_of_what_a_layer_reads():
+    """Of all that read it, as the modules hand the same tensor to each."""
+
+    def gradient(model, x, layer):
+        seen = []
+
+        def look(module, args):
+            args[0].retain_grad()
+            seen.append(args[0])
+
+        layer(model).register_forward_pre_hook(look)
+        model(x).square().sum().backward()
+        return seen[0].grad
+
+    for make, layer in (
+        (net, lambda model: model.shortcut[0]),
+        (dense_net, lambda model: model.norms[2]),
+    ):
+        ours = gradient(make(), X, layer)
+        with kernels.backend("reference"):
+            plain = gradient(make(), X, layer)
+            exact = gradient(make().double(), X.double(), layer)
+        assert relative(ours, exact) <= 2 * relative(plain, exact) + 2e-6
+
+
+def test_a_hook_may_change_what_a_norm_reads():
+    """A concatenation is that norm's own, as the modules make one for each."""
+    model = dense_net()
+
+    def cut(module, args):
+        args[0].data.clamp_(max=0.1)
+
+    model.norms[1].register_forward_pre_hook(cut)
+    same_as_modules(model, X)
+
+
 def test_a_changed_model_is_noticed():
     model = net()
     model(X)
@@ -304,6 +346,34 @@ def test_a_changed_model_is_noticed():
     same_as_modules(model, X)
     model.forward_head = lambda x, pre_logits=False: x.sum((1, 2, 3))
     assert model(X).shape == (4,)
+
+
+def replaced_on_the_model(model):
+    def features(self, x):
+        with torch.no_grad():
+            return type(self).forward_features(self, x)
+
+    model.forward_features = types.MethodType(features, model)
+
+
+def replaced_in_the_class(model, monkeypatch):
+    def head(self, x, pre_logits=False):
+        with torch.no_grad():
+            x = x.mean((2, 3))
+        return self.fc(x)
+
+    monkeypatch.setattr(Net, "forward_head", head)
+
+
+def test_methods_of_others_are_not_traced(monkeypatch):
+    """What they do beside calling on tensors would leave no trace."""
+    for replace in (replaced_on_the_model, functools.partial(replaced_in_the_class, monkeypatch=monkeypatch)):
+        model = net()
+        model(X)
+        replace(model)
+        model(X).sum().backward()
+        assert model.conv1.weight.grad is None and model.fc.weight.grad is not None
+        assert "of its own" in engine.why_not_fused(model, X)
 
 
 def test_the_reference_backend_runs_the_modules():
@@ -341,6 +411,19 @@ def test_retained_graphs_accumulate():
         assert_bit_equal(parameter.grad, 2 * once[name], name)
 
 
+def test_many_gradients_at_once():
+    """torch.autograd.grad(is_grads_batched=True), of every kind of step."""
+    for name in ("densenet121", "legacy_seresnext26_32x4d"):
+        model, x = built(name), picture(name, 3)
+        y = model(x)
+        seeds = torch.eye(y.numel())[:2].view(2, *y.shape)
+        weights = [p for p in model.parameters() if p.requires_grad]
+        together = torch.autograd.grad(y, weights, seeds, retain_graph=True, is_grads_batched=True)
+        for i, seed in enumerate(seeds):
+            for many, one in zip(together, torch.autograd.grad(y, weights, seed, retain_graph=True)):
+                torch.testing.assert_close(many[i], one, rtol=1e-3, atol=1e-5)
+
+
 def test_second_derivatives():
     def penalty(model, x):
         x = x.clone().requires_grad_()
@@ -353,6 +436,25 @@ def test_second_derivatives():
         plain, exact = penalty(net(), X), penalty(net().double(), X.double())
     for name, truth in exact.items():
         assert relative(ours[name], truth) <= 2 * relative(plain[name], truth) + 2e-6, name
+
+
+def test_second_derivatives_of_maps_that_are_returned():
+    """Of the gradient of a filter, in the map that it reads."""
+
+    def slope(model, x):
+        first, second, *_ = model(x)
+        weight = model.blocks[1][0].conv_dw.weight
+        (inner,) = torch.autograd.grad(second.square().sum(), weight, create_graph=True)
+        return torch.autograd.grad(inner.square().sum(), first)[0]
+
+    torch.manual_seed(0)
+    model = fb.create_model("mobilenetv1_025", features_only=True).train()
+    model, x = model.to(memory_format=torch.channels_last), picture("mobilenetv1_025", 4)
+    assert engine.why_not_fused(model, x) is None
+    ours = slope(copy.deepcopy(model), x)
+    with kernels.backend("reference"):
+        plain, exact = slope(copy.deepcopy(model), x), slope(copy.deepcopy(model).double(), x.double())
+    assert relative(ours, exact) <= 2 * relative(plain, exact) + 2e-6
 
 
 def test_checkpoint_gives_the_same_gradients():
@@ -399,6 +501,42 @@ def test_other_threads_run_modules_while_one_traces():
     assert not errors
 
 
+def test_threads_share_the_program_that_one_of_them_makes():
+    model = built("resnet18")
+    workers = [threading.Thread(target=model, args=(picture("resnet18"),)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert engine.state.EngineState.of(model).programs == 1
+
+
+def test_parameters_that_are_results_are_not_held():
+    """torch.func.functional_call puts them into the model for one call."""
+    model = net()
+    model(X)
+    program = engine.state.EngineState.of(model).program
+    fast = {name: p * 1 for name, p in model.named_parameters()}
+    torch.func.functional_call(model, fast, (X,)).sum().backward()
+    assert model.conv1.weight.grad is not None
+    alive = weakref.ref(fast["conv1.weight"])
+    del fast
+    gc.collect()
+    assert alive() is None
+    model(X)
+    assert engine.state.EngineState.of(model).program is program
+
+
+def test_weights_that_hooks_make_anew_are_not_traced_again_and_again():
+    """Those of the older weight_norm, spectral_norm and prune."""
+    model = net()
+    spectral_norm(model.conv2)
+    state = engine.state.EngineState.of(model)
+    for _ in range(3):
+        model(X).sum().backward()
+    assert state.programs <= 1 and "conv2.weight" in engine.why_not_fused(model, X)
+
+
 def test_copies_and_pickles_of_a_model_that_was_trained(tmp_path):
     model, x = built("mobilenetv1_025"), picture("mobilenetv1_025")
     model(x)
@@ -407,6 +545,19 @@ def test_copies_and_pickles_of_a_model_that_was_trained(tmp_path):
     loaded = torch.load(tmp_path / "model.pt", weights_only=False)
     for other in (again, loaded):
         assert_bit_equal(other(x).detach(), copy.deepcopy(model)(x).detach())
+
+
+def test_a_model_is_freed_when_nobody_holds_it():
+    model = net()
+    gc.collect()
+    gc.disable()
+    try:
+        model(X).sum().backward()
+        alive = weakref.ref(model)
+        del model
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 class Dense(backbones.Backbone):
@@ -438,10 +589,14 @@ class Dense(backbones.Backbone):
         return x if pre_logits else self.fc(x)
 
 
+def dense_net() -> Dense:
+    torch.manual_seed(0)
+    return Dense().train()
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_growing_concatenations(layout):
-    torch.manual_seed(0)
-    model, x = Dense().train().to(memory_format=layout), X.contiguous(memory_format=layout)
+    model, x = dense_net().to(memory_format=layout), X.contiguous(memory_format=layout)
     assert engine.why_not_fused(model, x) is None
     for _ in range(2):  # the first run learns how wide the last one is
         same_as_modules(model, x)
@@ -452,28 +607,29 @@ def test_growing_concatenations(layout):
         assert_bit_equal(gradient, second[1][name], name)
 
 
-def test_growing_concatenations_share_one_buffer():
-    model, x = built("densenet121"), picture("densenet121")
+def test_growing_concatenations_share_one_buffer(monkeypatch):
+    model, x, rooms = built("densenet121"), picture("densenet121"), []
     model(x)
-    seen = set()
+    room = train_concat.Room
+    monkeypatch.setattr(train_concat, "Room", lambda *args: rooms.append(room(*args)) or rooms[-1])
+    model(x)
+    assert len(rooms) == 4 and all(room.used == room.map.shape[1] for room in rooms)
 
-    def look(module, args):
-        seen.add(args[0].untyped_storage().data_ptr())
 
-    for name, module in model.named_modules():
-        if name.endswith("norm1"):
-            module.register_forward_pre_hook(look)
-    model(x)
-    seen.clear()
-    model(x)
-    assert len(seen) == 4
+def test_the_first_run_has_the_bits_of_the_others():
+    """A run that is resumed has another first step."""
+    model, x, found = built("densenet121"), picture("densenet121"), []
+    for _ in range(2):
+        model.zero_grad()
+        F.cross_entropy(model(x), torch.arange(len(x))).backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, gradient in found[0].items():
+        assert_bit_equal(found[1][name], gradient, name)
 
 
 def test_what_a_concatenation_shows_is_not_written_again():
-    from fast_backbones.engine.train_concat import Chain, Concat
-
-    chain = Chain()
-    first, then = Concat(chain, True), Concat(chain, False)
+    chain = train_concat.Chain()
+    first, then = train_concat.Concat(chain, True), train_concat.Concat(chain, False)
     for _ in range(2):
         x, a, b, c = (image(2, 4, 5, 6, seed).to(memory_format=torch.channels_last) for seed in range(4))
         xa = first(x, a)
@@ -485,6 +641,20 @@ def test_what_a_concatenation_shows_is_not_written_again():
         one = then(first(x, a), b)
         assert torch.equal(one, torch.cat([x, a, b], 1))
     assert chain.channels == 16
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+def test_defaults_for_new_tensors_do_not_matter(default):
+    model = dense_net()
+    expected = copy.deepcopy(model)(X)
+    torch.set_default_dtype(default)
+    try:
+        with torch.device("meta"):
+            assert engine.why_not_fused(model, X) is None
+            found = model(X)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_bit_equal(found.detach(), expected.detach())
 
 
 class Foreign(nn.Module):
@@ -571,3 +741,12 @@ def test_a_model_that_changes_at_every_call_stops_being_traced():
         model(X)
     assert "changes too often" in engine.why_not_fused(model, X)
     same_as_modules(model, X)
+
+
+@pytest.mark.parametrize("name, least", [("resnet18", 8), ("googlenet", 27), ("densenet121", 58)])
+def test_maps_that_several_layers_read_are_passed_on(name, least):
+    """So that gradients are added in kernels, also where a pool is among them."""
+    model = built(name)
+    assert engine.why_not_fused(model, picture(name)) is None
+    program = engine.state.EngineState.of(model).program
+    assert sum(step.passes is not None for step in program.steps) >= least
