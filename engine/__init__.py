@@ -7,6 +7,8 @@ launches_for(model, x)     on a GPU: the plan as a list of kernel launches
 plan_summary(plan)         a few words about it
 explain(model, x)          each step: kernel, what was fused, time, share of the machine's peak
 tune(model, x)             measure which algorithm each layer should take on this machine
+optimize_(model)           any module gets the engine, in place
+revert_(model)             ... and loses it
 refresh(model)             forget everything about a model, after a change that cannot be noticed
 """
 
@@ -24,6 +26,7 @@ from .explain import Explanation, plan_summary
 from .explain import explain as _explain
 from .gpu_choices import tune as _tune_on_gpu
 from .launches import LaunchList
+from .optimize import call_of, is_optimized, plain_class, swap_back, swap_class
 from .plan import Plan
 from .rules import call_refusal, training_call_refusal
 from .run_cuda import CudaRunner
@@ -39,9 +42,11 @@ __all__ = [
     "explain",
     "forward",
     "launches_for",
+    "optimize_",
     "plan_for",
     "plan_summary",
     "refresh",
+    "revert_",
     "tune",
     "why_not",
     "why_not_fused",
@@ -157,6 +162,54 @@ def tune(
         return _tune(model, usual_strides(x), plain_of(model), rounds, again, progress)
 
 
+def optimize_(model: nn.Module) -> nn.Module:
+    """Let any convolutional network use plans in eval(), in place, as the backbones of this library do.
+
+    Calls with one image tensor [N, C, H, W] among their arguments (in lists, tuples and dicts, too), beside
+    numbers, strings and None, run the plan for its shape; the first call with a shape makes it. What the
+    engine has no kernel for runs through PyTorch inside the plan. Everything else runs the modules as before:
+    `why_not(model, x)` is the reason, and where it is about the network (a forward that looks at values,
+    say), a warning says it once. In train() the modules run.
+
+    The model gets a class of its own, derived from the one it has, with the same name, module and signature.
+    Parameters, buffers, state_dict, hooks and attributes stay what they are; weights may change at any time.
+    Copies are optimized, pickles hold the plain model. `torch.jit.script` wants `revert_` first.
+
+    Args:
+        model: any nn.Module. One that is optimized already, or a backbone of this library, stays as it is.
+    Returns: the model.
+    Raises TypeError for what is no nn.Module, and for modules of TorchScript and torch.compile.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"optimize_: model is a {type(model).__name__}, expected an nn.Module")
+    if isinstance(model, torch.jit.ScriptModule) or type(model).__name__ == "OptimizedModule":
+        kind = type(model).__name__
+        raise TypeError(f"optimize_: model is a {kind}, whose code is fixed: optimize what it was made from")
+    if not is_optimized(model) and not hasattr(model, "forward_modules"):
+        swap_class(model, _optimized_forward)
+    return model
+
+
+def revert_(model: nn.Module) -> nn.Module:
+    """Undo optimize_: the model has its old class again and forgets its plans. Weights are what they are now.
+
+    A model that is not optimized stays as it is. Returns the model. RuntimeError where somebody has given the
+    model yet another class since.
+    """
+    swap_back(model)
+    return model
+
+
+def _optimized_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    plain = plain_class(model).forward
+    if model.training or torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing():
+        return plain(model, *args, **kwargs)
+    found = call_of(model, args, kwargs)
+    if found is None or type(found[0]) is not Tensor:
+        return plain(model, *args, **kwargs)
+    return forward(model, *found)
+
+
 def refresh(model: nn.Module) -> None:
     """Forget plans, packed weights and tuned choices of the model; the next call makes plans anew."""
     model.__dict__.pop(ATTRIBUTE, None)
@@ -165,7 +218,7 @@ def refresh(model: nn.Module) -> None:
 def plain_of(model: nn.Module) -> MethodType:
     """The ordinary forward: `forward_modules` of a backbone, the class's forward of any other module."""
     found = getattr(model, "forward_modules", None)
-    return found if found is not None else MethodType(type(model).forward, model)
+    return found if found is not None else MethodType(plain_class(model).forward, model)
 
 
 def _runner(model: nn.Module, x: Tensor, plain: MethodType | None = None) -> AnyRunner | str:

@@ -19,7 +19,9 @@ Candidate = tuple[str, Params, str]  # kind, parameters, why the engine declines
 Choice = tuple[str, Params, list[str]]  # kernel, parameters, what the better ones said
 Choices = Mapping[str, str]  # algorithm by layer, as tuning has measured them
 
-ACTIVATIONS = ("none", "relu", "relu6", "sigmoid", "tanh")  # by their number in the library
+ACTIVATIONS = (  # by their number in the library
+    "none", "relu", "relu6", "sigmoid", "tanh", "silu", "hardsigmoid", "hardswish", "gelu", "gelu_tanh",
+)  # fmt: skip
 
 # Below these sizes Winograd's transforms cost more than the multiplications they save.
 WINOGRAD_MIN_CHANNELS = 32

@@ -11,9 +11,12 @@ PyTorch imports sympy, torch.fx.experimental and some 1,300 modules.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import logging
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MethodType
 from typing import Any
@@ -37,7 +40,7 @@ def capturing() -> bool:
     return _capturing.get()
 
 
-@contextmanager
+@contextlib.contextmanager
 def plain_path() -> Iterator[None]:
     """Every engine and every fused kernel steps aside: models run as plain PyTorch."""
     token = _capturing.set(True)
@@ -99,10 +102,37 @@ def capture(model: nn.Module, plain: MethodType, x: torch.Tensor) -> Any:
         example = example_like(x)
         lent = [example, *shadow.parameters(), *shadow.buffers()]
         try:
-            return torch.export.export(root, (example,), strict=False)
+            with _in_silence():
+                return torch.export.export(root, (example,), strict=False)
         except Exception as error:  # whatever a user's forward or the tracer raises: the modules still run
-            line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-            raise Uncapturable(f"torch.export: {type(error).__name__}: {line}") from error
+            raise Uncapturable(_sentence(error)) from error
         finally:
             for tensor in lent:
                 tensor.data = tensor.new_empty(0)
+
+
+@contextlib.contextmanager
+def _in_silence() -> Iterator[None]:
+    """Without what the tracer logs and prints about a graph that it gives up: the error says it. What anybody
+    else prints meanwhile comes out late."""
+    logger, printed, graph = logging.getLogger("torch.fx.experimental.symbolic_shapes"), io.StringIO(), None
+    before, logger.disabled = logger.disabled, True
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    except Exception as error:
+        graph = getattr(error, "partial_fx_graph", None)
+        raise
+    finally:
+        logger.disabled = before
+        text = printed.getvalue()
+        sys.stderr.write(text if graph is None else text.replace(f"{graph}\n", ""))
+
+
+def _sentence(error: Exception) -> str:
+    kind, text = type(error).__name__, str(error).strip()
+    if kind in ("GuardOnDataDependentSymNode", "DynamicOutputShapeException"):
+        return (
+            f"the forward asks for values of tensors (an if, a loop or a size that depends on them): {kind}"
+        )
+    return f"torch.export: {kind}: {text.splitlines()[0] if text else 'no message'}"

@@ -163,6 +163,26 @@ def tanh(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     return activation(a["self"], "tanh")
 
 
+@recognises(aten.silu.default)
+def silu(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    return activation(a["self"], "silu")
+
+
+@recognises(aten.hardsigmoid.default)
+def hardsigmoid(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    return activation(a["self"], "hardsigmoid")
+
+
+@recognises(aten.hardswish.default)
+def hardswish(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    return activation(a["self"], "hardswish")
+
+
+@recognises(aten.gelu.default)
+def gelu(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    return activation(a["self"], "gelu" if a["approximate"] == "none" else "gelu_tanh")
+
+
 @recognises(aten.add.Tensor)
 def add(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     left, right, alpha = a["self"], a["other"], a["alpha"]

@@ -8,6 +8,7 @@ without kernels too. `formula` also serves run_cpu for the steps that no kernel 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -90,6 +91,11 @@ ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu6": F.relu6,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
+    "silu": F.silu,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
 
 

@@ -8,6 +8,7 @@ check_same_bits(layer)                whatever the threads, the strides and the 
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,13 @@ ACTIVATIONS = {
     2: F.relu6,
     3: torch.sigmoid,
     4: torch.tanh,
+    5: F.silu,
+    6: F.hardsigmoid,
+    7: F.hardswish,
+    8: F.gelu,
+    9: partial(F.gelu, approximate="tanh"),
 }
-NONE, RELU, RELU6, SIGMOID, TANH = ACTIVATIONS
+NONE, RELU, RELU6, SIGMOID, TANH, SILU, HARDSIGMOID, HARDSWISH, GELU, GELU_TANH = ACTIVATIONS
 
 
 def _pair(value) -> tuple[int, int]:
@@ -133,7 +139,7 @@ class Layer:
         return self.reference({name: t.double() for name, t in tensors.items()})
 
     def is_exact(self) -> bool:
-        return max(self.option("activation"), self.option("pre_activation")) <= RELU6
+        return max(map(self.option, ("activation", "pre_activation", "depth_activation"))) <= RELU6
 
     def run(self, tensors: dict, count: int = 1, wide: bool = False) -> torch.Tensor:
         """The native result; `wide` puts x, residual, gate and y into slices of wider memory."""
@@ -335,6 +341,22 @@ LAYERS = [
     layer("scaled planar input", (2, 3, 17, 15), 24, 3, stride=2, padding=1, pre=1, nchw_in=1),
     layer("scaled planar input of a 1x1", (2, 2, 7, 5), 24, stride=2, pre=1, nchw_in=1, pre_activation=RELU),
     layer("sigmoid on the input", (1, 20, 6, 6), 24, pre_activation=SIGMOID),
+    layer("silu, gate, residual", (2, 40, 5, 7), 70, residual=True, gated=1, activation=SILU),
+    layer("gelu_tanh of a linear layer", (3, 84, 1, 1), 45, kind="linear", activation=GELU_TANH),
+    layer("hardswish of planes", (2, 3, 17, 15), 24, 3, stride=2, padding=1, nchw_in=1, activation=HARDSWISH),
+    layer("gelu of a 3x3", (2, 17, 6, 5), 35, 3, padding=1, activation=GELU),
+    winograd("silu", (2, 35, 9, 14), 20, 2, residual=True, activation=SILU),
+    winograd("gelu", (1, 41, 11, 9), 70, 4, activation=GELU),
+    winograd("hardsigmoid", (1, 32, 9, 20), 33, 0, kernel=(1, 7), padding=(0, 3), activation=HARDSIGMOID),
+    layer("silu of grouped rows", (2, 64, 9, 7), 64, 3, padding=1, groups=16, kind="grouped_conv2d",
+          activation=SILU, residual=True),
+    *(
+        layer(f"{name} of depthwise rows", (2, 150, 9, 7), 150, kernel, padding=kernel // 2, stride=stride,
+              groups=150, kind="depthwise_conv2d", activation=number)
+        for name, number, kernel, stride in (("silu", SILU, 3, 1), ("hardswish", HARDSWISH, 5, 2),
+                                             ("gelu", GELU, 7, 1), ("sigmoid", SIGMOID, 3, 2))
+    ),
+    separable("silu between", (2, 34, 9, 7), 70, depth_activation=SILU, activation=HARDSWISH, residual=True),
     layer("everything at once", (2, 33, 6, 5), 70, 3, padding=(1, 0), stride=(1, 2), residual=True, gated=1,
           pre=1, pre_activation=RELU6, act_from=32, activation=RELU),
     separable("MobileNet", (2, 32, 11, 9), 70, depth_activation=RELU, activation=RELU),

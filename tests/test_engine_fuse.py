@@ -428,7 +428,9 @@ class TestRefusedCaptures:
 
     def test_what_torch_export_cannot_trace(self):
         reason = self.reason(lambda m, x: m.conv(x) if x.sum() > 0 else x, conv=conv())
-        assert reason.startswith("torch.export: ")
+        assert reason.startswith("the forward asks for values of tensors")
+        reason = self.reason(lambda m, x: m.conv(x).nothing(), conv=conv())
+        assert reason.startswith("torch.export: AttributeError")
 
 
 def test_capture_leaves_the_model_alone():

@@ -51,8 +51,8 @@ std::string check_sizes(const OpSpec& spec) {
 }
 
 std::string activation_name(int64_t activation) {
-  static const char* const names[] = {"none", "relu", "relu6", "sigmoid", "tanh"};
-  return activation >= 0 && activation <= kTanh ? names[activation] : "number " + std::to_string(activation);
+  static const char* const names[] = {"none", "relu", "relu6", "sigmoid", "tanh", "silu", "hardsigmoid", "hardswish", "gelu", "gelu_tanh"};
+  return activation >= 0 && activation <= kLastActivation ? names[activation] : "number " + std::to_string(activation);
 }
 
 // What a kind can do besides its own arithmetic. Anything that is asked for and not listed is refused in words.
@@ -64,16 +64,16 @@ struct Features {
 };
 
 Features features(const OpSpec& spec) {
-  if (spec.kind == "conv2d") return {kTanh, kTanh, true, true, true, true, true};
-  if (spec.kind == "linear") return {kTanh, kNone, false, true, false, false, true};
-  if (spec.kind == "depthwise_conv2d") return {kRelu6, kRelu6, false, false, true, true};
-  if (spec.kind == "separable_conv2d") return {kTanh, kRelu6, false, false, false, true, true};
-  if (spec.kind == "grouped_conv2d") return {kRelu6, kRelu6, false, false, true, true, true};
+  if (spec.kind == "conv2d") return {kLastActivation, kTanh, true, true, true, true, true};
+  if (spec.kind == "linear") return {kLastActivation, kNone, false, true, false, false, true};
+  if (spec.kind == "depthwise_conv2d") return {kLastActivation, kRelu6, false, false, true, true};
+  if (spec.kind == "separable_conv2d") return {kLastActivation, kRelu6, false, false, false, true, true};
+  if (spec.kind == "grouped_conv2d") return {kLastActivation, kRelu6, false, false, true, true, true};
   if (spec.kind == "avg_pool2d") return {kRelu6, kNone, false, false, false, true};
-  if (spec.kind == "winograd_conv2d") return {kRelu6, kRelu6, false, false, true, false, true};
+  if (spec.kind == "winograd_conv2d") return {kLastActivation, kRelu6, false, false, true, false, true};
   if (is_convolution(spec)) return {kRelu6};
   if (spec.kind == "max_pool2d" || spec.kind == "pad2d") return {kNone, kNone, false, false, false, true};
-  if (spec.kind == "affine") return {kTanh, kNone, true};
+  if (spec.kind == "affine") return {kLastActivation, kNone, true};
   return {};
 }
 

@@ -24,7 +24,7 @@ struct Pixels {
 };
 
 struct Kernels {
-  void (*pixels[kTanh + 1])(const Pixels&);  // by activation
+  void (*pixels[kLastActivation + 1])(const Pixels&);  // by activation
 };
 
 extern const Kernels kPortable, kAvx2, kAvx512;

@@ -41,4 +41,6 @@ void pixels(const Pixels& t) {
 
 }  // namespace
 
-#define FB_AFFINE_KERNELS {pixels<fb::kNone>, pixels<fb::kRelu>, pixels<fb::kRelu6>, pixels<fb::kSigmoid>, pixels<fb::kTanh>}
+#define FB_AFFINE_KERNELS \
+  { pixels<fb::kNone>, pixels<fb::kRelu>, pixels<fb::kRelu6>, pixels<fb::kSigmoid>, pixels<fb::kTanh>, pixels<fb::kSilu>, pixels<fb::kHardsigmoid>, \
+    pixels<fb::kHardswish>, pixels<fb::kGelu>, pixels<fb::kGeluTanh> }

@@ -8,5 +8,5 @@ FB_BEGIN_TARGET("avx2,fma")
 #include "../simd/part.h"
 #include "generic.h"
 FB_END_TARGET
-const fb::depthwise_conv2d::Kernels fb::depthwise_conv2d::kAvx2 = {row};
+const fb::depthwise_conv2d::Kernels fb::depthwise_conv2d::kAvx2 = {row, activate_rows};
 #endif

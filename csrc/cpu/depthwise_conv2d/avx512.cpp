@@ -8,5 +8,5 @@ FB_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")
 #include "../simd/part.h"
 #include "generic.h"
 FB_END_TARGET
-const fb::depthwise_conv2d::Kernels fb::depthwise_conv2d::kAvx512 = {row};
+const fb::depthwise_conv2d::Kernels fb::depthwise_conv2d::kAvx512 = {row, activate_rows};
 #endif

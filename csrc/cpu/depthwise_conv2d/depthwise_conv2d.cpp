@@ -34,7 +34,7 @@ Row shape_of(const OpSpec& spec) {
   row.dilation = spec.dilation_w;
   row.pad = spec.pad_w;
   row.pre_activation = spec.pre_activation;
-  row.activation = spec.activation;
+  row.activation = spec.activation <= kRelu6 ? spec.activation : int64_t{kNone};
   return row;
 }
 
@@ -60,6 +60,7 @@ void compute_rows(const OpSpec& spec, const Pointers& x, Range rows, float* y, i
       }
       row.y = y + (i - rows.begin) * row.pixels * ldy + c;
       own.row(row);
+      if (spec.activation > kRelu6) own.activate(row.y, ldy, row.pixels, row.channels, spec.activation);
     }
   }
 }

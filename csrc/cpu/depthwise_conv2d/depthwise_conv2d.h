@@ -16,7 +16,7 @@ constexpr int64_t kMaxWindow = 7;  // rows and columns of a filter
 //
 // for q in [first, first + pixels). pre(v) = pre_activation(v * pre_scale + pre_shift), scale and shift both or neither. Columns outside
 // [0, width) and missing rows count as zero, after pre. Products are added in the order r, s, by multiply-adds that start at zero, so the
-// bits of an output do not depend on how a map is cut into runs. Activations: none, relu, relu6.
+// bits of an output do not depend on how a map is cut into runs. Activations: none, relu, relu6; `activate` does the others in place.
 struct Row {
   const float* x[kMaxWindow];  // column 0 of the r input rows; null where the row lies in the padding
   int64_t ldx;                 // floats between the pixels of an input row
@@ -36,6 +36,7 @@ struct Row {
 
 struct Kernels {
   void (*row)(const Row&);
+  void (*activate)(float* y, int64_t stride, int64_t rows, int64_t columns, int64_t activation);
 };
 
 extern const Kernels kPortable, kAvx2, kAvx512;

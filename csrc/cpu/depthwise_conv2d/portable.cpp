@@ -4,4 +4,4 @@
 #include "../simd/activation.h"
 #include "../simd/part.h"
 #include "generic.h"
-const fb::depthwise_conv2d::Kernels fb::depthwise_conv2d::kPortable = {row};
+const fb::depthwise_conv2d::Kernels fb::depthwise_conv2d::kPortable = {row, activate_rows};

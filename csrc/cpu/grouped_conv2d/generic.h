@@ -88,7 +88,10 @@ FB_INLINE void pixels(const Row& row, int64_t q0, int vector) {
 #pragma GCC unroll 16
       for (int q = 0; q < kPixels; ++q) acc[i][q] = vadd(acc[i][q], vload(row.residual + (q0 + q) * row.residual_stride + offset));
     }
-    if (row.activation != fb::kNone) {
+    if (row.activation > fb::kRelu6) {
+#pragma GCC unroll 1
+      for (int q = 0; q < kPixels; ++q) acc[i][q] = vactivate_apart(acc[i][q], row.activation);
+    } else if (row.activation != fb::kNone) {
 #pragma GCC unroll 16
       for (int q = 0; q < kPixels; ++q) acc[i][q] = vrelu(acc[i][q]);
       if (row.activation == fb::kRelu6) {

@@ -22,7 +22,7 @@ struct Row {
   float* y;
   int64_t y_stride;
   int64_t pixels;
-  int64_t activation;  // none, relu or relu6
+  int64_t activation;
 };
 
 // One channel block of a row of input pixels, `step` floats apart, copied next to each other. What the next block reads, `ahead` floats on,

@@ -204,7 +204,7 @@ std::unique_ptr<Op> make_separable_conv2d(const OpSpec& spec) { return std::make
 
 std::string separable_conv2d_refusal(const OpSpec& spec) {
   if (spec.groups != 1) return std::to_string(spec.groups) + " groups: the 1x1 convolution behind the depthwise one has 1";
-  if (spec.depth_activation < kNone || spec.depth_activation > kRelu6) return "between its parts it takes no other activation than relu and relu6";
+  if (spec.depth_activation < kNone || spec.depth_activation > kLastActivation) return "depth_activation " + std::to_string(spec.depth_activation) + " is not known";
   return depthwise_conv2d_refusal(separable_conv2d::depth_part(spec));
 }
 

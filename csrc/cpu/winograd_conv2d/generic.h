@@ -20,7 +20,7 @@ FB_INLINE void finish_outputs(const OutputTile& tile, const V (&out)[kOutputs], 
     if (tile.y[i] == nullptr) continue;
     V v = vadd(tile.scale != nullptr ? vmul(out[i], scale) : out[i], bias);
     if (tile.residual[i] != nullptr) v = vadd(v, part.load(tile.residual[i] + j));
-    part.store(tile.y[i] + j, vclip(v, tile.activation));
+    part.store(tile.y[i] + j, vfinish(v, tile.activation));
   }
 }
 

@@ -40,7 +40,7 @@ struct OutputTile {
   const float* residual[kMaxOutputs];  // of the output pixels, row by row; null where there is none
   float* y[kMaxOutputs];               // null where the pixel lies outside the image
   int64_t columns;
-  int64_t activation;  // none, relu or relu6
+  int64_t activation;
 };
 
 struct Transforms {
