@@ -39,6 +39,7 @@ from .weights import WeightStore
 
 MAX_PLANS = 32  # a plan is less than 1 MB: plans of a model share its packed weights and arenas
 MAX_PROGRAMS = 64  # of train(): a model that changes more often runs its modules
+KEPT_PROGRAMS = 4  # for structures that take turns, as of a stage that is in eval() now and then
 MAX_FAILURES = 4  # shapes that cannot be captured before the model is taken for one that cannot
 FREE_CAPTURES = 64  # from then on one in CALLS_PER_CAPTURE calls may capture, which costs many forwards
 CALLS_PER_CAPTURE = 16
@@ -97,7 +98,7 @@ class EngineState:
         self.choices: Choices = {}  # what fb.tune has measured
         self.warned = False
         self.captures = 0
-        self.program: Program | Unprogrammed | None = None  # for train()
+        self.trained: tuple[Program | Unprogrammed, ...] = ()  # for train(), the last one first
         self.programs = 0  # made so far
         self.calls = 0  # roughly: threads may overwrite each other's count
 
@@ -152,8 +153,9 @@ class EngineState:
 
     def training(self, model: nn.Module, plain: MethodType) -> Program | str:
         """The steps of the model in train(), made if need be; or why its modules run."""
-        program = self.program
-        if program is None or not program.guard.same_structure(model):
+        known = self.trained
+        program = next((one for one in known if one.guard.same_structure(model)), None)
+        if program is None:
             if (reason := hooked_among(containers(model))) is not None:  # tracing would call them
                 return reason
             if (reason := results_among(model)) is not None:
@@ -161,11 +163,13 @@ class EngineState:
             if self.programs >= MAX_PROGRAMS:
                 return f"{MAX_PROGRAMS} programs were made: the model changes too often"
             with _build_lock:
-                made = self.program
-                if made is None or made is program:  # else another thread has just made one
+                if self.trained is known:  # else another thread has just made one
                     self.programs += 1
-                    made = self.program = make_program(model, plain)
-                program = made
+                    made = make_program(model, plain)
+                    held = {id(tensor) for tensor in made.guard.every}  # others keep replaced layers alive
+                    older = [one for one in known if {id(t) for t in one.guard.every} == held]
+                    self.trained = (made, *older[: KEPT_PROGRAMS - 1])
+                program = self.trained[0]
         return program.ready()
 
     def runner(self, model: nn.Module, plain: MethodType, x: Tensor) -> AnyRunner | str:

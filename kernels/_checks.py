@@ -38,6 +38,12 @@ def pair(op: str, name: str, value: int | Sequence[int], least: int) -> tuple[in
     return (first, second)
 
 
+def number(op: str, name: str, value: object) -> float:
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"{op}: {name} is {value!r}, expected a number")
+    return float(value)
+
+
 def activation(op: str, value: str, name: str = "activation", known: Sequence[str] = ACTIVATIONS) -> str:
     if value not in known:
         raise ValueError(f"{op}: {name} is {value!r}, expected one of {', '.join(known)}")

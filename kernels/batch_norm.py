@@ -56,7 +56,8 @@ def _prepare(
             got = _checks.sizes(residual)
             raise RuntimeError(f"{op}: residual has sizes {got}, expected those of x, {_checks.sizes(x)}")
     tensors = (x, weight, bias, running_mean, running_var, residual)
-    return *tensors, bool(training), float(momentum), float(eps), activation
+    numbers = _checks.number(op, "momentum", momentum), _checks.number(op, "eps", eps)
+    return *tensors, bool(training), *numbers, activation
 
 
 def check(op, x, affine, running_mean, running_var, training, activation) -> tuple[Tensor | None, ...]:
@@ -84,9 +85,8 @@ def check(op, x, affine, running_mean, running_var, training, activation) -> tup
     if not training and running_mean is None:
         raise RuntimeError(f"{op}: training is False, expected running_mean and running_var")
     if training and x.numel() <= channels:
-        raise ValueError(
-            f"{op}: x has sizes {_checks.sizes(x)}, expected more than one value per channel in training"
-        )
+        got = f"{op}: x has sizes {_checks.sizes(x)}"
+        raise ValueError(f"{got}. Expected more than 1 value per channel when training")  # PyTorch's words
     return tuple(given.values())
 
 

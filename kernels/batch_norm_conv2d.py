@@ -115,7 +115,8 @@ def _prepare(
         activation,
     )
     _conv.check(_NAME, x, weight, bias, None, *pairs, groups, "none")
-    return x, *norm, weight, bias, bool(training), float(momentum), float(eps), activation, *pairs, groups
+    numbers = _checks.number(_NAME, "momentum", momentum), _checks.number(_NAME, "eps", eps)
+    return x, *norm, weight, bias, bool(training), *numbers, activation, *pairs, groups
 
 
 def refuse(x, norm_weight, norm_bias, running_mean, running_var, weight, bias, *_) -> str | None:

@@ -226,13 +226,15 @@ def test_slices_of_wider_maps():
         ({"running_mean": None, "running_var": None, "training": False}, "training is False"),
         ({"residual": torch.ones(2, 4, 3, 4)}, r"residual has sizes \[2, 4, 3, 4\]"),
         ({"activation": "gelu"}, "activation is 'gelu'"),
-        ({"x": torch.ones(1, 4, 1, 1)}, "more than one value per channel"),
+        ({"momentum": None}, "momentum is None, expected a number"),
+        ({"eps": "1e-5"}, "eps is '1e-5', expected a number"),
+        ({"x": torch.ones(1, 4, 1, 1)}, "Expected more than 1 value per channel when training"),
         ({"x": torch.ones(4)}, r"x has sizes \[4\]"),
     ],
 )
 def test_bad_arguments_are_named(change, words):
     given = {"x": torch.ones(2, 4, 3, 3), "running_mean": torch.zeros(4), "running_var": torch.ones(4)}
-    with pytest.raises((RuntimeError, ValueError), match=words):
+    with pytest.raises((RuntimeError, ValueError, TypeError), match=words):
         batch_norm(**{**given, **change})
 
 

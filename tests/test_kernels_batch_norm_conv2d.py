@@ -277,12 +277,14 @@ def test_bad_arguments_are_named():
         (
             (x[:1, :, :1, :1], one, one, one, one, weight),
             ValueError,
-            "expected more than one value per channel",
+            "Expected more than 1 value per channel when training",
         ),
         ((x, one, one, one, one, "w"), TypeError, "weight is a str, expected a tensor"),
     ):
         with pytest.raises(error, match=words):
             batch_norm_conv2d(*arguments)
+    with pytest.raises(TypeError, match="momentum is None, expected a number"):
+        batch_norm_conv2d(x, one, one, one, one, weight, momentum=None)
     with pytest.raises(ValueError, match="activation is 'gelu'"):
         batch_norm_conv2d(x, one, one, one, one, weight, activation="gelu")
 

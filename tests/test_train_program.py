@@ -511,11 +511,33 @@ def test_threads_share_the_program_that_one_of_them_makes():
     assert engine.state.EngineState.of(model).programs == 1
 
 
+def test_structures_that_take_turns_are_traced_once():
+    model = net()
+    state = engine.state.EngineState.of(model)
+    for _ in range(3):
+        for frozen in (model.bn1, model.bn2, None):
+            model.train()
+            if frozen is not None:
+                frozen.eval()
+            model(X).sum().backward()
+    assert state.programs == len(state.trained) == 3
+
+
+def test_layers_that_were_replaced_are_let_go():
+    model = net()
+    model(X)
+    old = weakref.ref(model.conv2.weight)
+    model.conv2 = copy.deepcopy(model.conv2)
+    model(X)
+    gc.collect()
+    assert old() is None
+
+
 def test_parameters_that_are_results_are_not_held():
     """torch.func.functional_call puts them into the model for one call."""
     model = net()
     model(X)
-    program = engine.state.EngineState.of(model).program
+    program = engine.state.EngineState.of(model).trained[0]
     fast = {name: p * 1 for name, p in model.named_parameters()}
     torch.func.functional_call(model, fast, (X,)).sum().backward()
     assert model.conv1.weight.grad is not None
@@ -524,7 +546,7 @@ def test_parameters_that_are_results_are_not_held():
     gc.collect()
     assert alive() is None
     model(X)
-    assert engine.state.EngineState.of(model).program is program
+    assert engine.state.EngineState.of(model).trained[0] is program
 
 
 def test_weights_that_hooks_make_anew_are_not_traced_again_and_again():
@@ -748,5 +770,5 @@ def test_maps_that_several_layers_read_are_passed_on(name, least):
     """So that gradients are added in kernels, also where a pool is among them."""
     model = built(name)
     assert engine.why_not_fused(model, picture(name)) is None
-    program = engine.state.EngineState.of(model).program
+    program = engine.state.EngineState.of(model).trained[0]
     assert sum(step.passes is not None for step in program.steps) >= least
