@@ -34,6 +34,7 @@ Operands = Mapping[str, Tensor | None]
 
 TRITON, CUDA, LIBRARY = "triton", "cuda", "library"
 PRODUCTS = ("conv2d", "grouped_conv2d", "depthwise_conv2d", "linear")
+TANH = 4  # the last activation of csrc/cuda
 
 
 def ways(kind: str, params: Params, dtype: torch.dtype, maps: Sequence[Tensor] = ()) -> list[str]:
@@ -49,6 +50,8 @@ def ways(kind: str, params: Params, dtype: torch.dtype, maps: Sequence[Tensor] =
 
 def cuda_refusal(kind: str, params: Params, dtype: torch.dtype, maps: Sequence[Tensor] = ()) -> str:
     """Why csrc/cuda does not take such a step; empty when it does."""
+    if max(params.get("activation", 0), params.get("pre_activation", 0)) > TANH:
+        return "no CUDA C++ kernel applies this activation"
     if kind == "depthwise_conv2d":
         return cuda_depthwise.refusal(params)
     if kind == "grouped_conv2d":

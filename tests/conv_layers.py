@@ -354,7 +354,7 @@ LAYERS = [
         layer(f"{name} of depthwise rows", (2, 150, 9, 7), 150, kernel, padding=kernel // 2, stride=stride,
               groups=150, kind="depthwise_conv2d", activation=number)
         for name, number, kernel, stride in (("silu", SILU, 3, 1), ("hardswish", HARDSWISH, 5, 2),
-                                             ("gelu", GELU, 7, 1), ("sigmoid", SIGMOID, 3, 2))
+                                             ("gelu", GELU, 5, 1), ("sigmoid", SIGMOID, 3, 2))
     ),
     separable("silu between", (2, 34, 9, 7), 70, depth_activation=SILU, activation=HARDSWISH, residual=True),
     layer("everything at once", (2, 33, 6, 5), 70, 3, padding=(1, 0), stride=(1, 2), residual=True, gated=1,

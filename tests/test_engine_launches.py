@@ -16,7 +16,7 @@ from fast_backbones.kernels import _gpu
 pytestmark = [needs_triton, needs_native]
 
 SIZES = {
-    "resnet18": 64, "resnet50": 32, "resnext50_32x4d": 32, "legacy_seresnet18": 32, "legacy_seresnet50": 32,
+    "resnet18": 32, "resnet50": 32, "resnext50_32x4d": 32, "legacy_seresnet18": 32, "legacy_seresnet50": 32,
     "legacy_seresnext50_32x4d": 32,
     "legacy_senet154": 32, "densenet121": 32, "mobilenetv1_100": 32, "legacy_xception": 75, "lenet5": 32,
     "alexnet": 96,
@@ -68,8 +68,11 @@ def test_formulas_of_the_list_are_the_model(name, layout):
     assert found.outputs().stride() == plain.stride()
 
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+QUICK = {("lenet5", dtype) for dtype in DTYPES} | {("resnet18", torch.bfloat16)}
 IN_FULL = [
-    pytest.param(name, marks=[] if name in ("lenet5", "resnet18") else pytest.mark.slow)
+    pytest.param(name, dtype, marks=[] if (name, dtype) in QUICK else pytest.mark.slow)
+    for dtype in DTYPES
     for name in (
         "lenet5",
         "resnet18",
@@ -86,8 +89,7 @@ IN_FULL = [
 @pytest.mark.skipif(
     DEVICE != "cpu", reason="with a GPU the kernels do not run in the interpreter: test_gpu_models.py"
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", IN_FULL)
+@pytest.mark.parametrize("name, dtype", IN_FULL, ids=str)
 def test_kernels_of_the_list_are_the_model(name, dtype):
     model, x = made(name, dtype, batch=2 if name == "lenet5" else 1)
     found = launch_list(model, x)
@@ -101,7 +103,7 @@ def test_kernels_of_the_list_are_the_model(name, dtype):
 
 @torch.no_grad()
 @pytest.mark.skipif(DEVICE != "cpu", reason="with a GPU: test_gpu_models.py")
-@pytest.mark.parametrize("name", ["lenet5", "resnet18"])
+@pytest.mark.parametrize("name", ["lenet5", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_a_sample_does_not_depend_on_its_batch(name):
     model, x = made(name, torch.bfloat16, batch=40 if name == "lenet5" else 3)
     outputs = []

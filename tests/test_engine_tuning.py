@@ -63,13 +63,13 @@ def kernels(model, x):
 
 def exact(model):
     for seed, parameter in enumerate(model.parameters()):
-        parameter.copy_(integers(parameter.shape, seed, limit=3, multiple=4))
+        parameter.copy_(integers(parameter.shape, seed, limit=1, multiple=4))
     return model
 
 
 def test_every_algorithm_is_exact_and_right_for_any_batch():
     model = exact(Choosy())
-    x = integers((3, 32, 13, 14), 9, limit=3)
+    x = integers((3, 32, 13, 14), 9, limit=1)
     expected = model.forward_modules(x)
     traced = tuning.trace(model, engine.plain_of(model), x)
     layers = tuning.layers_of(traced, "highest")

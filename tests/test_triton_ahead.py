@@ -100,7 +100,7 @@ def test_training_on_maps_of_few_pixels_and_channels(tmp_path):
     assert not spilled
 
 
-@pytest.mark.parametrize("target", PRODUCT)
+@pytest.mark.parametrize("target", [90, *(pytest.param(t, marks=pytest.mark.slow) for t in (80, 100))])
 def test_calls_find_what_was_compiled_on_all_cores_and_ahead(target, tmp_path):
     """Triton's own way from a call to its compiler: what the test above proves is what a GPU runs."""
     settings = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}

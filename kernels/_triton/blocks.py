@@ -1,10 +1,15 @@
 """What the kernels share: activations, what stands before and behind a product, the order of tiles.
 
-ACTIVATION is the number that the engine gives it: none, relu, relu6, sigmoid, tanh.
+ACTIVATION is the number that the engine gives it, see engine/candidates.py.
 """
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def sigmoid(x):
+    return tl.div_rn(tl.full(x.shape, 1.0, tl.float32), 1.0 + tl.exp(-x))
 
 
 @triton.jit
@@ -15,7 +20,7 @@ def activate(x, ACTIVATION: tl.constexpr):
     if ACTIVATION == 2:
         x = tl.minimum(x, 6.0, propagate_nan=tl.PropagateNan.ALL)
     if ACTIVATION == 3:
-        x = tl.div_rn(tl.full(x.shape, 1.0, tl.float32), 1.0 + tl.exp(-x))
+        x = sigmoid(x)
     if ACTIVATION == 4:
         # exp(-2|x|) is at most 1; below 0.2 the difference would cancel, and four terms of the series are
         # exact enough.
@@ -26,6 +31,15 @@ def activate(x, ACTIVATION: tl.constexpr):
         near = a * (1.0 + s * (-1.0 / 3 + s * (2.0 / 15 + s * (-17.0 / 315 + s * (62.0 / 2835)))))
         t = tl.where(a < 0.2, near, far)
         x = tl.where(x < 0, -t, t)
+    if ACTIVATION == 5:
+        x = x * sigmoid(x)
+    if ACTIVATION == 6 or ACTIVATION == 7:
+        ramp = activate(x + 3.0, 2)
+        x = tl.div_rn(ramp if ACTIVATION == 6 else x * ramp, tl.full(x.shape, 6.0, tl.float32))
+    if ACTIVATION == 8:
+        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    if ACTIVATION == 9:
+        x = x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
     return x
 
 

@@ -21,7 +21,7 @@ Params = Mapping[str, Any]
 Operands = Mapping[str, Tensor | None]
 Tile = dict[str, int] | None
 
-SIGMOID, TANH = 3, 4  # the first activation that does not leave zero where it is; the last one on GPUs
+SIGMOID = 3  # the first activation that does not leave zero where it is
 MOST_TAPS = 49  # of an unrolled window
 
 REFUSED = {
@@ -38,8 +38,6 @@ def refusal(kind: str, params: Params) -> str:
         return REFUSED[kind]
     if kind not in LAUNCHES:
         return f"unknown kind '{kind}'"
-    if max(params.get(name, 0) for name in ("activation", "pre_activation", "depth_activation")) > TANH:
-        return "no kernel for GPUs applies this activation yet"
     if kind in ("depthwise_conv2d", "separable_conv2d"):
         if params.get("r", 1) * params.get("s", 1) > MOST_TAPS:
             return f"window {params['r']}x{params['s']}: unrolled windows have up to {MOST_TAPS} taps"
