@@ -75,7 +75,7 @@ demo: build
 	$(BIN)/fast-backbones run sample:china --model resnext50_32x4d $(ARGS)
 
 test: build $(STAMPS)/models
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m 'not slow' --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m 'not slow' --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=20 $(ARGS)
 
 test-all: build $(STAMPS)/peers
 	$(BIN)/python -m pytest $(ARGS)

@@ -96,7 +96,7 @@ def test_every_family_of_the_registry_is_here():
             assert any(fb.list_models(name, family=family) for name in FAMILIES), family
 
 
-SLOW = {"vgg11_bn"}
+SLOW = {"vgg11_bn", "xception"}  # xception in float32: part by part in test_train_program_parts.py, too
 
 
 @pytest.mark.parametrize(

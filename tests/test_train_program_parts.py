@@ -45,7 +45,7 @@ QUICK = {  # whole, or small
     "mobilenetv1_025": ("float32", "autocast", "bfloat16"),
     "resnet18": ("float32", "bfloat16"),
     "se_mobilenetv1_100": ("bfloat16",),
-    "xception": ("autocast",),
+    "xception": ("float32", "autocast"),
 }
 BIAS_BEFORE_NORM = ("vgg11_bn", "bninception")  # in all convolutions; a norm takes it away: no gradient
 CHANNELS_LAST = {"memory_format": torch.channels_last}
