@@ -65,12 +65,15 @@ def bounds_of(explanation) -> dict:
         | {"bound_ms": bound_ms(p, row.detail, *roof)}
         for p, row in zip(points(explanation), explanation.rows, strict=True)
     ]
-    total = {key: sum(step[key] for step in steps) for key in ("ms", "bound_ms")}
-    return (
-        total
-        | {"share": total["bound_ms"] / total["ms"], "peak_gflops": roof[0], "copy_gbps": roof[1]}
-        | {"steps": steps}
-    )
+    ms, bound = (sum(step[key] for step in steps) for key in ("ms", "bound_ms"))
+    return {
+        "ms": ms,
+        "bound_ms": bound,
+        "share": bound / ms,
+        "peak_gflops": roof[0],
+        "copy_gbps": roof[1],
+        "steps": steps,
+    }
 
 
 def measured_ratios(files: list[Path]) -> dict[tuple[str, int], tuple[float, str]]:

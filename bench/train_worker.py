@@ -51,7 +51,7 @@ from .timing import quantile, wait_until_quiet
 
 LEARNING_RATE, MOMENTUM, AUXILIARY = 0.001, 0.9, 0.3
 PRODUCERS = ("torchvision", "timm")
-DTYPES = {"float32": None, "bfloat16": torch.bfloat16}  # what autocast is asked for
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STUBS: list[torch.library.Library] = []  # a library lives as long as its object
 
 
@@ -119,9 +119,9 @@ def without_dropout(model: nn.Module) -> nn.Module:
     return model.train()
 
 
-def autocast(device: str, dtype: str) -> torch.autocast:
-    """Under which forward and loss are computed; `dtype` of DTYPES."""
-    return torch.autocast(device, DTYPES[dtype], enabled=DTYPES[dtype] is not None)
+def autocast(device: str, dtype: torch.dtype) -> torch.autocast:
+    """Under which forward and loss are computed; none for float32."""
+    return torch.autocast(device, dtype, enabled=dtype is not torch.float32)
 
 
 def loss_of(outputs: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ def write_truth(options: argparse.Namespace) -> dict:
         start = {"weights": copy.deepcopy(model.state_dict()), "images": x, "labels": labels}
         torch.save(start, options.folder / "start.pt")
         module = without_dropout(Plain(model))
-        with autocast("cpu", options.dtype):
+        with autocast("cpu", DTYPES[options.dtype]):
             own = left_by_a_step(module, x, labels)
         model.load_state_dict(start["weights"])
         module.zero_grad()
@@ -214,7 +214,7 @@ class Trainer:
         public = public_maker(options.model) if stack.public else None
         make, source = public or (lambda: fb.create_model(options.model), f"fast_backbones {fb.__version__}")
         settle()
-        self.device, self.dtype = torch.device(options.device), options.dtype
+        self.device, self.dtype = torch.device(options.device), DTYPES[options.dtype]
         torch.backends.cudnn.benchmark = True
         self.before = self.allocated_kib()
         start = torch.load(options.folder / "start.pt", weights_only=True, mmap=True)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .capture import example_like
 from .optimize import call_of
 from .rules import call_refusal
 from .state import EngineState
@@ -72,7 +73,7 @@ class Part:
             value.requires_grad for value in inputs if isinstance(value, Tensor)
         ):
             return "it records gradients"
-        example = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+        example = example_like(x)
         reason = call_refusal(module, example)
         if reason is not None:
             return reason

@@ -25,9 +25,9 @@ from .guard import ATTRIBUTE
 PLAIN = "_fb_plain_class"  # of an optimized class: the one it was made from
 # Constants of a call are part of a plan's key: by value, so only those that cannot change.
 _FIXED = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
-_MOST_WAYS = 64  # combinations of constants per class; a call with yet another one runs the modules
+_KEPT_WAYS = 1024  # combinations of constants; one that comes back later gets another plan
 
-_classes: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
+_classes: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()  # plain -> optimized
 _lock = threading.RLock()
 
 
@@ -112,24 +112,16 @@ def call_of(model: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, Method
     if not all(isinstance(constant, _FIXED) for constant in constants):
         return None
     kinds = tuple(map(type, constants))  # 1, 1.0 and True are equal
-    method = _method(plain, nesting, tensors[0], constants, kinds)
-    return None if method is None else (x, MethodType(method, model))
+    return x, MethodType(_method(plain, nesting, tensors[0], constants, kinds), model)
 
 
-_ways: dict[Callable[..., Any], dict[Any, Callable[..., Any]]] = {}
-
-
+@functools.lru_cache(_KEPT_WAYS)
 def _method(plain: Callable[..., Any], nesting: Any, place: int, constants: tuple, kinds: tuple) -> Any:
     """forward(model, x) with the constants; the same function for the same ones, as plans are kept by it."""
-    with _lock:
-        ways = _ways.setdefault(plain, {})
-        key = (str(nesting), place, constants, kinds)
-        if key not in ways and len(ways) < _MOST_WAYS:
 
-            def forward(self: nn.Module, x: Tensor) -> Any:
-                leaves = [*constants[:place], x, *constants[place + 1 :]]
-                args, kwargs = pytree.tree_unflatten(leaves, nesting)
-                return plain(self, *args, **kwargs)
+    def forward(self: nn.Module, x: Tensor) -> Any:
+        leaves = [*constants[:place], x, *constants[place + 1 :]]
+        args, kwargs = pytree.tree_unflatten(leaves, nesting)
+        return plain(self, *args, **kwargs)
 
-            ways[key] = forward
-        return ways.get(key)
+    return forward

@@ -133,14 +133,11 @@ def activation(x: Any, name: str) -> Recognised:
     return affine(x, name, activation=name) if is_map_or_rows(x) else None
 
 
-@recognises(aten.relu.default)
-def relu(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    return activation(a["self"], "relu")
+for _name in ("relu", "relu6", "sigmoid", "tanh", "silu", "hardsigmoid", "hardswish"):
 
-
-@recognises(aten.relu6.default)
-def relu6(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    return activation(a["self"], "relu6")
+    @recognises(getattr(aten, _name).default)
+    def _(a: dict[str, Any], result: torch.Tensor, name: str = _name) -> Recognised:
+        return activation(a["self"], name)
 
 
 @recognises(aten.hardtanh.default)
@@ -151,31 +148,6 @@ def hardtanh(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 @recognises(aten.clamp.default)
 def clamp(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     return activation(a["self"], "relu6") if (a["min"], a["max"]) == (0, 6) else None
-
-
-@recognises(aten.sigmoid.default)
-def sigmoid(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    return activation(a["self"], "sigmoid")
-
-
-@recognises(aten.tanh.default)
-def tanh(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    return activation(a["self"], "tanh")
-
-
-@recognises(aten.silu.default)
-def silu(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    return activation(a["self"], "silu")
-
-
-@recognises(aten.hardsigmoid.default)
-def hardsigmoid(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    return activation(a["self"], "hardsigmoid")
-
-
-@recognises(aten.hardswish.default)
-def hardswish(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    return activation(a["self"], "hardswish")
 
 
 @recognises(aten.gelu.default)

@@ -28,6 +28,7 @@ from ..subject import make_model
 from ..train_worker import (
     LEARNING_RATE,
     MOMENTUM,
+    autocast,
     differences,
     left_by_a_step,
     loss_of,
@@ -89,11 +90,8 @@ class Stack:
         self.scaler = torch.amp.GradScaler(x.device.type, enabled=self.dtype is torch.float16)
 
     def forward(self, x: Tensor) -> object:
-        with backend("reference" if self.reference else "auto"), self.autocast():
+        with backend("reference" if self.reference else "auto"), autocast(self.x.device.type, self.dtype):
             return self.call(x)
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.x.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
     def check(self, exact: dict) -> float:
         """The error of the middle tensor of gradients of a first step; leaves the model as it was."""
@@ -110,7 +108,7 @@ class Stack:
     def step(self) -> None:
         self.optimizer.zero_grad()
         with backend("reference" if self.reference else "auto"):
-            with self.autocast():
+            with autocast(self.x.device.type, self.dtype):
                 loss = loss_of(self.call(self.x), self.labels)
             self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
