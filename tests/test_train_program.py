@@ -1,12 +1,8 @@
-"""Backbones in train(): what is fused computes what the modules compute, and steps aside where it must."""
+"""Backbones in train(): what is fused computes what the modules compute. What makes it step aside:
+test_train_program_changes.py."""
 
 import copy
-import functools
-import gc
 import math
-import threading
-import types
-import weakref
 
 import pytest
 import torch
@@ -14,60 +10,23 @@ import torch.nn.functional as F
 from helpers import assert_bit_equal, needs_native, threads
 from model_checks import image
 from torch import nn
-from torch.nn.utils import spectral_norm
+from train_nets import (
+    FAMILIES,
+    X,
+    built,
+    dense_net,
+    net,
+    picture,
+    relative,
+    same_as_modules,
+    step,
+)
 
 import fast_backbones as fb
 from fast_backbones import backbones, engine, kernels
 from fast_backbones.engine import train_concat
 
 pytestmark = needs_native
-
-FAMILIES = {  # name: pixels of the image
-    "alexnet": 96,
-    "bninception": 64,
-    "densenet121": 64,
-    "googlenet": 64,
-    "inception_resnet_v1": 96,
-    "inception_v3": 128,
-    "inception_v4": 140,
-    "lenet5": 32,
-    "mobilenetv1_025": 64,
-    "resnet18": 64,
-    "resnet50": 64,
-    "resnext50_32x4d": 64,
-    "legacy_seresnext26_32x4d": 64,
-    "se_googlenet": 64,
-    "se_mobilenetv1_100": 64,
-    "vgg11_bn": 64,
-    "xception": 48,
-}
-
-
-def built(name: str, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    options = {"aux_logits": False} if name == "inception_v3" else {}  # the head wants 299 pixels
-    return fb.create_model(name, num_classes=10, **options).train().to(memory_format=torch.channels_last)
-
-
-def picture(name: str, n: int = 2, seed: int = 0) -> torch.Tensor:
-    x = image(n, 1 if name == "lenet5" else 3, FAMILIES[name], FAMILIES[name], seed)
-    return x.to(memory_format=torch.channels_last)
-
-
-def step(model: nn.Module, x: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, dict, dict]:
-    """The logits, all gradients, all statistics of one forward and backward; dropout draws the same."""
-    model = copy.deepcopy(model)
-    torch.manual_seed(seed)
-    out = model(x)
-    logits = [out] if isinstance(out, torch.Tensor) else [part for part in out if part is not None]
-    labels = torch.arange(len(x)) % 10
-    sum(F.cross_entropy(part, labels) for part in logits).backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return logits[0].detach(), gradients, dict(model.named_buffers())
-
-
-def relative(a: torch.Tensor, exact: torch.Tensor) -> float:
-    return ((a.double() - exact).norm() / exact.norm().clamp(min=1e-30)).item()
 
 
 def errors_of_a_step(name: str, seed: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -141,56 +100,6 @@ def test_saved_memory_is_less():
         del out, other
 
 
-class Net(backbones.Backbone):
-    """Everything that can be fused, small."""
-
-    __module__ = "fast_backbones.backbones.net"  # others' forwards are not traced
-
-    def __init__(self, **norm):
-        super().__init__(num_classes=5)
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16, **norm)
-        self.conv2 = nn.Conv2d(16, 16, 3, padding=1, groups=4, bias=False)
-        self.bn2 = nn.BatchNorm2d(16, **norm)
-        self.shortcut = nn.Sequential(nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16, **norm))
-        self.relu = nn.ReLU(inplace=True)
-        self.fc = nn.Linear(16, 5)
-        taps = [{"num_chs": 16, "reduction": 1, "module": "shortcut"}]
-        self.finish(taps, backbones._base.classification_cfg("net", classifier="fc"))
-
-    def forward_features(self, x):
-        x = self.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(x))
-        y += self.shortcut(x)
-        return self.relu(y)
-
-    def forward_head(self, x, pre_logits=False):
-        x = x.mean((2, 3))
-        return x if pre_logits else self.fc(x)
-
-
-def net(**norm) -> Net:
-    torch.manual_seed(0)
-    return Net(**norm).train()
-
-
-def same_as_modules(model: nn.Module, x: torch.Tensor) -> None:
-    """The rule of test_gradients..., for a net and an input that leave no doubt about a ReLU."""
-    results = step(model, x)
-    with kernels.backend("reference"):
-        plain, exact = step(model, x), step(copy.deepcopy(model).double(), x.double())
-    for fast, reference, truth in zip(results[1:], plain[1:], exact[1:]):
-        for key, value in truth.items():
-            if value.is_floating_point():
-                error = relative(fast[key], value)
-                assert error <= 2 * relative(reference[key], value) + 2e-6, (key, error)
-            else:
-                assert torch.equal(fast[key], reference[key]), key
-
-
-X = image(4, 3, 9, 11)
-
-
 @pytest.mark.parametrize(
     "norm",
     [
@@ -254,135 +163,6 @@ def test_memory_format_of_gradients_is_kept(layout):
     x = X.clone(memory_format=layout).requires_grad_()
     net().to(memory_format=layout)(x).sum().backward()
     assert x.grad.is_contiguous(memory_format=layout)
-
-
-def test_hooks_of_layers_see_what_they_always_see():
-    model, seen = net(), []
-    for part in (model.bn1, model.relu, model.conv2):
-        part.register_forward_hook(
-            lambda module, args, out: seen.append((type(module).__name__, out.detach().clone()))
-        )
-    assert engine.why_not_fused(model, X) is None
-    model(X)
-    fused, seen[:] = list(seen), []
-    with kernels.backend("reference"):
-        model(X)
-    assert [name for name, _ in fused] == [name for name, _ in seen]
-    for (_, a), (_, b) in zip(fused, seen):
-        torch.testing.assert_close(a, b)
-
-
-def test_a_hook_may_replace_what_a_layer_returns():
-    model = net()
-    model.bn2.register_forward_hook(lambda module, args, out: out * 0 + 1)
-    same_as_modules(model, X)
-
-
-def test_backward_hooks_of_layers_and_blocks():
-    model, seen = net(), []
-    model.relu.inplace = False  # PyTorch refuses the two together
-    model.bn1.register_full_backward_hook(lambda module, grads, outs: seen.append("bn1"))
-    model(X).sum().backward()
-    assert seen == ["bn1"]
-    handle = model.shortcut.register_full_backward_hook(lambda module, grads, outs: seen.append("shortcut"))
-    assert "hooks" in engine.why_not_fused(model, X)
-    model(X).sum().backward()
-    assert seen == ["bn1", "shortcut", "bn1"]
-    handle.remove()
-    assert engine.why_not_fused(model, X) is None
-
-
-def test_a_hook_of_a_block_is_called():
-    model, seen = net(), []
-    model.shortcut.register_forward_hook(lambda *_: seen.append(1))
-    model(X)
-    assert seen == [1]
-
-
-def test_a_hook_may_ask_for_the_gradient_of_what_a_layer_reads():
-    """Of all that read it, as the modules hand the same tensor to each."""
-
-    def gradient(model, x, layer):
-        seen = []
-
-        def look(module, args):
-            args[0].retain_grad()
-            seen.append(args[0])
-
-        layer(model).register_forward_pre_hook(look)
-        model(x).square().sum().backward()
-        return seen[0].grad
-
-    for make, layer in (
-        (net, lambda model: model.shortcut[0]),
-        (dense_net, lambda model: model.norms[2]),
-    ):
-        ours = gradient(make(), X, layer)
-        with kernels.backend("reference"):
-            plain = gradient(make(), X, layer)
-            exact = gradient(make().double(), X.double(), layer)
-        assert relative(ours, exact) <= 2 * relative(plain, exact) + 2e-6
-
-
-def test_a_hook_may_change_what_a_norm_reads():
-    """A concatenation is that norm's own, as the modules make one for each."""
-    model = dense_net()
-
-    def cut(module, args):
-        args[0].data.clamp_(max=0.1)
-
-    model.norms[1].register_forward_pre_hook(cut)
-    same_as_modules(model, X)
-
-
-def test_a_changed_model_is_noticed():
-    model = net()
-    model(X)
-    model.relu = nn.Hardswish()
-    same_as_modules(model, X)
-    model.conv2 = nn.Conv2d(16, 16, 1)
-    same_as_modules(model, X)
-    model.bn1 = nn.GroupNorm(4, 16)
-    same_as_modules(model, X)
-    model.forward_head = lambda x, pre_logits=False: x.sum((1, 2, 3))
-    assert model(X).shape == (4,)
-
-
-def replaced_on_the_model(model):
-    def features(self, x):
-        with torch.no_grad():
-            return type(self).forward_features(self, x)
-
-    model.forward_features = types.MethodType(features, model)
-
-
-def replaced_in_the_class(model, monkeypatch):
-    def head(self, x, pre_logits=False):
-        with torch.no_grad():
-            x = x.mean((2, 3))
-        return self.fc(x)
-
-    monkeypatch.setattr(Net, "forward_head", head)
-
-
-def test_methods_of_others_are_not_traced(monkeypatch):
-    """What they do beside calling on tensors would leave no trace."""
-    for replace in (replaced_on_the_model, functools.partial(replaced_in_the_class, monkeypatch=monkeypatch)):
-        model = net()
-        model(X)
-        replace(model)
-        model(X).sum().backward()
-        assert model.conv1.weight.grad is None and model.fc.weight.grad is not None
-        assert "of its own" in engine.why_not_fused(model, X)
-
-
-def test_the_reference_backend_runs_the_modules():
-    model = net()
-    with kernels.backend("reference"):
-        assert "reference" in engine.why_not_fused(model, X)
-        a = model(X)
-    plain = net().forward_modules(X)
-    assert_bit_equal(a.detach(), plain.detach())
 
 
 def test_threads_do_not_change_the_bits():
@@ -477,145 +257,6 @@ def test_compile_traces_it_whole():
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_other_threads_run_modules_while_one_traces():
-    """torch.fx patches nn.Module for the whole process."""
-    stop, errors = threading.Event(), []
-    layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
-
-    def work():
-        while not stop.is_set():
-            try:
-                layers(X)
-            except Exception as error:
-                errors.append(error)
-                return
-
-    worker = threading.Thread(target=work)
-    worker.start()
-    try:
-        for _ in range(5):
-            assert engine.why_not_fused(built("resnet18"), picture("resnet18")) is None
-    finally:
-        stop.set()
-        worker.join()
-    assert not errors
-
-
-def test_threads_share_the_program_that_one_of_them_makes():
-    model = built("resnet18")
-    workers = [threading.Thread(target=model, args=(picture("resnet18"),)) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert engine.state.EngineState.of(model).programs == 1
-
-
-def test_structures_that_take_turns_are_traced_once():
-    model = net()
-    state = engine.state.EngineState.of(model)
-    for _ in range(3):
-        for frozen in (model.bn1, model.bn2, None):
-            model.train()
-            if frozen is not None:
-                frozen.eval()
-            model(X).sum().backward()
-    assert state.programs == len(state.trained) == 3
-
-
-def test_layers_that_were_replaced_are_let_go():
-    model = net()
-    model(X)
-    old = weakref.ref(model.conv2.weight)
-    model.conv2 = copy.deepcopy(model.conv2)
-    model(X)
-    gc.collect()
-    assert old() is None
-
-
-def test_parameters_that_are_results_are_not_held():
-    """torch.func.functional_call puts them into the model for one call."""
-    model = net()
-    model(X)
-    program = engine.state.EngineState.of(model).trained[0]
-    fast = {name: p * 1 for name, p in model.named_parameters()}
-    torch.func.functional_call(model, fast, (X,)).sum().backward()
-    assert model.conv1.weight.grad is not None
-    alive = weakref.ref(fast["conv1.weight"])
-    del fast
-    gc.collect()
-    assert alive() is None
-    model(X)
-    assert engine.state.EngineState.of(model).trained[0] is program
-
-
-def test_weights_that_hooks_make_anew_are_not_traced_again_and_again():
-    """Those of the older weight_norm, spectral_norm and prune."""
-    model = net()
-    spectral_norm(model.conv2)
-    state = engine.state.EngineState.of(model)
-    for _ in range(3):
-        model(X).sum().backward()
-    assert state.programs <= 1 and "conv2.weight" in engine.why_not_fused(model, X)
-
-
-def test_copies_and_pickles_of_a_model_that_was_trained(tmp_path):
-    model, x = built("mobilenetv1_025"), picture("mobilenetv1_025")
-    model(x)
-    again = copy.deepcopy(model)
-    torch.save(model, tmp_path / "model.pt")
-    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
-    for other in (again, loaded):
-        assert_bit_equal(other(x).detach(), copy.deepcopy(model)(x).detach())
-
-
-def test_a_model_is_freed_when_nobody_holds_it():
-    model = net()
-    gc.collect()
-    gc.disable()
-    try:
-        model(X).sum().backward()
-        alive = weakref.ref(model)
-        del model
-        assert alive() is None
-    finally:
-        gc.enable()
-
-
-class Dense(backbones.Backbone):
-    """Concatenations that grow, and one place where two grow out of the same."""
-
-    __module__ = "fast_backbones.backbones.dense"
-
-    def __init__(self):
-        super().__init__(num_classes=5)
-        self.stem = nn.Conv2d(3, 8, 1)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in (8, 12, 16, 16, 20))
-        self.convs = nn.ModuleList(nn.Conv2d(c, 4, 3, padding=1) for c in (8, 12, 12, 16))
-        self.fc = nn.Linear(36, 5)
-        taps = [{"num_chs": 36, "reduction": 1, "module": "convs"}]
-        self.finish(taps, backbones._base.classification_cfg("dense", classifier="fc"))
-
-    def forward_features(self, x):
-        x = self.stem(x)
-        a = self.convs[0](F.relu(self.norms[0](torch.cat([x], 1))))
-        two = F.relu(self.norms[1](torch.cat([x, a], 1)))
-        b, c = self.convs[1](two), self.convs[2](two)
-        d = self.convs[3](F.relu(self.norms[2](torch.cat([x, a, b], 1))))
-        left = self.norms[3](torch.cat([x, a, c], 1))
-        right = self.norms[4](torch.cat([x, a, b, d], 1))
-        return torch.cat([left, right], 1)
-
-    def forward_head(self, x, pre_logits=False):
-        x = x.mean((2, 3))
-        return x if pre_logits else self.fc(x)
-
-
-def dense_net() -> Dense:
-    torch.manual_seed(0)
-    return Dense().train()
-
-
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_growing_concatenations(layout):
     model, x = dense_net().to(memory_format=layout), X.contiguous(memory_format=layout)
@@ -679,72 +320,6 @@ def test_defaults_for_new_tensors_do_not_matter(default):
     assert_bit_equal(found.detach(), expected.detach())
 
 
-class Foreign(nn.Module):
-    """A block that does what no trace shows."""
-
-    def __init__(self, norm):
-        super().__init__()
-        self.norm = norm
-        self.calls = 0
-
-    def forward(self, x):
-        self.calls += 1
-        with torch.no_grad():
-            return self.norm(x)
-
-
-def test_blocks_of_others_are_called_as_they_are():
-    model = net()
-    model.bn1 = Foreign(model.bn1)
-    assert engine.why_not_fused(model, X) is None
-    for _ in range(2):
-        model(X).sum().backward()
-    assert model.bn1.calls == 2 and model.bn1.norm.weight.grad is None and model.conv1.weight.grad is None
-    same_as_modules(model, X)
-
-
-def test_models_of_others_run_their_modules():
-    class Mine(Net):
-        pass
-
-    assert "Mine is not one of this library's" in engine.why_not_fused(Mine().train(), X)
-
-
-def test_hooks_of_layers_of_ours_are_called():
-    model, seen = fb.create_model("mobilenetv1_025", pad_type="same").train(), []
-    x = picture("mobilenetv1_025")
-    assert engine.why_not_fused(model, x) is None
-    handle = model.conv_stem.register_forward_hook(lambda *_: seen.append(1))
-    model(x)
-    assert seen == [1]
-    handle.remove()
-    model.conv_stem.register_full_backward_hook(lambda *_: seen.append(2))
-    model(x.requires_grad_()).sum().backward()
-    assert seen == [1, 2]
-
-
-def test_global_backward_hooks_are_called():
-    seen = []
-    handle = nn.modules.module.register_module_full_backward_hook(
-        lambda module, *_: seen.append(type(module).__name__)
-    )
-    try:
-        model, x = built("lenet5"), picture("lenet5")  # nothing in place, which PyTorch refuses beside these
-        assert "global" in engine.why_not_fused(model, x)
-        model(x).sum().backward()
-    finally:
-        handle.remove()
-    assert seen.count("Conv2d") >= 2
-
-
-def test_inference_mode_and_empty_batches_run_the_modules():
-    model, x = built("densenet121"), picture("densenet121")
-    with torch.inference_mode():
-        assert "inference mode" in engine.why_not_fused(model, x)
-        assert model(x).shape == (2, 10)
-    assert "empty" in engine.why_not_fused(model, x[:0])
-
-
 def test_named_padding_and_weights_with_channels_last():
     model = net()
     model.conv2 = nn.Conv2d(16, 16, 3, padding="same", groups=16, bias=False)
@@ -754,15 +329,6 @@ def test_named_padding_and_weights_with_channels_last():
     with kernels.backend("reference"):
         expected = [tap.stride() for tap in copy.deepcopy(model)(x)]
     assert [tap.stride() for tap in model(x)] == expected
-
-
-def test_a_model_that_changes_at_every_call_stops_being_traced():
-    model = net()
-    for i in range(engine.state.MAX_PROGRAMS + 2):
-        model.drop_rate = i / 1000
-        model(X)
-    assert "changes too often" in engine.why_not_fused(model, X)
-    same_as_modules(model, X)
 
 
 @pytest.mark.parametrize("name, least", [("resnet18", 8), ("googlenet", 27), ("densenet121", 58)])

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_as_accurate, assert_equal, generator, needs_native
 from model_checks import image
-from test_train_program import Dense, X, built, net, picture, relative
 from torch import Tensor, nn
+from train_nets import Dense, X, built, net, picture, relative
 
 from fast_backbones import engine, kernels
 from fast_backbones.engine import train_concat

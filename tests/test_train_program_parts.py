@@ -16,8 +16,8 @@ from helpers import generator, needs_native
 from helpers import one_thread as one_thread
 from model_checks import image, trained
 from network_parts import Part, parts_of
-from test_train_program import FAMILIES
 from torch import Tensor, nn
+from train_nets import FAMILIES
 
 import fast_backbones as fb
 from fast_backbones import engine, kernels
