@@ -14,6 +14,9 @@ import fast_backbones as fb
 
 THREADS = 2
 GLIBC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
+RESIDENT = 1 << 30  # bytes that no test need give back
+
+_kept = RESIDENT
 
 
 def pytest_report_header(config):
@@ -31,6 +34,12 @@ def pytest_report_header(config):
     ]
 
 
+def pytest_collection_finish():
+    """What is imported by now stays: collections need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter):
     """What tests say they covered: kernels, configs, targets."""
     found = [pair for report in terminalreporter.getreports("passed") for pair in report.user_properties]
@@ -44,11 +53,14 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def memory_given_back():
-    """What tests have freed goes back to the system: glibc keeps it in pieces, gigabytes of them."""
+    """What tests have freed goes back to the system: glibc keeps it in pieces, gigabytes of them. Collecting
+    takes a second by then, so only when half a gigabyte has come since the last time."""
+    global _kept
     yield
-    if GLIBC_TRIM is not None and resident_bytes() > 3 << 29:
+    if GLIBC_TRIM is not None and resident_bytes() > _kept + (1 << 29):
         gc.collect()
         GLIBC_TRIM(0)
+        _kept = max(RESIDENT, resident_bytes())
 
 
 def resident_bytes():

@@ -20,7 +20,7 @@ def main(capability, *models):
     launches = []
     for dtype in (torch.bfloat16, torch.float32):
         for name in models:
-            launches += ahead.distinct(ahead.launches_of(name, 2, dtype, EXACT, False), "config")
+            launches += ahead.distinct(ahead.launches_of(name, 2, dtype, [EXACT], False), "config")
     pretend(capability)
 
     def call(launch):

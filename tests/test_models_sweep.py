@@ -28,6 +28,8 @@ QUICK = {
     "se_inception_resnet_v2": 107, "se_mobilenetv1_100": 64,
     "inception_resnet_v1, embedding": 107, "mobilenetv1_025, same": 64, "legacy_xception, same": 64,
 }  # fmt: skip
+# Large, and made of what others have.
+LARGE = {"se_inception_resnet_v2"}
 # These read a fixed number of pixels: another size is an error in the reference, too.
 FIXED_SIZE = {"lenet5", "lenet5_1998", "alexnet_2012"}
 # Squashing functions and square roots: no arithmetic of theirs is exact.
@@ -97,7 +99,11 @@ def compare(model, x, what):
         assert_as_accurate(a, b, d, f"{what} output {level}")
 
 
-@pytest.mark.parametrize("name", QUICK)
+def quick(names):
+    return [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in names]
+
+
+@pytest.mark.parametrize("name", quick(QUICK))
 def test_family_is_as_accurate_as_pytorch(name):
     model = build(name)
     x = image(model, 2, (QUICK[name] + 3, QUICK[name] + 2) if name not in FIXED_SIZE else None)
@@ -106,7 +112,7 @@ def test_family_is_as_accurate_as_pytorch(name):
     compare(as_taps(name, model), x, f"{name} taps")
 
 
-@pytest.mark.parametrize("name", [n for n in QUICK if n not in INEXACT])
+@pytest.mark.parametrize("name", quick(n for n in QUICK if n not in INEXACT))
 def test_family_is_exact_on_integers(name):
     """Bit for bit what float64 modules compute: one wrong index in the network changes the result."""
     model = integers_in(build(name), seed=1)

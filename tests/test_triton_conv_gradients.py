@@ -106,7 +106,8 @@ def test_integers_to_the_bit(case, dtype, record_property):
 @pytest.mark.parametrize("dtype", QUICK, ids=ids)
 @pytest.mark.parametrize("kind", ["depthwise", "grouped"])
 def test_at_most_twice_pytorchs_error(kind, dtype):
-    cases = [case for case in CASES if case.is_depthwise == (kind == "depthwise")]
+    some = CASES[::2] if DEVICE == "cpu" else CASES  # the interpreter takes seconds for each
+    cases = [case for case in some if case.is_depthwise == (kind == "depthwise")]
     found, plain, exact = {}, {}, {}
     for number, case in enumerate(cases):
         tensors = [t.to(dtype) for t in case.tensors(reals, 10 * number)]

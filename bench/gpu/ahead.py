@@ -16,10 +16,11 @@ What has been compiled lies in Triton's cache, where a GPU of the same kind find
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,10 +74,10 @@ class Compiled:
         return found
 
 
-def launch_list(
-    name: str, batch: int, dtype: torch.dtype, allowed: Arithmetic = EXACT
-) -> launches.LaunchList:
-    """Of a model's plan, on tensors without memory."""
+def launch_lists(
+    name: str, batch: int, dtype: torch.dtype, allowed: Iterable[Arithmetic] = (EXACT,)
+) -> Iterator[launches.LaunchList]:
+    """Of a model's plan, on tensors without memory; one for each arithmetic."""
     model = fb.create_model(name).eval().to(dtype)
     size = model.default_cfg["input_size"]
     x = torch.empty(batch, *size, dtype=dtype).contiguous(memory_format=torch.channels_last)
@@ -84,24 +85,30 @@ def launch_list(
         plan = state.make_for_gpu(state.trace(model, plain_of(model), x, launches.refusal))
     tensors = dict(rules.named_tensors(model))
     weights = launches.DeviceWeights.of(tensors, dtype, torch.device("meta"))
-    return launches.LaunchList(plan, weights, x.to("meta"), Tensors(tensors), allowed=allowed)
+    for one in allowed:
+        yield launches.LaunchList(plan, weights, x.to("meta"), Tensors(tensors), allowed=one)
 
 
-def launches_of(name: str, batch: int, dtype: torch.dtype, allowed: Arithmetic, tiles: bool) -> list[Launch]:
+def launches_of(
+    name: str, batch: int, dtype: torch.dtype, allowed: Iterable[Arithmetic], tiles: bool
+) -> list[Launch]:
     """Triton's of a model's plan. tiles: all that fb.tune may choose, too."""
-    made = launch_list(name, batch, dtype, allowed)
-    found = [bound.launch for bound in made.bound]
-    if tiles:
-        found += [
-            made.bind(step, way, tile).launch
-            for step in made.plan.steps
-            for way, tile in made.options(step)
-            if way == _gpu.TRITON
-        ]
+    found = []
+    for made in launch_lists(name, batch, dtype, allowed):
+        found += [bound.launch for bound in made.bound]
+        if tiles:
+            found += [
+                made.bind(step, way, tile).launch
+                for step in made.plan.steps
+                for way, tile in made.options(step)
+                if way == _gpu.TRITON
+            ]
     return [launch for launch in found if isinstance(launch, Launch)]
 
 
-def training_launches_of(name: str, batch: int, dtype: torch.dtype, allowed: Arithmetic) -> list[Launch]:
+def training_launches_of(
+    name: str, batch: int, dtype: torch.dtype, allowed: Iterable[Arithmetic] = (EXACT,)
+) -> list[Launch]:
     """Triton's of a training step, forward and backward, on tensors without memory. Filters and maps are of
     the type, norms float32, as under autocast."""
     with torch.device("meta"):
@@ -114,14 +121,18 @@ def training_launches_of(name: str, batch: int, dtype: torch.dtype, allowed: Ari
     if not isinstance(program, train_program.Program):
         raise RuntimeError(f"{name}: {program.reason}")
     conv = torch.backends.cudnn.conv
-    before, conv.fp32_precision = conv.fp32_precision, "tf32" if allowed.convolutions else "ieee"
-    try:
-        with _gpu_training.recorded() as found, backend("gpu"):
-            outputs = program(x)
-            logits = [outputs] if isinstance(outputs, torch.Tensor) else [y for y in outputs if y is not None]
-            sum(y.sum() for y in logits).backward()
-    finally:
-        conv.fp32_precision = before
+    before = conv.fp32_precision
+    with _gpu_training.recorded() as found, backend("gpu"):
+        try:
+            for one in allowed:
+                conv.fp32_precision = "tf32" if one.convolutions else "ieee"
+                outputs = program(x)
+                logits = (
+                    [outputs] if isinstance(outputs, torch.Tensor) else [y for y in outputs if y is not None]
+                )
+                sum(y.sum() for y in logits if y is not None).backward()
+        finally:
+            conv.fp32_precision = before
     return found
 
 
@@ -209,21 +220,14 @@ def main() -> None:
     todo: list[tuple[Launch, int, str]] = []
     configs: set[Hashable] = set()
     for dtype in options.dtype:
-        for tf32 in options.tf32 if dtype == "float32" else ["neither"]:
-            how = DTYPES[dtype], TF32[tf32]
-            every = [
-                launch
-                for name in options.models
-                for batch in options.batch
-                for launch in (
-                    training_launches_of(name, batch, *how)
-                    if options.training
-                    else launches_of(name, batch, *how, options.tiles)
-                )
-            ]
-            configs |= {(dtype, *config(launch)) for launch in every}
-            found = distinct(every, options.each)
-            todo += [(launch, target, dtype) for launch in found for target in options.target]
+        allowed = [TF32[tf32] for tf32 in (options.tf32 if dtype == "float32" else ["neither"])]
+        every: list[Launch] = []
+        for name, batch in itertools.product(options.models, options.batch):
+            how = name, batch, DTYPES[dtype], allowed
+            every += training_launches_of(*how) if options.training else launches_of(*how, options.tiles)
+        configs |= {(dtype, *config(launch)) for launch in every}
+        found = distinct(every, options.each)
+        todo += [(launch, target, dtype) for launch in found for target in options.target]
     rows: list[Compiled] = []
     for row in compile_each(todo, options.jobs):
         rows.append(row)

@@ -37,7 +37,7 @@ def parser(prog: str, about: str | None, models: Sequence[str] | None = None) ->
 
 def rehearsal(name: str, batch: int, dtype: str) -> str:
     """A row without a GPU: the plan, every launch and every other way, on tensors without memory."""
-    found = ahead.launch_list(name, batch, DTYPES[dtype])
+    (found,) = ahead.launch_lists(name, batch, DTYPES[dtype])
     options = sum(len(found.options(bound.step)) for bound in found.bound)
     return f"{name} batch {batch} {dtype}: {len(found.bound)} launches ready, {options} ways to compute them"
 

@@ -219,7 +219,7 @@ def markdown(results: dict) -> str:
 
 def rehearsal(name: str, batch: int, dtype: str) -> str:
     """A row without a GPU: the launches of a step, on tensors without memory."""
-    found = ahead.training_launches_of(name, batch, DTYPES[dtype], ahead.EXACT)
+    found = ahead.training_launches_of(name, batch, DTYPES[dtype])
     return f"{name} batch {batch} {dtype}: {len(found)} launches of a training step ready"
 
 
