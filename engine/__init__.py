@@ -26,7 +26,7 @@ from .explain import Explanation, plan_summary
 from .explain import explain as _explain
 from .gpu_choices import tune as _tune_on_gpu
 from .launches import LaunchList
-from .optimize import call_of, is_optimized, plain_class, swap_back, swap_class
+from .optimize import call_of, plain_class, swap_back, swap_class
 from .plan import Plan
 from .rules import call_refusal, training_call_refusal
 from .run_cuda import CudaRunner
@@ -162,11 +162,12 @@ def tune(
         return _tune(model, usual_strides(x), plain_of(model), rounds, again, progress)
 
 
-def optimize_(model: nn.Module) -> nn.Module:
+def optimize_(model: nn.Module, *, dynamic_batch: bool = True) -> nn.Module:
     """Let any convolutional network use plans in eval(), in place, as the backbones of this library do.
 
     Calls with one image tensor [N, C, H, W] among their arguments (in lists, tuples and dicts, too), beside
-    numbers, strings and None, run the plan for its shape; the first call with a shape makes it. What the
+    numbers, strings and None, run the plan for its shape; the first call with a shape makes it. Of batches of
+    2 and more the first two are captured, and plans for all others made from that in milliseconds. What the
     engine has no kernel for runs through PyTorch inside the plan. Everything else runs the modules as before:
     `why_not(model, x)` is the reason, and where it is about the network (a forward that looks at values,
     say), a warning says it once. In train() the modules run.
@@ -177,6 +178,9 @@ def optimize_(model: nn.Module) -> nn.Module:
 
     Args:
         model: any nn.Module. One that is optimized already, or a backbone of this library, stays as it is.
+        dynamic_batch: False captures the forward for each batch anew. That is for a forward that asks for its
+            batch in ways that PyTorch's symbolic sizes do not see, `f"{x.shape[0]}"` or `type(x.shape[0])`;
+            comparisons and arithmetic they see. An optimized model takes the new setting.
     Returns: the model.
     Raises TypeError for what is no nn.Module, and for modules of TorchScript and torch.compile.
     """
@@ -185,8 +189,8 @@ def optimize_(model: nn.Module) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule) or type(model).__name__ == "OptimizedModule":
         kind = type(model).__name__
         raise TypeError(f"optimize_: model is a {kind}, whose code is fixed: optimize what it was made from")
-    if not is_optimized(model) and not hasattr(model, "forward_modules"):
-        swap_class(model, _optimized_forward)
+    if not hasattr(model, "forward_modules"):
+        swap_class(model, _optimized_forward, dynamic_batch)
     return model
 
 

@@ -1,8 +1,9 @@
 """torch.compile(model, backend="fast_backbones"): graphs that Dynamo finds run by plans where there is one.
 
 Dynamo hands over a graph of PyTorch calls with the parameters among its inputs. Those become the parameters
-of a small module; what is left, one image and sizes, is what a plan is made for. A graph without a plan (no
-image or several, gradients) runs as it is, or goes to inductor.
+of a small module; what is left, one image and sizes, is what a plan is made for. Sizes that are the image's
+own, as Dynamo's symbols are, the module reads from it: so one capture serves all batches. A graph without a
+plan (no image or several, gradients) runs as it is, or goes to inductor.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def fast_backbones(
     if fallback not in FALLBACKS:
         raise ValueError(f"backend fast_backbones: fallback is {fallback!r}, expected one of {FALLBACKS}")
     fixed = [i for i, value in enumerate(inputs) if _is_fixed(value)]
-    part = Part(graph, fixed, len(inputs))
+    part = Part(graph, fixed, len(inputs), sizes_among(graph))
     reason = part.refusal([v.node.hint if isinstance(v, torch.SymInt) else v for v in inputs])
     if reason is None:
         return part
@@ -55,12 +56,27 @@ def _is_fixed(value: Any) -> bool:
     return isinstance(value, nn.Parameter) or getattr(value, "_dynamo_static_input_type", None) is not None
 
 
+Sizes = dict[int, tuple[int, int]]  # an input that is a number: the input whose size it is, and the axis
+
+
+def sizes_among(graph: torch.fx.GraphModule) -> Sizes:
+    """By the examples that Dynamo leaves in its graph. It checks that its symbols are these sizes."""
+    examples = [node.meta.get("example_value") for node in graph.graph.nodes if node.op == "placeholder"]
+    axes: dict[Any, tuple[int, int]] = {}
+    for i, value in enumerate(examples):
+        for axis, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+            if isinstance(size, torch.SymInt):
+                axes.setdefault(size.node.expr, (i, axis))
+    symbols = {i: v.node.expr for i, v in enumerate(examples) if isinstance(v, torch.SymInt)}
+    return {i: axes[symbol] for i, symbol in symbols.items() if symbol in axes}
+
+
 class Part:
     """A compiled graph: called with all inputs, in their order. Keeps a module for each set of parameters."""
 
-    def __init__(self, graph: torch.fx.GraphModule, fixed: list[int], count: int) -> None:
-        self.graph, self.fixed = graph, fixed
-        self.free = [i for i in range(count) if i not in set(fixed)]
+    def __init__(self, graph: torch.fx.GraphModule, fixed: list[int], count: int, sizes: Sizes) -> None:
+        self.graph, self.fixed, self.sizes = graph, fixed, sizes
+        self.free = [i for i in range(count) if i not in {*fixed, *sizes}]
         self.modules: dict[tuple[int, ...], Graph] = {}
 
     def refusal(self, inputs: Sequence[Any]) -> str | None:
@@ -93,7 +109,7 @@ class Part:
         if module is None:
             if len(self.modules) >= MOST_MODULES:
                 self.modules.pop(next(iter(self.modules)))
-            module = self.modules[key] = Graph(self.graph, self.fixed, self.free, tensors)
+            module = self.modules[key] = Graph(self.graph, self.fixed, self.free, self.sizes, tensors)
         return module
 
     def __call__(self, *inputs: Any) -> Any:
@@ -104,13 +120,18 @@ class Part:
 
 
 class Graph(nn.Module):
-    """A graph with its parameters, called with the other inputs."""
+    """A graph with its parameters, called with the image and with numbers that are not its sizes."""
 
     def __init__(
-        self, graph: torch.fx.GraphModule, fixed: list[int], free: list[int], tensors: list[Tensor]
+        self,
+        graph: torch.fx.GraphModule,
+        fixed: list[int],
+        free: list[int],
+        sizes: Sizes,
+        tensors: list[Tensor],
     ) -> None:
         super().__init__()
-        self.graph, self.fixed, self.free = graph, fixed, free
+        self.graph, self.fixed, self.free, self.sizes = graph, fixed, free, sizes
         for i, tensor in zip(fixed, tensors, strict=True):
             if isinstance(tensor, nn.Parameter):
                 self.register_parameter(f"input_{i}", tensor)
@@ -121,4 +142,5 @@ class Graph(nn.Module):
     def forward(self, *free: Any) -> Any:
         inputs = dict(zip(self.free, free, strict=True))
         inputs |= {i: getattr(self, f"input_{i}") for i in self.fixed}
+        inputs |= {i: inputs[image].shape[axis] for i, (image, axis) in self.sizes.items()}
         return self.graph(*(inputs[i] for i in range(len(inputs))))

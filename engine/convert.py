@@ -1,4 +1,4 @@
-"""From an exported ATen program to a Graph: recognise what has a kernel, make in-place operations functional.
+"""From a captured program to a Graph: recognise what has a kernel, make in-place operations functional.
 
 In-place calls (`relu_`, `add_`) become their functional twins, and whoever reads the tensor afterwards reads
 the result. That is right as long as nobody looks at the same memory through another tensor; if somebody does,
@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from .capture import PREFIX, Uncapturable
 from .graph import Call, Graph, Live, Node, leaves, map_leaves
+from .program import PREFIX, Facts, Instruction, Program, Result, Uncapturable
 from .recognise import RECOGNISERS
 
 aten = torch.ops.aten
@@ -31,91 +31,90 @@ BY_STRIDES = {"aten::as_strided", "aten::as_strided_", "aten::as_strided_copy", 
 DROPOUTS = {"aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::feature_alpha_dropout"}
 
 
-def convert(exported: Any) -> Graph:
-    """The Graph of an ExportedProgram. Raises Uncapturable when its meaning cannot be kept."""
-    return _Converter(exported).run()
+def convert(program: Program) -> Graph:
+    """Raises Uncapturable when the meaning of the program cannot be kept."""
+    return _Converter(program).run()
 
 
 NARROW = (torch.bfloat16, torch.float16)
 
 
 class _Converter:
-    def __init__(self, exported: Any) -> None:
-        self.exported = exported
-        self.fx_nodes = list(exported.graph.nodes)
-        self.position = {node: number for number, node in enumerate(self.fx_nodes)}
-        self.value: dict[Any, Any] = {}  # fx node -> Node, Live or constant
+    def __init__(self, program: Program) -> None:
+        self.program, self.instructions = program, program.instructions
+        self.value: dict[int, Any] = {}  # position -> Node, Live or constant
         self.nodes: list[Node] = []
-        self.memory = _Memory(self.fx_nodes)
+        self.memory = _Memory(program)
         self.weight_shapes: dict[Live, tuple[int, ...]] = {}
         self.computed: dict[str, Call] = {}
         self.narrow: torch.dtype | None = None  # the 16-bit type that the model computes in
 
     def run(self) -> Graph:
         source = self.placeholders()
-        for position, fx_node in enumerate(self.fx_nodes):
-            if fx_node.op == "call_function":
-                self.call(position, fx_node)
-            elif fx_node.op not in ("placeholder", "output"):
-                raise Uncapturable(f"the exported graph holds a {fx_node.op} node ({fx_node.target})")
+        for position, instruction in enumerate(self.instructions):
+            if instruction.op == "call_function":
+                self.call(position, instruction)
+            elif instruction.op not in ("placeholder", "output"):
+                raise Uncapturable(f"the exported graph holds a {instruction.op} node ({instruction.target})")
         outputs = self.outputs()
-        spec = self.exported.call_spec.out_spec
-        shown = any(self.memory.is_input(node) for node in self.returned())
+        shown = any(self.memory.is_input(r.position) for r in self.returned() if isinstance(r, Result))
+        spec = self.program.out_spec
         return Graph(self.nodes, source, outputs, spec, computed=self.computed, shows_input=shown)
 
     def placeholders(self) -> Node:
-        signature = self.exported.graph_signature
         source = None
-        for fx_node, spec in zip([n for n in self.fx_nodes if n.op == "placeholder"], signature.input_specs):
-            kind = spec.kind.name
-            if kind in ("PARAMETER", "BUFFER"):
-                live = Live(spec.target.removeprefix(PREFIX))
-                self.value[fx_node] = live
-                self.weight_shapes[live] = tuple(fx_node.meta["val"].shape)
-            elif kind == "USER_INPUT" and source is None:
-                source = self.node(fx_node, "input", "input", [], {})
+        for position, instruction in enumerate(self.instructions):
+            if instruction.op != "placeholder":
+                continue
+            if instruction.kind in ("PARAMETER", "BUFFER"):
+                live = Live(instruction.target.removeprefix(PREFIX))
+                self.value[position] = live
+                self.weight_shapes[live] = instruction.result.shape
+            elif instruction.kind == "USER_INPUT" and source is None:
+                source = self.node(position, "input", "input", [], {})
             else:
-                raise Uncapturable(f"{spec.target} is a tensor, but neither input, parameter nor buffer")
+                raise Uncapturable(
+                    f"{instruction.target} is a tensor, but neither input, parameter nor buffer"
+                )
         if source is None:
             raise Uncapturable("the model has no tensor input")
         return source
 
     def returned(self) -> list[Any]:
-        """The fx nodes that are returned."""
-        return [item for item in self.fx_nodes[-1].args[0] if isinstance(item, torch.fx.Node)]
+        return list(self.instructions[-1].args[0])
 
     def outputs(self) -> list[Any]:
-        if any(spec.kind.name != "USER_OUTPUT" for spec in self.exported.graph_signature.output_specs):
+        if not self.program.only_returns:
             raise Uncapturable("the forward changes a buffer or its input")
-        returned = [self.read(item) for item in self.fx_nodes[-1].args[0]]
+        returned = [self.read(item) for item in self.returned()]
         if any(isinstance(item, Live) for item in returned):
             raise Uncapturable("the model returns one of its parameters")
         return returned
 
-    def node(self, fx_node: Any, op: str, name: str, inputs: list[Node], attrs: dict[str, Any]) -> Node:
+    def node(self, position: int, op: str, name: str, inputs: list[Node], attrs: dict[str, Any]) -> Node:
         roles = attrs.pop("roles", ("x",)) if op != "aten" else ("x",) * len(inputs)
         node = Node(op, name, inputs, attrs, roles=roles)
-        result = fx_node.meta.get("val")
-        if isinstance(result, torch.Tensor):
-            node.shape, node.stride, node.dtype = tuple(result.shape), tuple(result.stride()), result.dtype
+        result = self.instructions[position].result
+        if isinstance(result, Facts):
+            node.shape, node.stride, node.dtype = result.shape, result.stride, result.dtype
             if op == "input":
                 self.narrow = result.dtype if result.dtype in NARROW else None
             if result.dtype is self.narrow:  # recognised and fused as if it were float32
                 node.dtype, node.narrow = torch.float32, self.narrow
         self.nodes.append(node)
-        self.value[fx_node] = node
+        self.value[position] = node
         return node
 
     def read(self, item: Any) -> Any:
-        return self.value[item] if isinstance(item, torch.fx.Node) else item
+        return self.value[item.position] if isinstance(item, Result) else item
 
-    def call(self, position: int, fx_node: Any) -> None:
-        target = fx_node.target
-        args, kwargs = map_leaves(list(fx_node.args), self.read), map_leaves(dict(fx_node.kwargs), self.read)
+    def call(self, position: int, instruction: Instruction) -> None:
+        target = instruction.target
+        args, kwargs = map_leaves(instruction.args, self.read), map_leaves(instruction.kwargs, self.read)
         if not isinstance(target, torch._ops.OpOverload):
             if target is not operator.getitem:
                 raise Uncapturable(f"the exported graph calls {getattr(target, '__name__', target)}")
-            return self.aten(fx_node, target, args, kwargs)
+            return self.aten(position, target, args, kwargs)
         name = target._schema.name
         if name in CHECKS:
             return None
@@ -123,37 +122,37 @@ class _Converter:
             raise Uncapturable(f"{name} reads memory by strides that are not the same in a plan")
         written = written_argument(target)
         if written is not None:
-            target = self.functional(position, fx_node, target, written)
+            target = self.functional(position, target, written)
+        if target is aten.view.default:  # eager's strides allow the view, the ones in the arena may not
+            target = aten.reshape.default
         bound = {key: self.as_live(value) for key, value in bind(target, args, kwargs).items()}
         bound["weight_shape"] = self.weight_shapes.get(bound.get("weight"))  # type: ignore[arg-type]
         bound |= {"shapes": self.weight_shapes, "computed": self.computed}
         recogniser = RECOGNISERS.get(target)
-        result = fx_node.meta.get("val")
-        found = recogniser(bound, result) if recogniser and isinstance(result, torch.Tensor) else None
+        result = instruction.result
+        found = recogniser(bound, result) if recogniser and isinstance(result, Facts) else None
         if found is None or not self.image_by_image(result, found[1]):
-            self.aten(fx_node, target, args, kwargs)
+            self.aten(position, target, args, kwargs)
         else:
             op, inputs, attrs = found
             if op in RETURNING:
                 attrs = {**attrs, "target": target, "args": args, "kwargs": kwargs}
-            node = self.node(fx_node, op, module_name(fx_node), inputs, attrs)
+            node = self.node(position, op, instruction.module, inputs, attrs)
             if name in DROPOUTS:  # of a fake tensor they give a dense copy
                 node.stride = inputs[0].stride
         if written is not None:  # whoever holds the tensor that was written to sees the result from here on
-            for same in self.memory.same_tensor(fx_node.args[written]):
+            for same in self.memory.same_tensor(instruction.args[written].position):
                 if same in self.value:
-                    self.value[same] = self.value[fx_node]
+                    self.value[same] = self.value[position]
         return None
 
-    def aten(self, fx_node: Any, target: Any, args: Any, kwargs: Any) -> None:
+    def aten(self, position: int, target: Any, args: Any, kwargs: Any) -> None:
         inputs = [leaf for leaf in leaves([args, kwargs]) if isinstance(leaf, Node)]
-        name = module_name(fx_node) or str(fx_node.name)
-        if target is aten.view.default:  # eager's strides allow the view, the ones in the arena may not
-            target = aten.reshape.default
-        node = self.node(fx_node, "aten", name, inputs, {"target": target, "args": args, "kwargs": kwargs})
-        self.note_constant(fx_node, node)
+        name = self.instructions[position].module or self.instructions[position].name
+        node = self.node(position, "aten", name, inputs, {"target": target, "args": args, "kwargs": kwargs})
+        self.note_constant(position, node)
 
-    def note_constant(self, fx_node: Any, node: Node) -> None:
+    def note_constant(self, position: int, node: Node) -> None:
         """Remember what depends on parameters alone: a layer may use it as its weight, packed once.
 
         Its name is the expression itself, so that equal names mean equal values in every plan of the model.
@@ -162,8 +161,8 @@ class _Converter:
         random = torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
         if node.dtype is not torch.float32 or random or target is operator.getitem:
             return
-        group = self.memory.group(fx_node)
-        if any(written_argument(user.target) is not None for other in group for user in other.users):
+        users = (user for other in self.memory.group(position) for user in self.program.users[other])
+        if any(written_argument(self.instructions[user].target) is not None for user in users):
             return
         args, kwargs = map_leaves([args, kwargs], self.as_live)
         if any(isinstance(leaf, Node) for leaf in leaves([args, kwargs])):
@@ -174,7 +173,7 @@ class _Converter:
         self.computed[live.name] = (target, args, kwargs)
         self.weight_shapes[live] = node.shape or ()
 
-    def image_by_image(self, result: torch.Tensor, inputs: list[Node]) -> bool:
+    def image_by_image(self, result: Facts, inputs: list[Node]) -> bool:
         """Whether the first dimension is the batch: kernels take as many images as the model was given."""
         batch = (self.nodes[0].shape or ())[:1]
         return all(tuple(shape or ())[:1] == batch for shape in (result.shape, *(n.shape for n in inputs)))
@@ -182,78 +181,80 @@ class _Converter:
     def as_live(self, value: Any) -> Any:
         return value.attrs.get("constant", value) if isinstance(value, Node) and value.op == "aten" else value
 
-    def functional(self, position: int, fx_node: Any, target: Any, written: int) -> Any:
+    def functional(self, position: int, target: Any, written: int) -> Any:
         """The twin of an in-place operation, once it is sure that nobody can tell the difference."""
-        base = fx_node.args[written] if written < len(fx_node.args) else None
+        args = self.instructions[position].args
+        base = args[written] if written < len(args) else None
         name = target._schema.name
-        if not isinstance(base, torch.fx.Node) or not isinstance(self.value[base], Node):
+        if not isinstance(base, Result) or not isinstance(self.read(base), Node):
             raise Uncapturable(f"{name} writes to a parameter or buffer")
-        if self.value[base].op == "input" or self.memory.is_input(base):
+        if self.read(base).op == "input" or self.memory.is_input(base.position):
             raise Uncapturable(f"{name} writes to the model's input")
-        same = set(self.memory.same_tensor(base)) | {fx_node}
-        for other in self.memory.group(base):
-            earlier = self.position[other] < position  # a later view is made from the result
-            if earlier and other not in same and any(self.position[user] > position for user in other.users):
-                raise Uncapturable(f"{name} writes to memory that {other.name} shows through another tensor")
+        same = {*self.memory.same_tensor(base.position), position}
+        for other in self.memory.group(base.position):
+            read_later = any(user > position for user in self.program.users[other])
+            if other < position and other not in same and read_later:  # a later view is made from the result
+                shown = self.instructions[other].name
+                raise Uncapturable(f"{name} writes to memory that {shown} shows through another tensor")
         packet = getattr(aten, name.removeprefix("aten::").removesuffix("_"), None)
         twin = getattr(packet, target._overloadname, None)
-        given = leaves(map_leaves(list(fx_node.args), self.read))
+        given = leaves(map_leaves(args, self.read))
         dtypes = {leaf.dtype for leaf in given if isinstance(leaf, Node)}
-        if not name.endswith("_") or twin is None or dtypes != {self.value[base].dtype}:
+        if not name.endswith("_") or twin is None or dtypes != {self.read(base).dtype}:
             raise Uncapturable(f"{name} works in place and has no plain twin here")
         return twin
 
 
 class _Memory:
-    """Which fx nodes may show the same memory: what schemas say, and what the fake tensors share."""
+    """Which results, by position, may show the same memory: by schemas, and by what fake tensors share."""
 
-    def __init__(self, fx_nodes: list[Any]) -> None:
-        self.parent = {node: node for node in fx_nodes}
-        self.object = {node: node for node in fx_nodes}  # in-place calls return what they were given
-        storages: dict[int, Any] = {}
-        for node in fx_nodes:
-            result = node.meta.get("val")
-            for tensor in leaves(result):
-                if isinstance(tensor, torch.Tensor):
-                    key = tensor.untyped_storage()._cdata
-                    self.join(node, storages.setdefault(key, node))
-            if node.op == "call_function":
-                self.read_schema(node)
-        self.groups: dict[Any, list[Any]] = {}
-        for node in fx_nodes:
-            self.groups.setdefault(self.root(node), []).append(node)
+    def __init__(self, program: Program) -> None:
+        self.instructions = program.instructions
+        self.parent = list(range(len(self.instructions)))
+        self.object = list(self.parent)  # in-place calls return what they were given
+        storages: dict[int, int] = {}
+        for position, instruction in enumerate(self.instructions):
+            for facts in instruction.tensors():
+                self.join(position, storages.setdefault(facts.storage, position))
+            if instruction.op == "call_function":
+                self.read_schema(position, instruction)
+        self.groups: dict[int, list[int]] = {}
+        for position in range(len(self.instructions)):
+            self.groups.setdefault(self.root(position), []).append(position)
 
-    def read_schema(self, node: Any) -> None:
-        if node.target is operator.getitem:
-            return self.join(node, node.args[0])
-        schema = node.target._schema
-        written = written_argument(node.target)
-        if written is not None and written < len(node.args):
-            self.object[node] = self.object[node.args[written]]
+    def read_schema(self, position: int, instruction: Instruction) -> None:
+        if instruction.target is operator.getitem:
+            return self.join(position, instruction.args[0].position)
+        if not isinstance(instruction.target, torch._ops.OpOverload):
+            return None  # `call` refuses it
+        schema = instruction.target._schema
+        written = written_argument(instruction.target)
+        if written is not None and written < len(instruction.args):
+            base = instruction.args[written]
+            self.object[position] = self.object[base.position] if isinstance(base, Result) else position
         returns_input = schema.name in DROPOUTS or any(r.alias_info is not None for r in schema.returns)
-        for position, argument in enumerate(schema.arguments[: len(node.args)]):
-            given = node.args[position]
+        for argument, given in zip(schema.arguments, instruction.args):
             may_alias = argument.alias_info is not None or schema.name in DROPOUTS
-            if isinstance(given, torch.fx.Node) and returns_input and may_alias:
-                self.join(node, given)
+            if isinstance(given, Result) and returns_input and may_alias:
+                self.join(position, given.position)
         return None
 
-    def root(self, node: Any) -> Any:
-        while self.parent[node] is not node:
-            node = self.parent[node]
-        return node
+    def root(self, position: int) -> int:
+        while self.parent[position] != position:
+            position = self.parent[position]
+        return position
 
-    def join(self, a: Any, b: Any) -> None:
+    def join(self, a: int, b: int) -> None:
         self.parent[self.root(a)] = self.root(b)
 
-    def group(self, node: Any) -> list[Any]:
-        return self.groups[self.root(node)]
+    def group(self, position: int) -> list[int]:
+        return self.groups[self.root(position)]
 
-    def same_tensor(self, node: Any) -> list[Any]:
-        return [other for other in self.group(node) if self.object[other] is self.object[node]]
+    def same_tensor(self, position: int) -> list[int]:
+        return [other for other in self.group(position) if self.object[other] == self.object[position]]
 
-    def is_input(self, node: Any) -> bool:
-        return any(other.op == "placeholder" for other in self.group(node))
+    def is_input(self, position: int) -> bool:
+        return any(self.instructions[other].op == "placeholder" for other in self.group(position))
 
 
 def _text(value: Any) -> str:
@@ -274,10 +275,3 @@ def bind(target: Any, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]
     bound.update(zip(bound, args))
     bound.update(kwargs)
     return bound
-
-
-def module_name(fx_node: Any) -> str:
-    """The path of the innermost module that made this call: "layer1.0.conv1"."""
-    stack = fx_node.meta.get("nn_module_stack")
-    path = str(list(stack.values())[-1][0]) if stack else ""
-    return path.split("@")[0].removeprefix(PREFIX.rstrip(".")).removeprefix(".")

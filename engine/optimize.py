@@ -23,11 +23,13 @@ from torch.utils import _pytree as pytree
 from .guard import ATTRIBUTE
 
 PLAIN = "_fb_plain_class"  # of an optimized class: the one it was made from
+DYNAMIC = "_fb_dynamic_batch"  # of an optimized class: whether one capture may serve all batches
 # Constants of a call are part of a plan's key: by value, so only those that cannot change.
 _FIXED = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
 _KEPT_WAYS = 1024  # combinations of constants; one that comes back later gets another plan
 
-_classes: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()  # plain -> optimized
+# From the plain class, and whether one capture may serve all batches, to the optimized class.
+_classes: weakref.WeakValueDictionary[tuple[type, bool], type] = weakref.WeakValueDictionary()
 _lock = threading.RLock()
 
 
@@ -40,9 +42,17 @@ def is_optimized(model: nn.Module) -> bool:
     return PLAIN in vars(type(model))
 
 
-def swap_class(model: nn.Module, forward: Callable[..., Any]) -> None:
+def has_dynamic_batch(model: nn.Module) -> bool:
+    """Whether one capture may serve all batches."""
+    return getattr(type(model), DYNAMIC, True)
+
+
+def swap_class(model: nn.Module, forward: Callable[..., Any], dynamic_batch: bool = True) -> None:
     """Give the model the class whose forward is `forward(model, *args, **kwargs)` around that of its own."""
-    model.__class__ = _class_of(type(model), forward)
+    if is_optimized(model) and has_dynamic_batch(model) != dynamic_batch:
+        swap_back(model)
+    if not is_optimized(model):
+        model.__class__ = _class_of(type(model), forward, dynamic_batch)
 
 
 def swap_back(model: nn.Module) -> None:
@@ -56,19 +66,19 @@ def swap_back(model: nn.Module) -> None:
         )
 
 
-def _class_of(cls: type[nn.Module], around: Callable[..., Any]) -> type[nn.Module]:
+def _class_of(cls: type[nn.Module], around: Callable[..., Any], dynamic_batch: bool) -> type[nn.Module]:
     with _lock:
-        found = _classes.get(cls)
+        found = _classes.get((cls, dynamic_batch))
         if found is None:
 
             @functools.wraps(cls.forward)
             def forward(self, *args, **kwargs):
                 return around(self, *args, **kwargs)
 
-            own = {PLAIN: cls, "forward": forward, "__doc__": cls.__doc__}
+            own = {PLAIN: cls, DYNAMIC: dynamic_batch, "forward": forward, "__doc__": cls.__doc__}
             own |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
             own |= {"__reduce_ex__": _reduce, "__copy__": _copy, "__deepcopy__": _deepcopy}
-            found = _classes[cls] = type.__new__(type(cls), cls.__name__, (cls,), own)
+            found = _classes[cls, dynamic_batch] = type.__new__(type(cls), cls.__name__, (cls,), own)
         return found
 
 

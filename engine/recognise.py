@@ -18,11 +18,12 @@ import torch
 
 from .borders import Padding, padding_of
 from .graph import Live, Node
+from .program import Facts
 from .recipes import Fixed, Norm, Recipe, Vector, scaling
 
 aten = torch.ops.aten
 Recognised = tuple[str, list[Node], dict[str, Any]] | None
-RECOGNISERS: dict[Any, Callable[[dict[str, Any], torch.Tensor], Recognised]] = {}
+RECOGNISERS: dict[Any, Callable[[dict[str, Any], Facts], Recognised]] = {}
 
 
 def recognises(*targets: Any) -> Callable[[Any], Any]:
@@ -91,7 +92,7 @@ def padding(a: dict[str, Any]) -> Padding:
 
 
 @recognises(aten.conv2d.default, aten.conv2d.padding)
-def conv2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def conv2d(a: dict[str, Any], result: Facts) -> Recognised:
     if not (is_map(a["input"]) and isinstance(a["weight"], Live) and known_tensors(a["bias"])):
         return None
     attrs = {
@@ -103,7 +104,7 @@ def conv2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 
 
 @recognises(aten.linear.default)
-def linear(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def linear(a: dict[str, Any], result: Facts) -> Recognised:
     if not (is_map(a["input"], 2) and isinstance(a["weight"], Live) and known_tensors(a["bias"])):
         return None
     recipe = Recipe(a["weight"].name, name_of(a["bias"]))
@@ -120,7 +121,7 @@ def affine(x: Node, label: str, *maps: Any, activation: str = "none", **others: 
 
 
 @recognises(aten.batch_norm.default)
-def batch_norm(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def batch_norm(a: dict[str, Any], result: Facts) -> Recognised:
     stats = (a["running_mean"], a["running_var"])
     known = all(isinstance(s, Live) for s in stats) and known_tensors(a["weight"], a["bias"])
     if a["training"] or not known or not is_map_or_rows(a["input"]):
@@ -136,27 +137,27 @@ def activation(x: Any, name: str) -> Recognised:
 for _name in ("relu", "relu6", "sigmoid", "tanh", "silu", "hardsigmoid", "hardswish"):
 
     @recognises(getattr(aten, _name).default)
-    def _(a: dict[str, Any], result: torch.Tensor, name: str = _name) -> Recognised:
+    def _(a: dict[str, Any], result: Facts, name: str = _name) -> Recognised:
         return activation(a["self"], name)
 
 
 @recognises(aten.hardtanh.default)
-def hardtanh(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def hardtanh(a: dict[str, Any], result: Facts) -> Recognised:
     return activation(a["self"], "relu6") if (a["min_val"], a["max_val"]) == (0, 6) else None
 
 
 @recognises(aten.clamp.default)
-def clamp(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def clamp(a: dict[str, Any], result: Facts) -> Recognised:
     return activation(a["self"], "relu6") if (a["min"], a["max"]) == (0, 6) else None
 
 
 @recognises(aten.gelu.default)
-def gelu(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def gelu(a: dict[str, Any], result: Facts) -> Recognised:
     return activation(a["self"], "gelu" if a["approximate"] == "none" else "gelu_tanh")
 
 
 @recognises(aten.add.Tensor)
-def add(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def add(a: dict[str, Any], result: Facts) -> Recognised:
     left, right, alpha = a["self"], a["other"], a["alpha"]
     if not is_map_or_rows(left):
         return None
@@ -172,14 +173,14 @@ def add(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 
 
 @recognises(aten.sub.Tensor)
-def sub(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def sub(a: dict[str, Any], result: Facts) -> Recognised:
     if not (is_map_or_rows(a["self"]) and is_number(a["other"])):
         return None
     return affine(a["self"], "sub", Fixed(shift=(-float(a["other"] * a["alpha"]),)))
 
 
 @recognises(aten.mul.Tensor)
-def mul(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def mul(a: dict[str, Any], result: Facts) -> Recognised:
     left, right = a["self"], a["other"]
     if is_map_or_rows(left) and is_number(right):
         return affine(left, "mul", Fixed((float(right),)))
@@ -191,7 +192,7 @@ def mul(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 
 
 @recognises(aten.div.Tensor)
-def div(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def div(a: dict[str, Any], result: Facts) -> Recognised:
     if isinstance(a["other"], Node):
         return normalized(a["self"], a["other"])
     if not (is_map_or_rows(a["self"]) and is_number(a["other"]) and a["other"] != 0):
@@ -224,7 +225,7 @@ def normalized(x: Any, divisor: Any) -> Recognised:
 
 
 @recognises(aten.sum.dim_IntList)
-def squared_distances(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def squared_distances(a: dict[str, Any], result: Facts) -> Recognised:
     """sum((unsqueeze(x, 1) - centers)^2, 2) of rows [N, C] and a tensor of the model, [K, C]."""
     if a["dim"] not in ([2], [-1]) or a["keepdim"] or a["dtype"] is not None:
         return None
@@ -246,7 +247,7 @@ def squared_distances(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 
 
 @recognises(aten.max_pool2d.default)
-def max_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def max_pool2d(a: dict[str, Any], result: Facts) -> Recognised:
     kernel = pair(a["kernel_size"])
     if not is_map(a["self"]) or pair(a["dilation"]) != (1, 1):
         return None
@@ -256,7 +257,7 @@ def max_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 
 
 @recognises(aten.avg_pool2d.default)
-def avg_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def avg_pool2d(a: dict[str, Any], result: Facts) -> Recognised:
     if not is_map(a["self"]):
         return None
     kernel, padding, divisor = pair(a["kernel_size"]), pair(a["padding"]), a["divisor_override"]
@@ -271,7 +272,7 @@ def avg_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 
 
 @recognises(aten.adaptive_avg_pool2d.default)
-def adaptive_avg_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def adaptive_avg_pool2d(a: dict[str, Any], result: Facts) -> Recognised:
     if not is_map(a["self"]):
         return None
     size = tuple(result.shape[2:])
@@ -284,7 +285,7 @@ def adaptive_avg_pool2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 
 
 @recognises(aten.mean.dim)
-def mean(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def mean(a: dict[str, Any], result: Facts) -> Recognised:
     if not is_map(a["self"]) or not a["dim"] or a["dtype"] is not None:
         return None
     spatial = sorted(d % 4 for d in a["dim"]) == [2, 3]
@@ -295,7 +296,7 @@ def mean(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 
 
 @recognises(aten.cat.default)
-def cat(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def cat(a: dict[str, Any], result: Facts) -> Recognised:
     parts = a["tensors"]
     if not all(map(is_map, parts)) or a["dim"] % 4 != 1:
         return None
@@ -303,7 +304,7 @@ def cat(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 
 
 @recognises(aten.slice.Tensor)
-def slice_channels(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def slice_channels(a: dict[str, Any], result: Facts) -> Recognised:
     if not is_map(a["self"]) or a["dim"] % 4 != 1 or a["step"] != 1:
         return None
     channels = a["self"].channels
@@ -312,7 +313,7 @@ def slice_channels(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 
 
 @recognises(aten.pad.default, aten.constant_pad_nd.default)
-def pad(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def pad(a: dict[str, Any], result: Facts) -> Recognised:
     x, border = a["self"], list(a["pad"])
     if not is_map(x) or a.get("mode", "constant") != "constant":
         return None
@@ -324,7 +325,7 @@ def pad(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 
 @recognises(aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.dims,
             aten.unsqueeze.default)  # fmt: skip
-def flatten(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def flatten(a: dict[str, Any], result: Facts) -> Recognised:
     x, shape = a["self"], tuple(result.shape)
     if is_map(x, 2) and shape == (*x.shape, 1, 1):
         return "flatten", [x], {}
@@ -337,18 +338,18 @@ def flatten(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 
 
 @recognises(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
-def dropout(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def dropout(a: dict[str, Any], result: Facts) -> Recognised:
     idle = not a["train"] and isinstance(a["input"], Node)
     return ("identity", [a["input"]], {}) if idle else None
 
 
 @recognises(aten.alias.default, aten.detach.default, aten.clone.default, aten.contiguous.default)
-def same_value(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def same_value(a: dict[str, Any], result: Facts) -> Recognised:
     return ("identity", [a["self"]], {}) if isinstance(a["self"], Node) else None
 
 
 @recognises(aten.to.dtype, aten.to.device, aten.to.dtype_layout)
-def to(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+def to(a: dict[str, Any], result: Facts) -> Recognised:
     if not isinstance(a["self"], Node):
         return None
     held = a["self"].narrow or a["self"].dtype

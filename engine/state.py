@@ -19,15 +19,17 @@ from torch import Tensor, nn
 
 from ..kernels import _ext
 from . import launches, rules
+from .batches import Family
 from .candidates import Choices, Refusal
-from .capture import Uncapturable, capture
 from .convert import convert
 from .fuse import fuse
 from .graph import Graph, Node
 from .guard import ATTRIBUTE, Guard
 from .locks import ForkSafeLock
 from .lower import lower
+from .optimize import has_dynamic_batch
 from .plan import Plan
+from .program import Uncapturable
 from .recipes import Tensors, filter_names
 from .run_cpu import STALE, ArenaPool, Runner
 from .run_cuda import CudaRunner
@@ -38,10 +40,12 @@ from .train_program import Program, Unprogrammed, containers, hooked_among, make
 from .weights import WeightStore
 
 MAX_PLANS = 32  # a plan is less than 1 MB: plans of a model share its packed weights and arenas
+MAX_FAMILIES = 32  # kinds of images, each in batches of any size
 MAX_PROGRAMS = 64  # of train(): a model that changes more often runs its modules
 KEPT_PROGRAMS = 4  # for structures that take turns, as of a stage that is in eval() now and then
 MAX_FAILURES = 4  # shapes that cannot be captured before the model is taken for one that cannot
-FREE_CAPTURES = 64  # from then on one in CALLS_PER_CAPTURE calls may capture, which costs many forwards
+FREE_CAPTURES = 64  # from then on one in CALLS_PER_CAPTURE calls may capture, which costs many forwards;
+# plans for another batch of what is captured already are not counted
 CALLS_PER_CAPTURE = 16
 
 _build_lock = ForkSafeLock()  # one plan at a time, in the whole process
@@ -54,6 +58,12 @@ def key_of(plain: MethodType, x: Tensor) -> Key:
     """What a plan is made for, besides the model. The precision comes last."""
     kind = x.dtype if x.is_cpu else (x.dtype, x.device)
     return tuple(x.shape), x.stride(), kind, plain.__func__, allowed_precision(x)
+
+
+def family_of(key: Key) -> Key:
+    """What plans for different batches have in common."""
+    shape, stride, kind, function, _ = key
+    return shape[1:], stride[1:], kind, function
 
 
 def allowed_precision(x: Tensor) -> str | launches.Arithmetic:
@@ -94,6 +104,7 @@ class EngineState:
         self.store: WeightStore | None = None
         self.runners = Runners()
         self.arenas = ArenaPool()
+        self.families: OrderedDict[Key, Family] = OrderedDict()  # the least recently used first
         self.failures: dict[Key, str] = {}
         self.choices: Choices = {}  # what fb.tune has measured
         self.warned = False
@@ -206,14 +217,26 @@ class EngineState:
             return rules.GRAD
         if key in self.runners:
             return self.runners[key]
-        hesitation = self._hesitation(key)
+        family = self.family(model, key)
+        known = family.knows(x.shape[0])
+        hesitation = self._hesitation(key, known)
         if hesitation is not None:
             return hesitation
-        self.captures += 1
+        self.captures += not known
         try:
-            return self._add(key, trace(model, plain, x, launches.refusal if x.is_cuda else None))
+            return self._add(key, trace(model, plain, x, launches.refusal if x.is_cuda else None, family))
         except Uncapturable as error:
             return self._failed(model, key, str(error))
+
+    def family(self, model: nn.Module, key: Key) -> Family:
+        """Of the plan for `key` and those for other batches."""
+        with _build_lock:
+            name = family_of(key)
+            family = self.families.setdefault(name, Family(has_dynamic_batch(model)))
+            self.families.move_to_end(name)
+            while len(self.families) > MAX_FAMILIES:
+                self.families.popitem(last=False)
+            return family
 
     def _add(self, key: Key, traced: Traced) -> AnyRunner:
         """The plan for this key. Raises Uncapturable."""
@@ -243,13 +266,13 @@ class EngineState:
                 self.store = WeightStore(self.guard.native, Tensors(self.guard.aliases))
                 self._add(key, traced)
 
-    def _hesitation(self, key: Key) -> str | None:
-        """Why this call gets no plan now."""
+    def _hesitation(self, key: Key, known: bool) -> str | None:
+        """Why this call gets no plan now. known: whether it is captured already, for another batch."""
         if key in self.failures:
             return self.failures[key]
         if len(self.failures) >= MAX_FAILURES and not self.runners:
             return next(iter(self.failures.values()))
-        if self.captures < max(FREE_CAPTURES, self.calls // CALLS_PER_CAPTURE):
+        if known or self.captures < max(FREE_CAPTURES, self.calls // CALLS_PER_CAPTURE):
             return None
         return (
             f"{self.captures} plans in {self.calls} calls: shapes or attributes of the model change too often"
@@ -282,7 +305,7 @@ class EngineState:
             for key, runner in runners.items():
                 kept[key] = self._bound(runner.plan, key, guard, store)
         else:
-            self.failures = {}
+            self.failures, self.families = {}, OrderedDict()
         # Who still finds an old plan asks the guard that it was made under, which says no.
         self.refusal, self.store, self.runners, self.guard = refusal, store, kept, guard
 
@@ -303,14 +326,23 @@ class Traced:
     seconds: dict[str, float]
 
 
-def trace(model: nn.Module, plain: MethodType, x: Tensor, refusal: Refusal | None = None) -> Traced:
-    """Capture and fuse. refusal: of the kernels that will run it, the native library's if None. Raises
-    Uncapturable."""
+def trace(
+    model: nn.Module,
+    plain: MethodType,
+    x: Tensor,
+    refusal: Refusal | None = None,
+    family: Family | None = None,
+) -> Traced:
+    """Capture and fuse. Raises Uncapturable.
+
+    refusal: of the kernels that will run it, the native library's if None. family: knows what was captured
+    of this forward with other batches.
+    """
     with _build_lock:
         start = perf_counter()
-        exported = capture(model, plain, x)
+        program = (family or Family()).program(model, plain, x)
         captured = perf_counter()
-        graph = convert(exported)
+        graph = convert(program)
         if x.dtype is not torch.float32:
             check_results(graph)
         if x.is_cuda:
