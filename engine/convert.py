@@ -14,7 +14,7 @@ import torch
 
 from .capture import PREFIX, Uncapturable
 from .graph import Call, Graph, Live, Node, leaves, map_leaves
-from .recognise import RECOGNISERS
+from .recognise import RECOGNISERS, piece
 
 aten = torch.ops.aten
 
@@ -115,7 +115,7 @@ class _Converter:
         if not isinstance(target, torch._ops.OpOverload):
             if target is not operator.getitem:
                 raise Uncapturable(f"the exported graph calls {getattr(target, '__name__', target)}")
-            return self.aten(fx_node, target, args, kwargs)
+            return self.item(fx_node, target, args, kwargs)
         name = target._schema.name
         if name in CHECKS:
             return None
@@ -143,6 +143,24 @@ class _Converter:
             for same in self.memory.same_tensor(fx_node.args[written]):
                 if same in self.value:
                     self.value[same] = self.value[fx_node]
+        return None
+
+    def item(self, fx_node: Any, target: Any, args: Any, kwargs: Any) -> None:
+        """One of several results: of a split some channels of its input, without the list in between."""
+        pieces, result = fx_node.args[0].meta.get("val"), fx_node.meta.get("val")
+        found = None
+        if isinstance(result, torch.Tensor) and result.dim() == 4:
+            found = piece(args[0], args[1], [part.shape[1] for part in pieces])
+        if found is None or not self.image_by_image(result, found[1]):
+            return self.aten(fx_node, target, args, kwargs)
+        op, (source,), attrs = found
+        start = attrs["start"]
+        call = {
+            "target": aten.slice.Tensor,
+            "args": [source, 1, start, start + result.shape[1]],
+            "kwargs": {},
+        }
+        self.node(fx_node, op, module_name(fx_node), [source], {**attrs, **call})
         return None
 
     def aten(self, fx_node: Any, target: Any, args: Any, kwargs: Any) -> None:

@@ -63,10 +63,13 @@ def is_gate(node: Any, of: Node) -> bool:
 
 
 def is_per_channel(value: Any, of: Node, a: dict[str, Any]) -> bool:
-    """A parameter, or something computed from parameters, with one number per channel of a map or of rows."""
+    """A parameter, or something computed from parameters, with one number per channel of a map or of rows, or
+    with one number for all."""
     shape = a["shapes"].get(value) if isinstance(value, Live) else None
+    if shape is None or len(shape) > len(of.shape or ()):
+        return False
     tail = (of.channels, *(1,) * (len(of.shape or ()) - 2))
-    return shape in (tail, (1, *tail))
+    return shape in (tail, (1, *tail)) or all(size == 1 for size in shape)
 
 
 def known_tensors(*tensors: Any) -> bool:
@@ -158,6 +161,8 @@ def gelu(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 @recognises(aten.add.Tensor)
 def add(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     left, right, alpha = a["self"], a["other"], a["alpha"]
+    if isinstance(left, Live) and alpha == 1:
+        left, right = right, left
     if not is_map_or_rows(left):
         return None
     if is_number(right):
@@ -173,14 +178,34 @@ def add(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 
 @recognises(aten.sub.Tensor)
 def sub(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    if not (is_map_or_rows(a["self"]) and is_number(a["other"])):
+    left, right, alpha = a["self"], a["other"], a["alpha"]
+    if not is_map_or_rows(left):
         return None
-    return affine(a["self"], "sub", Fixed(shift=(-float(a["other"] * a["alpha"]),)))
+    if is_number(right):
+        return affine(left, "sub", Fixed(shift=(-float(right * alpha),)))
+    if not is_float(right) or left.shape != right.shape:
+        return None
+    return affine(right, "sub", Fixed((-float(alpha),)), residual=left)
+
+
+@recognises(aten.rsub.Scalar)
+def rsub(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    """A number minus x."""
+    if not is_map_or_rows(a["self"]):
+        return None
+    return affine(a["self"], "rsub", Fixed((-float(a["alpha"]),), (float(a["other"]),)))
+
+
+@recognises(aten.neg.default)
+def neg(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    return affine(a["self"], "neg", Fixed((-1.0,))) if is_map_or_rows(a["self"]) else None
 
 
 @recognises(aten.mul.Tensor)
 def mul(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     left, right = a["self"], a["other"]
+    if isinstance(left, Live):
+        left, right = right, left
     if is_map_or_rows(left) and is_number(right):
         return affine(left, "mul", Fixed((float(right),)))
     if is_map_or_rows(left) and is_per_channel(right, left, a):
@@ -302,13 +327,25 @@ def cat(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     return "cat", list(parts), {"roles": ("x",) * len(parts)}
 
 
-@recognises(aten.slice.Tensor)
+@recognises(aten.slice.Tensor, aten.narrow.default)
 def slice_channels(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    if not is_map(a["self"]) or a["dim"] % 4 != 1 or a["step"] != 1:
+    if not is_map(a["self"]) or a["dim"] % 4 != 1 or a.get("step", 1) != 1 or not result.shape[1]:
         return None
     channels = a["self"].channels
     start = min(max(0, (a["start"] or 0) + (channels if (a["start"] or 0) < 0 else 0)), channels)
     return "slice", [a["self"]], {"start": start}
+
+
+SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+
+
+def piece(pieces: Any, number: int, sizes: list[int]) -> Recognised:
+    """getitem(split(x, ..., dim 1), number): some channels of x. sizes: the channels of all pieces."""
+    found = arguments(pieces, *SPLITS)
+    if found is None or len(found) != 3 or not is_map(found[0]) or found[2] % 4 != 1 or not sizes[number]:
+        return None
+    number %= len(sizes)
+    return "slice", [found[0]], {"start": sum(sizes[:number])}
 
 
 @recognises(aten.pad.default, aten.constant_pad_nd.default)

@@ -98,7 +98,7 @@ class _Builder:
 
     def reads_memory(self, node: Node) -> bool:
         """Whether this reader wants its input as a kernel would."""
-        return node.op in ("cat", "flatten") or self.chosen[node][0] != "aten"
+        return node.op in ("cat", "flatten", "slice") or self.chosen[node][0] != "aten"
 
     def step(self, node: Node, kernel: str, params: Params, said: list[str]) -> None:
         inputs = [self.id[source] for source in node.inputs]

@@ -15,6 +15,7 @@
     make_separable        depthwise, 1x1                             separable_conv2d
     pool_after_conv       average pool of stride 1, 1x1              1x1 to fewer channels, pool + bias
     merge_siblings        1x1 convolutions of one input              one convolution and its slices
+    show_slices           slices, split, chunk                       nothing: views of the map's bytes
     write_into_slices     cat                                        nothing: producers write their slice
 
 A rewrite happens only if nobody else reads what disappears, and only if the library has a kernel of the same
@@ -30,7 +31,7 @@ from collections.abc import Callable
 
 from ..candidates import Refusal
 from ..graph import Graph
-from .concat import write_into_slices
+from .concat import show_slices, write_into_slices
 from .epilogue import fuse_epilogues
 from .identity import drop_identity
 from .patterns import find_response_norms, map_input_channels
@@ -47,7 +48,7 @@ Rewrite = Callable[[Graph, Kernels], int]
 REWRITES: tuple[Rewrite, ...] = (
     drop_identity, find_response_norms, map_input_channels, fold_padding, flatten_into_linear, fuse_tail,
     fuse_epilogues, squeeze_before_conv, fuse_epilogues, fuse_prologues, make_separable, pool_after_conv,
-    merge_siblings, write_into_slices,
+    merge_siblings, show_slices, write_into_slices,
 )  # fmt: skip
 
 

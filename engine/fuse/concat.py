@@ -26,6 +26,18 @@ def write_into_slices(graph: Graph, kernels: Kernels) -> int:
     return len(cats)
 
 
+def show_slices(graph: Graph, kernels: Kernels) -> int:
+    """Some channels of a map are a view of its bytes; of the caller's image they stay calls."""
+    slices = [n for n in graph.nodes if n.op == "slice" and n.inside is None]
+    for node in slices:
+        source = node.inputs[0]
+        if source.op == "input":
+            node.op = "aten"
+        else:
+            node.inside = (source, node.attrs["start"])
+    return sum(node.op == "slice" for node in slices)
+
+
 def resolve(node: Node) -> tuple[Node, int]:
     """The node that owns the bytes, and the first channel in them."""
     channel = 0
