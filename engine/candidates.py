@@ -282,6 +282,16 @@ def response_candidates(node: Node) -> Iterator[Candidate]:
     yield "local_response_norm", {**sizes, "k": sizes["c"], **node.attrs["formula"]}, ""
 
 
+def shuffle_candidates(node: Node) -> Iterator[Candidate]:
+    sizes = input_params(node)
+    yield "channel_shuffle", {**sizes, "k": sizes["c"], "groups": node.attrs["groups"]}, ""
+
+
+def layer_norm_candidates(node: Node) -> Iterator[Candidate]:
+    sizes = input_params(node)
+    yield "layer_norm", {**sizes, "k": sizes["c"], "eps": node.attrs["eps"]}, ""
+
+
 def l2_candidates(node: Node) -> Iterator[Candidate]:
     sizes = input_params(node)
     yield "l2_normalize", {**sizes, "k": sizes["c"], "eps": node.attrs["eps"]}, ""
@@ -301,6 +311,8 @@ BY_OP: dict[str, Callable[[Node], Iterator[Candidate]]] = {
     "avg_pool2d": avg_pool_candidates,
     "global_avg_pool": global_pool_candidates,
     "local_response_norm": response_candidates,
+    "shuffle": shuffle_candidates,
+    "layer_norm": layer_norm_candidates,
     "l2_normalize": l2_candidates,
     "squared_distances": distance_candidates,
 }

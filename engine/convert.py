@@ -24,7 +24,7 @@ CHECKS = {
     "aten::sym_constrain_range_for_size",
 }  # fmt: skip
 # A rewrite of fuse/ either gives these a meaning or makes them ATen calls again.
-RETURNING = {"identity", "flatten", "slice", "pad", "cat"}
+RETURNING = {"identity", "flatten", "slice", "pad", "cat", "layer_norm"}
 # What they mean depends on how their argument lies in memory.
 BY_STRIDES = {"aten::as_strided", "aten::as_strided_", "aten::as_strided_copy", "aten::as_strided_scatter"}
 # In eval mode these return their input itself, which their schema does not say.
@@ -61,7 +61,7 @@ class _Converter:
         outputs = self.outputs()
         spec = self.exported.call_spec.out_spec
         shown = any(self.memory.is_input(node) for node in self.returned())
-        return Graph(self.nodes, source, outputs, spec, computed=self.computed, shows_input=shown)
+        return Graph(self.nodes, source, outputs, spec, self.computed, shown, self.weight_shapes)
 
     def placeholders(self) -> Node:
         signature = self.exported.graph_signature

@@ -201,11 +201,17 @@ def neg(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     return affine(a["self"], "neg", Fixed((-1.0,))) if is_map_or_rows(a["self"]) else None
 
 
+def unexpanded(value: Any) -> Any:
+    """A gate, of what was expanded to the size of a map."""
+    given = arguments(value, aten.expand_as.default, aten.expand.default)
+    one_pixel = given is not None and is_map(given[0]) and given[0].pixels == 1
+    return given[0] if one_pixel and given[0].channels == value.channels else value
+
+
 @recognises(aten.mul.Tensor)
 def mul(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     left, right = a["self"], a["other"]
-    if isinstance(left, Live):
-        left, right = right, left
+    left, right = (right, left) if isinstance(left, Live) else (unexpanded(left), unexpanded(right))
     if is_map_or_rows(left) and is_number(right):
         return affine(left, "mul", Fixed((float(right),)))
     if is_map_or_rows(left) and is_per_channel(right, left, a):
@@ -215,6 +221,19 @@ def mul(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     return affine(right, "gate", gate=left) if is_gate(left, right) else None
 
 
+@recognises(aten.addcmul.default)
+def addcmul(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    """shift + x * scale, of parameters and a map."""
+    x, scale = a["tensor2"], a["tensor1"]
+    if isinstance(x, Live):
+        x, scale = scale, x
+    if a["value"] != 1 or not is_map_or_rows(x) or not is_per_channel(scale, x, a):
+        return None
+    if not is_per_channel(a["self"], x, a):
+        return None
+    return affine(x, "addcmul", Vector(scale=scale.name, shift=a["self"].name))
+
+
 @recognises(aten.div.Tensor)
 def div(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     if isinstance(a["other"], Node):
@@ -222,6 +241,20 @@ def div(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     if not (is_map_or_rows(a["self"]) and is_number(a["other"]) and a["other"] != 0):
         return None
     return affine(a["self"], "div", Fixed((1.0 / float(a["other"]),)))
+
+
+@recognises(aten.layer_norm.default)
+def layer_norm(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    """Over the last dimension: the channels of rows; of a permuted map, if a rewrite finds it (pixels.py)."""
+    x, weight, bias = a["input"], a["weight"], a["bias"]
+    if not is_map_or_rows(x) or not known_tensors(weight, bias):
+        return None
+    channels = x.shape[-1]
+    if list(a["normalized_shape"]) != [channels]:
+        return None
+    given = weight is not None or bias is not None
+    recipe = scaling(channels, Vector(name_of(weight), name_of(bias))) if given else None
+    return "layer_norm", [x], {"recipe": recipe, "eps": float(a["eps"])}
 
 
 # ---- several calls that are one ----
@@ -363,6 +396,8 @@ def pad(a: dict[str, Any], result: torch.Tensor) -> Recognised:
             aten.unsqueeze.default)  # fmt: skip
 def flatten(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     x, shape = a["self"], tuple(result.shape)
+    if is_map(x, 3):  # rows[:, :, None, None]
+        x = (arguments(x, aten.unsqueeze.default) or (x,))[0]
     if is_map(x, 2) and shape == (*x.shape, 1, 1):
         return "flatten", [x], {}
     if not is_map(x):

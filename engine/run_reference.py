@@ -162,6 +162,12 @@ def local_response_norm(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> T
     return F.local_response_norm(inputs["x"], f["size"], f["alpha"], f["beta"], f["offset"])
 
 
+def layer_norm(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
+    last = inputs["x"].movedim(1, -1)
+    y = F.layer_norm(last, last.shape[-1:], *parts.get("weight", (None, None)), a["eps"])
+    return y.movedim(-1, 1)
+
+
 def l2_normalize(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
     return F.normalize(inputs["x"], dim=1, eps=a["eps"])
 
@@ -178,9 +184,11 @@ FORMULAS: dict[str, Callable[[Mapping[str, Any], Inputs, Parts], Tensor]] = {
     "avg_pool2d": avg_pool2d,
     "max_pool2d": max_pool2d,
     "local_response_norm": local_response_norm,
+    "layer_norm": layer_norm,
     "l2_normalize": l2_normalize,
     "squared_distances": squared_distances,
     "global_avg_pool": lambda a, inputs, parts: inputs["x"].mean((2, 3), keepdim=True),
+    "shuffle": lambda a, inputs, parts: F.channel_shuffle(inputs["x"], a["groups"]),
     "pad": lambda a, inputs, parts: F.pad(inputs["x"], a["border"], value=a["value"]),
     "flatten": lambda a, inputs, parts: inputs["x"].flatten(1),
     "to_nhwc": lambda a, inputs, parts: inputs["x"],

@@ -29,7 +29,7 @@ WINDOW = (
 
 def packing(part: str, kernel: str, params: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """Whose layout the filters of this part get, for which sizes. None: numbers per channel, as they are."""
-    if part in ("pre", "bias") or kernel == "affine":
+    if part in ("pre", "bias") or kernel in ("affine", "layer_norm"):
         return None, {}
     if part == "depth":
         window = {key: params[key] for key in WINDOW if key in params}

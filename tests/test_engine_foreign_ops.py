@@ -178,3 +178,185 @@ def differences(net, y):
 def test_arithmetic_of_maps_and_single_numbers(middle):
     checked(made(middle, parts=convs((12, 12))))
     checked(made(middle, parts=convs((12, 12)), whole=False), exact=False)
+
+
+def blocks_of_pixels(net, y):
+    """ConvNeXt: linear layers over the last of [N, H, W, C], a scale per channel, back to a map."""
+    z = net.parts[1](net.parts[0](y.permute(0, 2, 3, 1)).relu()) * net.parts[2].weight
+    return y + z.permute(0, 3, 1, 2)
+
+
+def pixels_that_others_read(net, y):
+    """What has no twin over channels reads a view: here a roll."""
+    z = net.parts[0](y.permute(0, 2, 3, 1).contiguous())
+    return (z + z.roll(1, 1)).permute(0, 3, 1, 2)
+
+
+def sum_of_pixels(net, y):
+    z = y.permute(0, 2, 3, 1)
+    return (net.parts[0](z) + net.parts[1](z).clamp(0, 6) * 3 - z).permute(0, 3, 1, 2)
+
+
+def linears(*sizes):
+    return [nn.Linear(c, k) for c, k in sizes]
+
+
+@pytest.mark.parametrize(
+    "middle, parts, left",
+    [
+        (blocks_of_pixels, [*linears((12, 24), (24, 12)), nn.BatchNorm1d(12)], ()),
+        (sum_of_pixels, linears((12, 12), (12, 12)), ()),
+        (
+            pixels_that_others_read,
+            linears((12, 7)),
+            ("aten.permute.default", "aten.roll.default", "aten.permute.default"),
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_linear_layers_over_permuted_maps_are_convolutions(middle, parts, left):
+    plan = checked(made(middle, parts=parts), left=left)
+    assert sum(step.kernel == "conv2d" for step in plan.steps) >= 3
+    checked(made(middle, parts=parts, whole=False), left=left, exact=False)
+
+
+def test_pixels_that_are_returned_keep_their_strides():
+    class Pixels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+
+        def forward(self, x):
+            y = self.conv(x).permute(0, 2, 3, 1)
+            z = self.linear(y)
+            return y, z, z.permute(0, 3, 1, 2), z.permute(0, 3, 1, 2).relu()
+
+    model, x = Pixels().eval(), integers((2, 3, 4, 3), 0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(integers(parameter.shape, 1))
+        plain = model(x)
+        for a, b in zip(fb.optimize_(model)(x), plain):
+            assert_equal(a, b)
+            assert a.stride() == b.stride()
+
+
+def normed_pixels(net, y):
+    z = nn.functional.layer_norm(y.permute(0, 2, 3, 1), (12,), eps=1e-6).permute(0, 3, 1, 2)
+    z = net.parts[0](z.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return y + z
+
+
+def normed_rows(net, y):
+    return y * net.parts[0](y.mean((2, 3)))[:, :, None, None]
+
+
+@pytest.mark.parametrize("middle", [normed_pixels, normed_rows], ids=lambda value: value.__name__)
+def test_layer_norms_of_channels(middle):
+    net = made(middle, parts=[nn.LayerNorm(12, eps=1e-5)], whole=False)
+    checked(net, left=LAYER_NORMS[middle.__name__], exact=False)
+
+
+LAYER_NORMS = {"normed_pixels": ("layer_norm", "layer_norm"), "normed_rows": ("layer_norm",)}
+
+
+def test_a_layer_norm_over_a_side_stays_a_call():
+    checked(
+        made(lambda net, y: nn.functional.layer_norm(y[..., :3], (3,)), whole=False),
+        left=("aten.slice.Tensor", "aten.layer_norm.default"),
+        exact=False,
+    )
+
+
+def shuffled(net, y):
+    n, c, h, w = y.shape
+    return net.parts[0](y.view(n, 3, c // 3, h, w).transpose(1, 2).reshape(n, c, h, w))
+
+
+def shuffled_and_split(net, y):
+    """ShuffleNet v2: half of the channels goes on as it is."""
+    for conv in net.parts:
+        a, b = y.chunk(2, 1)
+        y = torch.cat([a, conv(b)], 1)
+        n, c, h, w = y.shape
+        y = torch.flatten(torch.transpose(y.view(n, 2, c // 2, h, w), 1, 2).contiguous(), 1, 2)
+    return y
+
+
+@pytest.mark.parametrize(
+    "middle, parts, left",
+    [
+        (shuffled, convs((12, 4)), ("shuffle",)),
+        (shuffled_and_split, convs((6, 6), (6, 6)), ("shuffle", "shuffle")),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_shuffles_of_channels(middle, parts, left):
+    checked(made(middle, parts=parts), left=left)
+
+
+def selected(net, y):
+    """Selective kernels: two paths, weighted by a softmax over the two."""
+    paths = torch.stack([net.parts[0](y), net.parts[1](y)], 1)
+    weights = net.parts[2](paths.sum(1).mean((2, 3), keepdim=True))
+    n, c = y.shape[:2]
+    return (paths * weights.view(n, 2, c, 1, 1).softmax(1)).sum(1)
+
+
+def split_attention(net, y):
+    """ResNeSt, of radix 2."""
+    n, c, h, w = y.shape
+    paths = net.parts[0](y).reshape(n, 2, c, h, w)
+    weights = net.parts[1](paths.sum(1).mean((2, 3), keepdim=True)) * 0.01
+    weights = weights.view(n, 1, 2, -1).transpose(1, 2).softmax(1).reshape(n, -1).view(n, -1, 1, 1)
+    return (paths * weights.reshape(n, 2, c, 1, 1)).sum(1)
+
+
+def sum_of_halves(net, y):
+    n, c, h, w = y.shape
+    return y.view(n, 2, c // 2, h, w).sum(1)
+
+
+@pytest.mark.parametrize(
+    "middle, parts",
+    [
+        (selected, [*convs((12, 12), (12, 12)), nn.Conv2d(12, 24, 1)]),
+        (split_attention, [*convs((12, 24)), nn.Conv2d(12, 24, 1)]),
+        (sum_of_halves, ()),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_attention_over_parts(middle, parts):
+    checked(made(middle, parts=parts, whole=False), exact=False)
+
+
+def test_attention_over_three_parts_stays_calls():
+    def three(net, y):
+        paths = torch.stack([y, -y, y * 2], 1)
+        return (paths * paths.mean((3, 4), keepdim=True).softmax(1)).sum(1)
+
+    left = ["aten.stack", "aten.mean", "aten.softmax", "aten.mul", "aten.sum"]
+    plan = checked_left(made(three, whole=False))
+    assert [name.rpartition(".")[0] for name in plan] == left
+
+
+def checked_left(net):
+    x = reals((2, 3, 5, 4), 0)
+    with torch.no_grad():
+        plain, truth = net(x), copy.deepcopy(net).double()(x.double())
+        model = fb.optimize_(copy.deepcopy(net))
+        assert_as_accurate(model(x), plain, truth)
+        return [str(step.call[0]) for step in engine.plan_for(model, x).steps if step.call]
+
+
+def expanded_gate(net, y):
+    return y * y.mean((2, 3), keepdim=True).sigmoid().expand_as(y)
+
+
+def scales_in_one_call(net, y):
+    return torch.addcmul(net.parts[0].bias.view(1, -1, 1, 1), net.parts[0].weight.view(1, -1, 1, 1), y)
+
+
+def test_gates_and_scales_in_other_words():
+    checked(made(expanded_gate, whole=False), exact=False)
+    checked(made(scales_in_one_call, parts=[nn.BatchNorm1d(12)]))

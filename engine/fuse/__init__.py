@@ -3,6 +3,9 @@
     rewrite               what it finds                              what it makes of it
     --------------------  -----------------------------------------  ------------------------------------
     drop_identity         dropout, clone, padding by nothing         nothing
+    drop_permutes         permute, layer_norm, linear, permute back  layer_norm and 1x1 convolution of the map
+    find_shuffles         view, transpose, view of channels          shuffle
+    split_attention       softmax over two stacked maps, mul, sum    their sum, each with a gate
     find_response_norms   square, pad, avg_pool3d, pow, divide       local_response_norm
     map_input_channels    slices of the image, scaled, concatenated  affine with numbers per channel
     fold_padding          padding, convolutions or pools             the same with more padding
@@ -21,8 +24,8 @@
 A rewrite happens only if nobody else reads what disappears, and only if the library has a kernel of the same
 kind for the new node: what is not there yet costs a pass over memory, not a convolution.
 
-    identity.py   shape.py   patterns.py   epilogue.py   prologue.py   squeeze.py   separable.py   pool.py
-    siblings.py   concat.py   trial.py (the question to the library)
+    identity.py   pixels.py   parts.py   patterns.py   shape.py   epilogue.py   prologue.py   squeeze.py
+    separable.py   pool.py   siblings.py   concat.py   trial.py (the question to the library)
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ from ..graph import Graph
 from .concat import show_slices, write_into_slices
 from .epilogue import fuse_epilogues
 from .identity import drop_identity
+from .parts import find_shuffles, split_attention
 from .patterns import find_response_norms, map_input_channels
+from .pixels import drop_permutes
 from .pool import pool_after_conv
 from .prologue import fuse_prologues
 from .separable import make_separable
@@ -46,9 +51,9 @@ from .trial import Kernels
 Rewrite = Callable[[Graph, Kernels], int]
 
 REWRITES: tuple[Rewrite, ...] = (
-    drop_identity, find_response_norms, map_input_channels, fold_padding, flatten_into_linear, fuse_tail,
-    fuse_epilogues, squeeze_before_conv, fuse_epilogues, fuse_prologues, make_separable, pool_after_conv,
-    merge_siblings, show_slices, write_into_slices,
+    drop_identity, drop_permutes, find_shuffles, split_attention, find_response_norms, map_input_channels,
+    fold_padding, flatten_into_linear, fuse_tail, fuse_epilogues, squeeze_before_conv, fuse_epilogues,
+    fuse_prologues, make_separable, pool_after_conv, merge_siblings, show_slices, write_into_slices,
 )  # fmt: skip
 
 

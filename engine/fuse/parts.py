@@ -1,0 +1,160 @@
+"""Dimensions between the batch and the channels, [N, R, C, H, W]: shuffled channels, split attention.
+
+    view, transpose, view                         ->  shuffle: channel c * R + r is channel r * (C / R) + c
+    stack or view, softmax over R = 2, mul, sum   ->  x_0 * sigmoid(z_0 - z_1) + x_1 * sigmoid(z_1 - z_0)
+
+Each of the R maps is a map, or a slice of one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..graph import Graph, Node
+from ..recipes import Fixed, scaling
+from .trial import Kernels
+
+aten = torch.ops.aten
+SHAPES = (aten.view.default, aten.reshape.default, aten.flatten.using_ints)
+
+
+def find_shuffles(graph: Graph, kernels: Kernels) -> int:
+    """view, transpose, view of channels -> shuffle."""
+    count = 0
+    for node in [n for n in graph.nodes if _calls(n, *SHAPES)]:
+        turned = node.inputs[0]
+        apart = turned.inputs[0] if _calls(turned, aten.transpose.int) else None
+        if apart is None or not _calls(apart, *SHAPES):
+            continue
+        x, dims = apart.inputs[0], {d % 5 for d in turned.attrs["args"][1:]}
+        shape, split = x.shape or (), apart.shape or ()
+        fits = len(shape) == 4 and shape == node.shape and len(split) == 5 and dims == {1, 2}
+        if not fits or (split[0], *split[3:]) != (shape[0], *shape[2:]) or x.dtype is not torch.float32:
+            continue
+        shuffle = Node("shuffle", node.name, [x], {"groups": split[1]}, shape, node.stride, node.dtype)
+        shuffle.narrow = node.narrow
+        graph.insert(shuffle, before=node)
+        graph.replace(node, shuffle)
+        count += 1
+    graph.drop_unused()
+    return count
+
+
+def split_attention(graph: Graph, kernels: Kernels) -> int:
+    """Sums over R of stacked maps; returns how many."""
+    finder = _Finder(graph)
+    for node in list(graph.nodes):
+        finder.look(node)
+    graph.drop_unused()
+    return finder.count
+
+
+class _Finder:
+    """parts: the R maps that a node holds. rows: the map of one pixel whose numbers a node holds in order."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.count = graph, 0
+        self.parts: dict[Node, list[Node]] = {}
+        self.rows: dict[Node, Node] = {}
+
+    def look(self, node: Node) -> None:
+        if node.op not in ("aten", "flatten") or node.dtype is not torch.float32 or not node.inputs:
+            return
+        source = node.inputs[0]
+        if _calls(node, aten.stack.default):
+            if all(map(_is_map, node.inputs)) and node.attrs["args"][1:] == [1]:
+                self.parts[node] = list(node.inputs)
+        elif _calls(node, *SHAPES) or node.op == "flatten":
+            self.reshape(node, source)
+        elif _calls(node, aten.transpose.int):
+            shape, dims = source.shape or (), node.attrs["args"][1:]
+            if source in self.rows and 1 in [shape[d] for d in dims] and 0 not in dims:
+                self.rows[node] = self.rows[source]
+        elif _calls(node, aten.softmax.int):
+            self.softmax(node, source)
+        elif _calls(node, aten.mul.Tensor):
+            self.gate(node)
+        elif _calls(node, aten.sum.dim_IntList):
+            self.sum(node, source)
+
+    def reshape(self, node: Node, source: Node) -> None:
+        shape = node.shape or ()
+        if source in self.parts and all(part.pixels == 1 for part in self.parts[source]):
+            self.parts[node] = self.parts[source]
+        elif source in self.rows:
+            self.rows[node] = self.rows[source]
+        elif _is_map(source) and len(shape) == 5 and shape[3:] == (source.shape or ())[2:]:
+            self.parts[node] = self.slices(source, shape[1])
+        elif _is_map(source) and source.pixels == 1:
+            self.rows[node] = source
+
+    def slices(self, x: Node, count: int) -> list[Node]:
+        n, channels, h, w = x.shape or ()
+        size = channels // count
+        found = []
+        for start in range(0, channels, size):
+            call = {"target": aten.slice.Tensor, "args": [x, 1, start, start + size], "kwargs": {}}
+            shape, attrs = (n, size, h, w), {"start": start, **call}
+            node = Node("slice", x.name, [x], attrs, shape, None, x.dtype, x.narrow)
+            self.graph.insert(node, before=self.behind(x))
+            found.append(node)
+        return found
+
+    def behind(self, x: Node) -> Node:
+        return self.graph.nodes[self.graph.nodes.index(x) + 1]
+
+    def softmax(self, node: Node, source: Node) -> None:
+        """Of two, one is the sigmoid of their difference."""
+        shape, given = node.shape or (), node.attrs["args"]
+        if given[1] != 1 or shape[1] != 2 or given[2:] not in ([], [None]):
+            return
+        if source in self.parts:
+            z = self.parts[source]
+        elif source in self.rows and shape[0] == (self.rows[source].shape or ())[0]:
+            z = self.slices(self.rows[source], 2)
+        else:
+            return
+        if all(part.pixels == 1 for part in z):
+            less = scaling(z[0].channels, Fixed((-1.0,)))
+            self.parts[node] = [
+                self.affine(node, other, less, "sigmoid", residual=own) for own, other in (z, z[::-1])
+            ]
+
+    def gate(self, node: Node) -> None:
+        both = [self.parts.get(side) for side in node.attrs["args"] if isinstance(side, Node)]
+        if len(both) != 2 or None in both or len(node.shape or ()) != 5 or len(both[0]) != len(both[1]):
+            return
+        x, gates = both if both[1][0].pixels == 1 else both[::-1]
+        if gates[0].pixels == 1 and gates[0].channels == x[0].channels:
+            self.parts[node] = [self.affine(node, part, gate=gate) for part, gate in zip(x, gates)]
+
+    def sum(self, node: Node, source: Node) -> None:
+        given = node.attrs["args"]
+        parts = self.parts.get(source)
+        if parts is None or len(source.shape or ()) != 5 or given[1:] not in ([[1]], [[1], False]):
+            return
+        if node.attrs["kwargs"]:
+            return
+        total = parts[0]
+        for part in parts[1:]:
+            total = self.affine(node, part, residual=total)
+        total.stride = node.stride
+        self.graph.replace(node, total)
+        self.count += 1
+
+    def affine(self, at: Node, x: Node, recipe: Any = None, activation: str = "none", **others: Node) -> Node:
+        attrs = {"recipe": recipe, "activation": activation, "label": at.label}
+        node = Node("affine", at.name, [x, *others.values()], attrs, x.shape, None, x.dtype, at.narrow)
+        node.roles = ("x", *others)
+        self.graph.insert(node, before=at)
+        return node
+
+
+def _is_map(node: Any) -> bool:
+    return isinstance(node, Node) and len(node.shape or ()) == 4 and node.dtype is torch.float32
+
+
+def _calls(node: Any, *targets: Any) -> bool:
+    return isinstance(node, Node) and node.op == "aten" and node.attrs["target"] in targets
