@@ -216,9 +216,23 @@ def mul(a: dict[str, Any], result: torch.Tensor) -> Recognised:
         return affine(left, "mul", Fixed((float(right),)))
     if is_map_or_rows(left) and is_per_channel(right, left, a):
         return affine(left, "mul", Vector(scale=right.name))
-    if is_gate(right, left):
-        return affine(left, "gate", gate=right)
-    return affine(right, "gate", gate=left) if is_gate(left, right) else None
+    for x, other in ((left, right), (right, left)):
+        if (name := written_out(x, other)) is not None:
+            return affine(x, name, activation=name)
+        if is_gate(other, x):
+            return affine(x, "gate", gate=other)
+    alike = is_map_or_rows(left) and is_float(right) and left.shape == right.shape and left is not right
+    return ("multiply", [left, right], {"roles": ("x", "residual")}) if alike else None
+
+
+WRITTEN_OUT = {"sigmoid": "silu", "hardsigmoid": "hardswish"}
+
+
+def written_out(x: Any, factor: Any) -> str | None:
+    """The activation that x * factor is: silu where the factor is sigmoid(x)."""
+    if not isinstance(factor, Node) or factor.op != "affine" or factor.inputs != [x]:
+        return None
+    return WRITTEN_OUT.get(factor.attrs["activation"]) if factor.attrs["recipe"] is None else None
 
 
 @recognises(aten.addcmul.default)
@@ -255,6 +269,32 @@ def layer_norm(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     given = weight is not None or bias is not None
     recipe = scaling(channels, Vector(name_of(weight), name_of(bias))) if given else None
     return "layer_norm", [x], {"recipe": recipe, "eps": float(a["eps"])}
+
+
+@recognises(aten.group_norm.default)
+def group_norm(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    x, weight, bias = a["input"], a["weight"], a["bias"]
+    if not is_map(x) or not known_tensors(weight, bias):
+        return None
+    given = weight is not None or bias is not None
+    recipe = scaling(x.channels, Vector(name_of(weight), name_of(bias))) if given else None
+    return "group_norm", [x], {"recipe": recipe, "eps": float(a["eps"]), "groups": a["num_groups"]}
+
+
+@recognises(aten.leaky_relu.default)
+def leaky_relu(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    return ("leaky_relu", [a["self"]], {"slope": float(a["negative_slope"])}) if is_map(a["self"]) else None
+
+
+@recognises(aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default)
+def upsample_nearest2d(a: dict[str, Any], result: torch.Tensor) -> Recognised:
+    """To a size, or by factors whose inverse is exact: PyTorch multiplies by that of other factors."""
+    x = a.get("self", a.get("input"))
+    factors = a.get("scale_factors") or [a.get("scales_h"), a.get("scales_w")]
+    if not is_map(x) or any(factor not in (None, 1.0, 2.0, 4.0, 8.0, 16.0) for factor in factors):
+        return None
+    exact = all(f is None or f * i == o for f, i, o in zip(factors, x.shape[2:], result.shape[2:]))
+    return ("upsample_nearest2d", [x], {"size": tuple(result.shape[2:])}) if exact else None
 
 
 # ---- several calls that are one ----

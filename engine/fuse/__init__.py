@@ -6,6 +6,7 @@
     drop_permutes         permute, layer_norm, linear, permute back  layer_norm and 1x1 convolution of the map
     find_shuffles         view, transpose, view of channels          shuffle
     split_attention       softmax over two stacked maps, mul, sum    their sum, each with a gate
+    convolve_channels     conv1d over the channels of a pooled map   1xS convolution of the same bytes
     find_response_norms   square, pad, avg_pool3d, pow, divide       local_response_norm
     map_input_channels    slices of the image, scaled, concatenated  affine with numbers per channel
     fold_padding          padding, convolutions or pools             the same with more padding
@@ -37,7 +38,7 @@ from ..graph import Graph
 from .concat import show_slices, write_into_slices
 from .epilogue import fuse_epilogues
 from .identity import drop_identity
-from .parts import find_shuffles, split_attention
+from .parts import convolve_channels, find_shuffles, split_attention
 from .patterns import find_response_norms, map_input_channels
 from .pixels import drop_permutes
 from .pool import pool_after_conv
@@ -51,9 +52,10 @@ from .trial import Kernels
 Rewrite = Callable[[Graph, Kernels], int]
 
 REWRITES: tuple[Rewrite, ...] = (
-    drop_identity, drop_permutes, find_shuffles, split_attention, find_response_norms, map_input_channels,
-    fold_padding, flatten_into_linear, fuse_tail, fuse_epilogues, squeeze_before_conv, fuse_epilogues,
-    fuse_prologues, make_separable, pool_after_conv, merge_siblings, show_slices, write_into_slices,
+    drop_identity, drop_permutes, find_shuffles, split_attention, convolve_channels, find_response_norms,
+    map_input_channels, fold_padding, flatten_into_linear, fuse_tail, fuse_epilogues, squeeze_before_conv,
+    fuse_epilogues, fuse_prologues, make_separable, pool_after_conv, merge_siblings, show_slices,
+    write_into_slices,
 )  # fmt: skip
 
 

@@ -76,12 +76,13 @@ def _place_inputs(graph: Graph, cat: Node) -> None:
 
 def is_flattened(graph: Graph, node: Node) -> bool:
     """Whether the map is read as one row [H*W*C] besides: then its pixels have to lie side by side."""
-    return node.pixels > 1 and any(r is not None and r.op == "flatten" for r in graph.readers(node))
+    readers = [r for r in graph.readers(node) if r is not None]
+    return any(r.op == "row" or (r.op == "flatten" and node.pixels > 1) for r in readers)
 
 
 def _may_move(graph: Graph, node: Node) -> bool:
     """The input is the caller's; the bytes of a flatten or a slice lie where its source lies."""
-    return node.op not in ("input", "flatten", "slice") and not is_flattened(graph, node)
+    return node.op not in ("input", "flatten", "row", "slice") and not is_flattened(graph, node)
 
 
 def _copy(graph: Graph, part: Node, cat: Node, channel: int) -> Node:

@@ -1,19 +1,21 @@
-"""Dimensions between the batch and the channels, [N, R, C, H, W]: shuffled channels, split attention.
+"""Dimensions between the batch and the channels: shuffled channels, split attention, convolved channels.
 
     view, transpose, view                         ->  shuffle: channel c * R + r is channel r * (C / R) + c
     stack or view, softmax over R = 2, mul, sum   ->  x_0 * sigmoid(z_0 - z_1) + x_1 * sigmoid(z_1 - z_0)
+    conv1d of [N, 1, C], sigmoid                  ->  1xS convolution of the map of C pixels of one channel
 
 Each of the R maps is a map, or a slice of one.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ..graph import Graph, Node
-from ..recipes import Fixed, scaling
+from ..graph import Graph, Live, Node
+from ..recipes import Fixed, Recipe, scaling
 from .trial import Kernels
 
 aten = torch.ops.aten
@@ -49,6 +51,53 @@ def split_attention(graph: Graph, kernels: Kernels) -> int:
         finder.look(node)
     graph.drop_unused()
     return finder.count
+
+
+def convolve_channels(graph: Graph, kernels: Kernels) -> int:
+    """The gates of ECA: neighbours among the C numbers of an image, which lie in memory like pixels."""
+    count = 0
+    for node in [n for n in graph.nodes if _calls(n, aten.conv1d.default)]:
+        found = _channel_conv(graph, node)
+        end = graph.only_reader(node)
+        activation = "sigmoid" if _calls(end, aten.sigmoid.default) else "none"
+        last = graph.only_reader(end) if activation != "none" else end
+        n, _, channels = node.shape or (0, 0, 0)
+        if found is None or not _calls(last, *SHAPES) or last.shape != (n, channels, 1, 1):
+            continue
+        source, attrs = found
+        size = (1, 1, channels)
+        row = Node("row", node.name, [source], {"size": size}, (n, *size), None, node.dtype, node.narrow)
+        conv = replace(row, op="conv2d", inputs=[row], attrs={**attrs, "activation": activation}, fused=[])
+        gate = replace(row, inputs=[conv], attrs={"size": (channels, 1, 1)}, shape=last.shape, fused=[])
+        gate.stride = last.stride
+        for each in (row, conv, gate):
+            graph.insert(each, before=last)
+        graph.replace(last, gate)
+        count += 1
+    graph.drop_unused()
+    return count
+
+
+def _channel_conv(graph: Graph, node: Node) -> tuple[Node, dict[str, Any]] | None:
+    """The C numbers of each image, and the convolution along them; None where it changes their number."""
+    given = [*node.attrs["args"], *(None,) * 7]
+    view, weight, bias, stride, padding, dilation = given[:6]
+    source = view.inputs[0] if _calls(view, *SHAPES) and view.inputs else None
+    if source is None or node.attrs["kwargs"] or not isinstance(weight, Live) or bias is not None:
+        return None
+    size, (n, ones, channels) = graph.shapes[weight][2], node.shape or ()
+    one_row = source.pixels == 1 and (source.shape or ())[:2] == (n, channels) and ones == 1
+    plain = stride in (None, [1]) and dilation in (None, [1]) and padding == [size // 2] and size % 2
+    if not one_row or not plain or source.dtype is not torch.float32:
+        return None
+    call = (aten.reshape.default, [weight, [1, 1, 1, size]], {})
+    name = f"{call[0]}({weight.name}, {call[1][1]})"
+    graph.computed[name] = call
+    attrs = {
+        "recipe": Recipe(name), "kernel": (1, size), "filters": 1, "groups": 1, "stride": (1, 1),
+        "padding": (0, size // 2), "dilation": (1, 1),
+    }  # fmt: skip
+    return source, attrs
 
 
 class _Finder:
