@@ -194,6 +194,7 @@ def pixels_that_others_read(net, y):
 
 def sum_of_pixels(net, y):
     z = y.permute(0, 2, 3, 1)
+    z = nn.functional.leaky_relu(z, 0.5) * z.relu()
     return (net.parts[0](z) + net.parts[1](z).clamp(0, 6) * 3 - z).permute(0, 3, 1, 2)
 
 
@@ -334,6 +335,17 @@ def test_attention_over_three_parts_stays_calls():
     assert [name.rpartition(".")[0] for name in plan] == left
 
 
+def test_parts_in_another_order_stay_calls():
+    """Two channels in turn belong to one part here, and the transposition mixes them."""
+
+    def mixed(net, y):
+        n, c = y.shape[:2]
+        weights = y.mean((2, 3), keepdim=True).view(n, 1, 2, c // 2).transpose(1, 3).softmax(2)
+        return y * weights.reshape(n, c, 1, 1)
+
+    assert "aten.softmax.int" in checked_left(made(mixed, whole=False))
+
+
 def checked_left(net):
     x = reals((2, 3, 5, 4), 0)
     with torch.no_grad():
@@ -445,3 +457,24 @@ def test_norms_of_large_means_keep_their_digits(kind):
         plain, truth = model(x), copy.deepcopy(model).double()(x.double())
         assert_as_accurate(fb.optimize_(model)(x), plain, truth)
         assert all(step.native for step in engine.plan_for(model, x).steps)
+
+
+@pytest.mark.parametrize(
+    "middle, parts",
+    [
+        (by_split, convs((4, 4))),
+        (blocks_of_pixels, [*linears((12, 24), (24, 12)), nn.BatchNorm1d(12)]),
+        (normed_pixels, [nn.LayerNorm(12)]),
+        (selected, [*convs((12, 12), (12, 12)), nn.Conv2d(12, 24, 1)]),
+        (gates_of_neighbours, [nn.Conv1d(1, 1, 5, padding=2, bias=False)]),
+        (enlarged, convs((12, 12))),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+@torch.no_grad()
+def test_models_in_bfloat16(middle, parts):
+    net, x = made(middle, parts=parts, whole=False).bfloat16(), reals((2, 3, 31, 32), 1).bfloat16()
+    plain, truth = net(x), copy.deepcopy(net).double()(x.double())
+    model = fb.optimize_(net)
+    assert_as_accurate(model(x), plain, truth)
+    assert all(step.native for step in engine.plan_for(model, x).steps)

@@ -118,8 +118,9 @@ class _Finder:
         elif _calls(node, *SHAPES) or node.op == "flatten":
             self.reshape(node, source)
         elif _calls(node, aten.transpose.int):
-            shape, dims = source.shape or (), node.attrs["args"][1:]
-            if source in self.rows and 1 in [shape[d] for d in dims] and 0 not in dims:
+            shape = source.shape or ()
+            first, second = sorted(d % len(shape) for d in node.attrs["args"][1:])
+            if source in self.rows and 0 < first == second - 1 and 1 in (shape[first], shape[second]):
                 self.rows[node] = self.rows[source]
         elif _calls(node, aten.softmax.int):
             self.softmax(node, source)
@@ -134,7 +135,7 @@ class _Finder:
             self.parts[node] = self.parts[source]
         elif source in self.rows:
             self.rows[node] = self.rows[source]
-        elif _is_map(source) and len(shape) == 5 and shape[3:] == (source.shape or ())[2:]:
+        elif _is_map(source) and len(shape) == 5 and _same_images(source, shape):
             self.parts[node] = self.slices(source, shape[1])
         elif _is_map(source) and source.pixels == 1:
             self.rows[node] = source
@@ -159,21 +160,21 @@ class _Finder:
         shape, given = node.shape or (), node.attrs["args"]
         if given[1] != 1 or shape[1] != 2 or given[2:] not in ([], [None]):
             return
-        if source in self.parts:
+        if source in self.parts and len(self.parts[source]) == 2:
             z = self.parts[source]
-        elif source in self.rows and shape[0] == (self.rows[source].shape or ())[0]:
+        elif source in self.rows:
             z = self.slices(self.rows[source], 2)
         else:
             return
-        if all(part.pixels == 1 for part in z):
+        if all(part.pixels == 1 and part.shape[0] == shape[0] for part in z):
             less = scaling(z[0].channels, Fixed((-1.0,)))
             self.parts[node] = [
                 self.affine(node, other, less, "sigmoid", residual=own) for own, other in (z, z[::-1])
             ]
 
     def gate(self, node: Node) -> None:
-        both = [self.parts.get(side) for side in node.attrs["args"] if isinstance(side, Node)]
-        if len(both) != 2 or None in both or len(node.shape or ()) != 5 or len(both[0]) != len(both[1]):
+        both = [self.maps_of(side) for side in node.attrs["args"]]
+        if None in both or len(both[0]) != len(both[1]):
             return
         x, gates = both if both[1][0].pixels == 1 else both[::-1]
         if gates[0].pixels == 1 and gates[0].channels == x[0].channels:
@@ -181,10 +182,8 @@ class _Finder:
 
     def sum(self, node: Node, source: Node) -> None:
         given = node.attrs["args"]
-        parts = self.parts.get(source)
-        if parts is None or len(source.shape or ()) != 5 or given[1:] not in ([[1]], [[1], False]):
-            return
-        if node.attrs["kwargs"]:
+        parts = self.maps_of(source)
+        if parts is None or node.attrs["kwargs"] or given[1:] not in ([[1]], [[1], False]):
             return
         total = parts[0]
         for part in parts[1:]:
@@ -193,12 +192,26 @@ class _Finder:
         self.graph.replace(node, total)
         self.count += 1
 
+    def maps_of(self, node: Any) -> list[Node] | None:
+        """The R maps of a node that shows them as [N, R, C, H, W]."""
+        parts = self.parts.get(node) if isinstance(node, Node) else None
+        if parts is None:
+            return None
+        n, *sizes = parts[0].shape or ()
+        return parts if node.shape == (n, len(parts), *sizes) else None
+
     def affine(self, at: Node, x: Node, recipe: Any = None, activation: str = "none", **others: Node) -> Node:
         attrs = {"recipe": recipe, "activation": activation, "label": at.label}
         node = Node("affine", at.name, [x, *others.values()], attrs, x.shape, None, x.dtype, at.narrow)
         node.roles = ("x", *others)
         self.graph.insert(node, before=at)
         return node
+
+
+def _same_images(x: Node, shape: tuple[int, ...]) -> bool:
+    """Whether [N, R, C, H, W] are the channels of x, [N, R * C, H, W]."""
+    n, _, h, w = x.shape or (0, 0, 0, 0)
+    return (shape[0], *shape[3:]) == (n, h, w)
 
 
 def _is_map(node: Any) -> bool:

@@ -114,6 +114,12 @@ def _affine(graph: Graph, node: Node, maps: dict[Node, Node]) -> Node | None:
     return Node("affine", "", twins, {**node.attrs, "recipe": recipe}, roles=node.roles)
 
 
+def _elementwise(graph: Graph, node: Node, maps: dict[Node, Node]) -> Node | None:
+    if any(source not in maps for source in node.inputs):
+        return None
+    return Node(node.op, "", [maps[source] for source in node.inputs], dict(node.attrs), roles=node.roles)
+
+
 def _identity(graph: Graph, node: Node, maps: dict[Node, Node]) -> Node | None:
     attrs = {"recipe": None, "activation": "none", "label": node.label}
     return Node("affine", "", [maps[node.inputs[0]]], attrs)
@@ -142,6 +148,8 @@ TWINS: dict[Any, Callable[[Graph, Node, dict[Node, Node]], Node | None]] = {
     aten.linear.default: _linear,
     aten.mul.Tensor: _scaled,
     "affine": _affine,
+    "multiply": _elementwise,
+    "leaky_relu": _elementwise,
     "identity": _identity,
     "layer_norm": _layer_norm,
 }
