@@ -148,9 +148,10 @@ def hardtanh(a: dict[str, Any], result: torch.Tensor) -> Recognised:
     return activation(a["self"], "relu6") if (a["min_val"], a["max_val"]) == (0, 6) else None
 
 
-@recognises(aten.clamp.default)
+@recognises(aten.clamp.default, aten.clamp_min.default)
 def clamp(a: dict[str, Any], result: torch.Tensor) -> Recognised:
-    return activation(a["self"], "relu6") if (a["min"], a["max"]) == (0, 6) else None
+    name = {(0, 6): "relu6", (0, None): "relu"}.get((a["min"], a.get("max")))
+    return activation(a["self"], name) if name is not None else None
 
 
 @recognises(aten.gelu.default)

@@ -283,7 +283,10 @@ def shuffled_and_split(net, y):
 
 @pytest.mark.parametrize(
     "middle, parts",
-    [(shuffled, convs((12, 4))), (shuffled_and_split, convs((6, 6), (6, 6)))],
+    [
+        (shuffled, convs((12, 4))),
+        (shuffled_and_split, convs((6, 6), (6, 6))),
+    ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_shuffles_of_channels(middle, parts):
@@ -414,6 +417,7 @@ def enlarged(net, y):
 
 
 def test_passes_over_maps():
+    checked(made(lambda net, y: torch.clamp(net.parts[0](y), min=0) + y.clamp(min=0), parts=convs((12, 12))))
     checked(made(leaky, parts=convs((12, 12))))
     checked(made(products_of_maps, parts=convs((12, 12))))
     checked(made(silu_written_out, parts=convs((12, 12)), whole=False), exact=False)
