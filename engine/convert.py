@@ -148,9 +148,7 @@ class _Converter:
     def item(self, fx_node: Any, target: Any, args: Any, kwargs: Any) -> None:
         """One of several results: of a split some channels of its input, without the list in between."""
         pieces, result = fx_node.args[0].meta.get("val"), fx_node.meta.get("val")
-        found = None
-        if isinstance(result, torch.Tensor) and result.dim() == 4:
-            found = piece(args[0], args[1], [part.shape[1] for part in pieces])
+        found = piece(args[0], args[1], pieces)
         if found is None or not self.image_by_image(result, found[1]):
             return self.aten(fx_node, target, args, kwargs)
         op, (source,), attrs = found

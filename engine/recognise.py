@@ -413,13 +413,14 @@ def slice_channels(a: dict[str, Any], result: torch.Tensor) -> Recognised:
 SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 
 
-def piece(pieces: Any, number: int, sizes: list[int]) -> Recognised:
-    """getitem(split(x, ..., dim 1), number): some channels of x. sizes: the channels of all pieces."""
+def piece(pieces: Any, number: int, results: Any) -> Recognised:
+    """getitem(split(x, ..., dim 1), number): some channels of x. results: all pieces, as fake tensors."""
     found = arguments(pieces, *SPLITS)
-    if found is None or len(found) != 3 or not is_map(found[0]) or found[2] % 4 != 1 or not sizes[number]:
+    if found is None or len(found) != 3 or not is_map(found[0]) or found[2] % 4 != 1:
         return None
+    sizes = [part.shape[1] for part in results]
     number %= len(sizes)
-    return "slice", [found[0]], {"start": sum(sizes[:number])}
+    return ("slice", [found[0]], {"start": sum(sizes[:number])}) if sizes[number] else None
 
 
 @recognises(aten.pad.default, aten.constant_pad_nd.default)

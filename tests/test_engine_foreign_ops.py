@@ -92,13 +92,6 @@ def in_a_row(net, y):
     return torch.cat([*outs, pieces[3]], 1)
 
 
-def added_in_place(net, y):
-    """Dual path networks: some channels go on, the others are added."""
-    y = y.clone()
-    y[:, :4] += net.parts[0](y)
-    return y
-
-
 def piece_of_a_piece(net, y):
     return net.parts[0](y.chunk(2, 1)[1].split([1, 5], 1)[1])
 
