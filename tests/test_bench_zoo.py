@@ -65,6 +65,14 @@ def test_a_model_without_a_plan_says_why(rows):
 
 
 @native
+def test_a_row_with_times(monkeypatch):
+    monkeypatch.setattr(zoo_row, "PEERS", ("eager", "ours"))
+    row = zoo_row.row_of("timm/Rolled", made(Rolled), torch.randn(1, 3, 16, 16), 1, (0.0, 2), QUIET)
+    assert row["parity_2x"] and 0 < row["native_time"] < 1 and row["error"]["rms"] < 1e-5
+    assert row["speed"]["peers"]["eager"]["ours_is_faster_by"] > 0
+
+
+@native
 def test_a_run_goes_on_after_a_failure_and_after_an_interruption(rows, tmp_path, monkeypatch):
     found = {row["model"]: row for row in rows}
     asked = []
