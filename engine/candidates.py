@@ -119,6 +119,12 @@ def input_params(node: Node) -> Params:
     return {"n": 1, "h": h, "w": w, "c": shape[1]}
 
 
+def map_params(node: Node) -> Params:
+    """Of what keeps the channels."""
+    sizes = input_params(node)
+    return {**sizes, "k": sizes["c"]}
+
+
 def window_params(node: Node) -> Params:
     a = node.attrs
     params = {
@@ -282,6 +288,31 @@ def response_candidates(node: Node) -> Iterator[Candidate]:
     yield "local_response_norm", {**sizes, "k": sizes["c"], **node.attrs["formula"]}, ""
 
 
+def shuffle_candidates(node: Node) -> Iterator[Candidate]:
+    yield "channel_shuffle", {**map_params(node), "groups": node.attrs["groups"]}, ""
+
+
+def layer_norm_candidates(node: Node) -> Iterator[Candidate]:
+    yield "layer_norm", {**map_params(node), "eps": node.attrs["eps"]}, ""
+
+
+def group_norm_candidates(node: Node) -> Iterator[Candidate]:
+    yield "group_norm", {**map_params(node), "eps": node.attrs["eps"], "groups": node.attrs["groups"]}, ""
+
+
+def multiply_candidates(node: Node) -> Iterator[Candidate]:
+    yield "multiply", map_params(node), ""
+
+
+def leaky_relu_candidates(node: Node) -> Iterator[Candidate]:
+    yield "leaky_relu", {**map_params(node), "alpha": node.attrs["slope"]}, ""
+
+
+def upsample_candidates(node: Node) -> Iterator[Candidate]:
+    height, width = node.attrs["size"]
+    yield "upsample_nearest2d", {**map_params(node), "out_h": height, "out_w": width}, ""
+
+
 def l2_candidates(node: Node) -> Iterator[Candidate]:
     sizes = input_params(node)
     yield "l2_normalize", {**sizes, "k": sizes["c"], "eps": node.attrs["eps"]}, ""
@@ -301,6 +332,12 @@ BY_OP: dict[str, Callable[[Node], Iterator[Candidate]]] = {
     "avg_pool2d": avg_pool_candidates,
     "global_avg_pool": global_pool_candidates,
     "local_response_norm": response_candidates,
+    "shuffle": shuffle_candidates,
+    "layer_norm": layer_norm_candidates,
+    "group_norm": group_norm_candidates,
+    "multiply": multiply_candidates,
+    "leaky_relu": leaky_relu_candidates,
+    "upsample_nearest2d": upsample_candidates,
     "l2_normalize": l2_candidates,
     "squared_distances": distance_candidates,
 }

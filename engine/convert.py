@@ -14,7 +14,7 @@ import torch
 
 from .graph import Call, Graph, Live, Node, leaves, map_leaves
 from .program import PREFIX, Facts, Instruction, Program, Result, Uncapturable
-from .recognise import RECOGNISERS
+from .recognise import RECOGNISERS, piece
 
 aten = torch.ops.aten
 
@@ -24,7 +24,7 @@ CHECKS = {
     "aten::sym_constrain_range_for_size",
 }  # fmt: skip
 # A rewrite of fuse/ either gives these a meaning or makes them ATen calls again.
-RETURNING = {"identity", "flatten", "slice", "pad", "cat"}
+RETURNING = {"identity", "flatten", "slice", "pad", "cat", "layer_norm"}
 # What they mean depends on how their argument lies in memory.
 BY_STRIDES = {"aten::as_strided", "aten::as_strided_", "aten::as_strided_copy", "aten::as_strided_scatter"}
 # In eval mode these return their input itself, which their schema does not say.
@@ -59,7 +59,7 @@ class _Converter:
         outputs = self.outputs()
         shown = any(self.memory.is_input(r.position) for r in self.returned() if isinstance(r, Result))
         spec = self.program.out_spec
-        return Graph(self.nodes, source, outputs, spec, computed=self.computed, shows_input=shown)
+        return Graph(self.nodes, source, outputs, spec, self.computed, shown, self.weight_shapes)
 
     def placeholders(self) -> Node:
         source = None
@@ -114,7 +114,7 @@ class _Converter:
         if not isinstance(target, torch._ops.OpOverload):
             if target is not operator.getitem:
                 raise Uncapturable(f"the exported graph calls {getattr(target, '__name__', target)}")
-            return self.aten(position, target, args, kwargs)
+            return self.item(position, target, args, kwargs)
         name = target._schema.name
         if name in CHECKS:
             return None
@@ -144,6 +144,23 @@ class _Converter:
             for same in self.memory.same_tensor(instruction.args[written].position):
                 if same in self.value:
                     self.value[same] = self.value[position]
+        return None
+
+    def item(self, position: int, target: Any, args: Any, kwargs: Any) -> None:
+        """One of several results: of a split some channels of its input, without the list in between."""
+        given, result = self.instructions[position].args[0], self.instructions[position].result
+        pieces = self.instructions[given.position].result
+        found = piece(args[0], args[1], pieces)
+        if found is None or not self.image_by_image(result, found[1]):
+            return self.aten(position, target, args, kwargs)
+        op, (source,), attrs = found
+        start = attrs["start"]
+        call = {
+            "target": aten.slice.Tensor,
+            "args": [source, 1, start, start + result.shape[1]],
+            "kwargs": {},
+        }
+        self.node(position, op, self.instructions[position].module, [source], {**attrs, **call})
         return None
 
     def aten(self, position: int, target: Any, args: Any, kwargs: Any) -> None:

@@ -11,10 +11,15 @@ Operations with a meaning of their own (the rest is "aten" and runs through PyTo
     linear             act(x W^T + b)
     affine             act((x * scale + shift) * gate + residual): norms, activations, sums, gates, copies
     max_pool2d   avg_pool2d   global_avg_pool   local_response_norm   cat   pad
+    layer_norm         (x - mean) / sqrt(variance + eps) * scale + shift, over the channels of rows or pixels
+    group_norm         the same over the pixels and channels of each group
+    multiply           x * residual, two maps   leaky_relu   upsample_nearest2d
     l2_normalize       x / max(||x||, eps), over the channels of rows or pixels
     squared_distances  of rows [N, C] to centres [K, C]
     flatten            [N, C, 1, 1] to [N, C] or back, or a map to rows for a linear layer: the same bytes
+    row                [N, C] as a map of C pixels of one channel, or back: the same bytes
     slice              some channels
+    shuffle            [N, G * C, H, W] with channel c * G + g where channel g * C + c was
     identity           dropout and its like in eval mode
 
 `roles` says what each input is: x, gate, residual. `inside` says that the result is written into the bytes of
@@ -95,6 +100,7 @@ class Graph:
     out_spec: Any  # how to rebuild the model's return value from `outputs`
     computed: dict[str, Call] = field(default_factory=dict)  # from parameters alone, by name
     shows_input: bool = False  # whether an output may show the input's own memory
+    shapes: dict[Live, tuple[int, ...]] = field(default_factory=dict)  # of the model's tensors
     _readers: dict[Node, list[Node | None]] | None = None
 
     def users(self) -> dict[Node, list[Node | None]]:

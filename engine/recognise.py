@@ -64,10 +64,13 @@ def is_gate(node: Any, of: Node) -> bool:
 
 
 def is_per_channel(value: Any, of: Node, a: dict[str, Any]) -> bool:
-    """A parameter, or something computed from parameters, with one number per channel of a map or of rows."""
+    """A parameter, or something computed from parameters, with one number per channel of a map or of rows, or
+    with one number for all."""
     shape = a["shapes"].get(value) if isinstance(value, Live) else None
+    if shape is None or len(shape) > len(of.shape or ()):
+        return False
     tail = (of.channels, *(1,) * (len(of.shape or ()) - 2))
-    return shape in (tail, (1, *tail))
+    return shape in (tail, (1, *tail)) or all(size == 1 for size in shape)
 
 
 def known_tensors(*tensors: Any) -> bool:
@@ -146,9 +149,10 @@ def hardtanh(a: dict[str, Any], result: Facts) -> Recognised:
     return activation(a["self"], "relu6") if (a["min_val"], a["max_val"]) == (0, 6) else None
 
 
-@recognises(aten.clamp.default)
+@recognises(aten.clamp.default, aten.clamp_min.default)
 def clamp(a: dict[str, Any], result: Facts) -> Recognised:
-    return activation(a["self"], "relu6") if (a["min"], a["max"]) == (0, 6) else None
+    name = {(0, 6): "relu6", (0, None): "relu"}.get((a["min"], a.get("max")))
+    return activation(a["self"], name) if name is not None else None
 
 
 @recognises(aten.gelu.default)
@@ -159,6 +163,8 @@ def gelu(a: dict[str, Any], result: Facts) -> Recognised:
 @recognises(aten.add.Tensor)
 def add(a: dict[str, Any], result: Facts) -> Recognised:
     left, right, alpha = a["self"], a["other"], a["alpha"]
+    if isinstance(left, Live) and alpha == 1:
+        left, right = right, left
     if not is_map_or_rows(left):
         return None
     if is_number(right):
@@ -174,21 +180,74 @@ def add(a: dict[str, Any], result: Facts) -> Recognised:
 
 @recognises(aten.sub.Tensor)
 def sub(a: dict[str, Any], result: Facts) -> Recognised:
-    if not (is_map_or_rows(a["self"]) and is_number(a["other"])):
+    left, right, alpha = a["self"], a["other"], a["alpha"]
+    if not is_map_or_rows(left):
         return None
-    return affine(a["self"], "sub", Fixed(shift=(-float(a["other"] * a["alpha"]),)))
+    if is_number(right):
+        return affine(left, "sub", Fixed(shift=(-float(right * alpha),)))
+    if not is_float(right) or left.shape != right.shape:
+        return None
+    return affine(right, "sub", Fixed((-float(alpha),)), residual=left)
+
+
+@recognises(aten.rsub.Scalar)
+def rsub(a: dict[str, Any], result: Facts) -> Recognised:
+    """A number minus x."""
+    if not is_map_or_rows(a["self"]):
+        return None
+    return affine(a["self"], "rsub", Fixed((-float(a["alpha"]),), (float(a["other"]),)))
+
+
+@recognises(aten.neg.default)
+def neg(a: dict[str, Any], result: Facts) -> Recognised:
+    return affine(a["self"], "neg", Fixed((-1.0,))) if is_map_or_rows(a["self"]) else None
+
+
+def unexpanded(value: Any) -> Any:
+    """A gate, of what was expanded to the size of a map."""
+    given = arguments(value, aten.expand_as.default, aten.expand.default)
+    one_pixel = given is not None and is_map(given[0]) and given[0].pixels == 1
+    return given[0] if one_pixel and given[0].channels == value.channels else value
 
 
 @recognises(aten.mul.Tensor)
 def mul(a: dict[str, Any], result: Facts) -> Recognised:
     left, right = a["self"], a["other"]
+    left, right = (right, left) if isinstance(left, Live) else (unexpanded(left), unexpanded(right))
     if is_map_or_rows(left) and is_number(right):
         return affine(left, "mul", Fixed((float(right),)))
     if is_map_or_rows(left) and is_per_channel(right, left, a):
         return affine(left, "mul", Vector(scale=right.name))
-    if is_gate(right, left):
-        return affine(left, "gate", gate=right)
-    return affine(right, "gate", gate=left) if is_gate(left, right) else None
+    for x, other in ((left, right), (right, left)):
+        if (name := written_out(x, other)) is not None:
+            return affine(x, name, activation=name)
+        if is_gate(other, x):
+            return affine(x, "gate", gate=other)
+    alike = is_map_or_rows(left) and is_float(right) and left.shape == right.shape and left is not right
+    return ("multiply", [left, right], {"roles": ("x", "residual")}) if alike else None
+
+
+WRITTEN_OUT = {"sigmoid": "silu", "hardsigmoid": "hardswish"}
+
+
+def written_out(x: Any, factor: Any) -> str | None:
+    """The activation that x * factor is: silu where the factor is sigmoid(x)."""
+    if not isinstance(factor, Node) or factor.op != "affine" or factor.inputs != [x]:
+        return None
+    return WRITTEN_OUT.get(factor.attrs["activation"]) if factor.attrs["recipe"] is None else None
+
+
+@recognises(aten.addcmul.default)
+def addcmul(a: dict[str, Any], result: Facts) -> Recognised:
+    """shift + x * scale, of parameters and a map."""
+    x, scale = a["tensor2"], a["tensor1"]
+    if isinstance(x, Live):
+        x, scale = scale, x
+    if a["value"] != 1 or not is_map_or_rows(x) or not is_per_channel(scale, x, a):
+        return None
+    if not is_per_channel(a["self"], x, a):
+        return None
+    return affine(x, "addcmul", Vector(scale=scale.name, shift=a["self"].name))
 
 
 @recognises(aten.div.Tensor)
@@ -198,6 +257,46 @@ def div(a: dict[str, Any], result: Facts) -> Recognised:
     if not (is_map_or_rows(a["self"]) and is_number(a["other"]) and a["other"] != 0):
         return None
     return affine(a["self"], "div", Fixed((1.0 / float(a["other"]),)))
+
+
+@recognises(aten.layer_norm.default)
+def layer_norm(a: dict[str, Any], result: Facts) -> Recognised:
+    """Over the last dimension: the channels of rows; of a permuted map, if a rewrite finds it (pixels.py)."""
+    x, weight, bias = a["input"], a["weight"], a["bias"]
+    if not is_map_or_rows(x) or not known_tensors(weight, bias):
+        return None
+    channels = x.shape[-1]
+    if list(a["normalized_shape"]) != [channels]:
+        return None
+    given = weight is not None or bias is not None
+    recipe = scaling(channels, Vector(name_of(weight), name_of(bias))) if given else None
+    return "layer_norm", [x], {"recipe": recipe, "eps": float(a["eps"])}
+
+
+@recognises(aten.group_norm.default)
+def group_norm(a: dict[str, Any], result: Facts) -> Recognised:
+    x, weight, bias = a["input"], a["weight"], a["bias"]
+    if not is_map(x) or not known_tensors(weight, bias):
+        return None
+    given = weight is not None or bias is not None
+    recipe = scaling(x.channels, Vector(name_of(weight), name_of(bias))) if given else None
+    return "group_norm", [x], {"recipe": recipe, "eps": float(a["eps"]), "groups": a["num_groups"]}
+
+
+@recognises(aten.leaky_relu.default)
+def leaky_relu(a: dict[str, Any], result: Facts) -> Recognised:
+    return ("leaky_relu", [a["self"]], {"slope": float(a["negative_slope"])}) if is_map(a["self"]) else None
+
+
+@recognises(aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default)
+def upsample_nearest2d(a: dict[str, Any], result: Facts) -> Recognised:
+    """To a size, or by factors whose inverse is exact: PyTorch multiplies by that of other factors."""
+    x = a.get("self", a.get("input"))
+    factors = a.get("scale_factors") or [a.get("scales_h"), a.get("scales_w")]
+    if not is_map(x) or any(factor not in (None, 1.0, 2.0, 4.0, 8.0, 16.0) for factor in factors):
+        return None
+    exact = all(f is None or f * i == o for f, i, o in zip(factors, x.shape[2:], result.shape[2:]))
+    return ("upsample_nearest2d", [x], {"size": tuple(result.shape[2:])}) if exact else None
 
 
 # ---- several calls that are one ----
@@ -303,13 +402,26 @@ def cat(a: dict[str, Any], result: Facts) -> Recognised:
     return "cat", list(parts), {"roles": ("x",) * len(parts)}
 
 
-@recognises(aten.slice.Tensor)
+@recognises(aten.slice.Tensor, aten.narrow.default)
 def slice_channels(a: dict[str, Any], result: Facts) -> Recognised:
-    if not is_map(a["self"]) or a["dim"] % 4 != 1 or a["step"] != 1:
+    if not is_map(a["self"]) or a["dim"] % 4 != 1 or a.get("step", 1) != 1 or not result.shape[1]:
         return None
     channels = a["self"].channels
     start = min(max(0, (a["start"] or 0) + (channels if (a["start"] or 0) < 0 else 0)), channels)
     return "slice", [a["self"]], {"start": start}
+
+
+SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+
+
+def piece(pieces: Any, number: int, results: Any) -> Recognised:
+    """getitem(split(x, ..., dim 1), number): some channels of x. results: all pieces, as Facts."""
+    found = arguments(pieces, *SPLITS)
+    if found is None or len(found) != 3 or not is_map(found[0]) or found[2] % 4 != 1:
+        return None
+    sizes = [part.shape[1] for part in results]
+    number %= len(sizes)
+    return ("slice", [found[0]], {"start": sum(sizes[:number])}) if sizes[number] else None
 
 
 @recognises(aten.pad.default, aten.constant_pad_nd.default)
@@ -327,6 +439,8 @@ def pad(a: dict[str, Any], result: Facts) -> Recognised:
             aten.unsqueeze.default)  # fmt: skip
 def flatten(a: dict[str, Any], result: Facts) -> Recognised:
     x, shape = a["self"], tuple(result.shape)
+    if is_map(x, 3):  # rows[:, :, None, None]
+        x = (arguments(x, aten.unsqueeze.default) or (x,))[0]
     if is_map(x, 2) and shape == (*x.shape, 1, 1):
         return "flatten", [x], {}
     if not is_map(x):

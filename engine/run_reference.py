@@ -57,7 +57,11 @@ def shown(plan: Plan, value: int, owner: Any) -> Any:
     if found.id == root.id:
         return owner
     if found.pixels != root.pixels:
-        return owner.permute(0, 2, 3, 1).reshape(owner.shape[0], -1)  # in the order of memory
+        rows = owner.permute(0, 2, 3, 1) if owner.dim() == 4 else owner  # in the order of memory
+        if found.pixels == 1:
+            return rows.reshape(owner.shape[0], *(found.shape or ())[1:])
+        n, c, h, w = (owner.shape[0], *(found.shape or ())[1:])
+        return rows.reshape(n, h, w, c).permute(0, 3, 1, 2)
     channel = plan.channel(value)
     part = owner[:, channel : channel + found.channels]
     return part.reshape(-1, *(found.shape or ())[1:]) if part.dim() != len(found.shape or ()) else part
@@ -162,6 +166,16 @@ def local_response_norm(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> T
     return F.local_response_norm(inputs["x"], f["size"], f["alpha"], f["beta"], f["offset"])
 
 
+def layer_norm(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
+    last = inputs["x"].movedim(1, -1)
+    y = F.layer_norm(last, last.shape[-1:], *parts.get("weight", (None, None)), a["eps"])
+    return y.movedim(-1, 1)
+
+
+def group_norm(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
+    return F.group_norm(inputs["x"].contiguous(), a["groups"], *parts.get("weight", (None, None)), a["eps"])
+
+
 def l2_normalize(a: Mapping[str, Any], inputs: Inputs, parts: Parts) -> Tensor:
     return F.normalize(inputs["x"], dim=1, eps=a["eps"])
 
@@ -178,10 +192,17 @@ FORMULAS: dict[str, Callable[[Mapping[str, Any], Inputs, Parts], Tensor]] = {
     "avg_pool2d": avg_pool2d,
     "max_pool2d": max_pool2d,
     "local_response_norm": local_response_norm,
+    "layer_norm": layer_norm,
+    "group_norm": group_norm,
+    "multiply": lambda a, inputs, parts: inputs["x"] * inputs["residual"],
+    "leaky_relu": lambda a, inputs, parts: F.leaky_relu(inputs["x"], a["slope"]),
+    "upsample_nearest2d": lambda a, inputs, parts: F.interpolate(inputs["x"], a["size"]),
     "l2_normalize": l2_normalize,
     "squared_distances": squared_distances,
     "global_avg_pool": lambda a, inputs, parts: inputs["x"].mean((2, 3), keepdim=True),
+    "shuffle": lambda a, inputs, parts: F.channel_shuffle(inputs["x"], a["groups"]),
     "pad": lambda a, inputs, parts: F.pad(inputs["x"], a["border"], value=a["value"]),
+    "row": lambda a, inputs, parts: inputs["x"].reshape(-1, *a["size"]),
     "flatten": lambda a, inputs, parts: inputs["x"].flatten(1),
     "to_nhwc": lambda a, inputs, parts: inputs["x"],
     "to_nchw": lambda a, inputs, parts: inputs["x"].contiguous(),

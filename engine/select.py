@@ -72,7 +72,8 @@ class _Builder:
         return self.id[node]
 
     def shows_another(self, node: Node) -> bool:
-        return node.inside is not None or (node.op == "flatten" and self.is_native_memory(node.inputs[0]))
+        same_bytes = node.op in ("flatten", "row")
+        return node.inside is not None or (same_bytes and self.is_native_memory(node.inputs[0]))
 
     def within(self, node: Node) -> int:
         owner, channel = node.inside if node.inside is not None else (node.inputs[0], 0)
@@ -81,7 +82,7 @@ class _Builder:
 
     def is_view(self, node: Node) -> bool:
         """Whether the bytes are there without a step: written by others, or shown in another shape."""
-        if node.op == "flatten":
+        if node.op in ("flatten", "row"):
             return self.values[self.id[node]].same_as is not None
         return node.op in ("cat", "slice")
 
@@ -98,7 +99,7 @@ class _Builder:
 
     def reads_memory(self, node: Node) -> bool:
         """Whether this reader wants its input as a kernel would."""
-        return node.op in ("cat", "flatten") or self.chosen[node][0] != "aten"
+        return node.op in ("cat", "flatten", "row", "slice") or self.chosen[node][0] != "aten"
 
     def step(self, node: Node, kernel: str, params: Params, said: list[str]) -> None:
         inputs = [self.id[source] for source in node.inputs]
@@ -138,7 +139,11 @@ class _Builder:
         if not isinstance(item, Node):
             return Output(None, item)
         value = self.values[self.id[item]]
-        if item.op == "flatten" or len(item.shape or ()) != 4 or value.home not in ("arena", "output"):
+        if (
+            item.op in ("flatten", "row")
+            or len(item.shape or ()) != 4
+            or value.home not in ("arena", "output")
+        ):
             return Output(value.id)
         is_slice = value.same_as is not None
         if is_planar(item) and (is_slice or value.home == "arena"):

@@ -21,6 +21,7 @@ OPERANDS: dict[str, tuple[str | None, str | None, str | None]] = {
     "pre": ("pre_scale", "pre_shift", None),
     "depth": ("depth_weight", "depth_bias", "depth_scale"),
 }
+AS_THEY_ARE = ("affine", "layer_norm", "group_norm")  # kernels that read numbers per channel
 WINDOW = (
     "h", "w", "c", "r", "s", "stride_h", "stride_w", "pad_h", "pad_w", "pad_bottom", "pad_right",
     "dilation_h", "dilation_w",
@@ -29,7 +30,7 @@ WINDOW = (
 
 def packing(part: str, kernel: str, params: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """Whose layout the filters of this part get, for which sizes. None: numbers per channel, as they are."""
-    if part in ("pre", "bias") or kernel == "affine":
+    if part in ("pre", "bias") or kernel in AS_THEY_ARE:
         return None, {}
     if part == "depth":
         window = {key: params[key] for key in WINDOW if key in params}

@@ -35,6 +35,10 @@ bool is_convolution(const OpSpec& spec) {
          spec.kind == "depthwise_conv2d" || spec.kind == "separable_conv2d" || spec.kind == "linear";
 }
 
+bool is_norm(const OpSpec& spec) { return spec.kind == "layer_norm" || spec.kind == "group_norm"; }
+
+bool is_elementwise(const OpSpec& spec) { return spec.kind == "leaky_relu" || spec.kind == "multiply" || spec.kind == "channel_shuffle"; }
+
 constexpr double kAloneWork = 1 << 19;       // flops plus bytes: about 5 us
 constexpr int64_t kLargest = int64_t{1} << 31;  // of any single size: products of three still fit int64 comfortably
 
@@ -113,7 +117,8 @@ std::string check(const OpSpec& spec) {
   if (spec.kind == "max_pool2d") return max_pool2d_refusal(spec);
   if (spec.kind == "avg_pool2d") return avg_pool2d_refusal(spec);
   if (spec.kind == "local_response_norm") return local_response_norm_refusal(spec);
-  if (spec.kind == "affine" || spec.kind == "pad2d") return spec.k == spec.c ? "" : "k differs from c in " + spec.kind;
+  if (spec.kind == "upsample_nearest2d") return upsample_nearest2d_refusal(spec);
+  if (spec.kind == "affine" || spec.kind == "pad2d" || is_elementwise(spec) || is_norm(spec)) return spec.k == spec.c ? "" : "k differs from c in " + spec.kind;
   if (spec.kind == "l2_normalize") return l2_normalize_refusal(spec);
   if (spec.kind == "squared_distances") return squared_distances_refusal(spec);
   if (spec.kind == "linear" && (spec.h != 1 || spec.w != 1 || spec.r != 1 || spec.s != 1)) return "linear has no spatial sizes";
@@ -172,7 +177,8 @@ double Op::bytes() const {
     }
     return 4.0 * (in + out) + weight_bytes * static_cast<double>(spec_.k * (spec_.c / spec_.groups) * spec_.r * spec_.s);
   }
-  if (is_pool(spec_) || spec_.kind == "pad2d") return 4.0 * (in + static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c));
+  if (spec_.kind == "multiply") return 12.0 * in;
+  if (is_pool(spec_) || spec_.kind == "pad2d" || spec_.kind == "upsample_nearest2d") return 4.0 * (in + static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c));
   if (spec_.kind == "squared_distances") return 4.0 * (in + static_cast<double>((spec_.n + spec_.c) * spec_.k));
   if (spec_.kind == "global_avg_pool") return 4.0 * (in + static_cast<double>(spec_.n * spec_.c));
   return 8.0 * in;
@@ -211,6 +217,12 @@ std::unique_ptr<Op> make_op(const OpSpec& wanted) {
   if (spec.kind == "l2_normalize") return make_l2_normalize(spec);
   if (spec.kind == "squared_distances") return make_squared_distances(spec);
   if (spec.kind == "local_response_norm") return make_local_response_norm(spec);
+  if (spec.kind == "layer_norm") return make_layer_norm(spec);
+  if (spec.kind == "group_norm") return make_group_norm(spec);
+  if (spec.kind == "channel_shuffle") return make_channel_shuffle(spec);
+  if (spec.kind == "upsample_nearest2d") return make_upsample_nearest2d(spec);
+  if (spec.kind == "leaky_relu") return make_leaky_relu(spec);
+  if (spec.kind == "multiply") return make_multiply(spec);
   if (spec.kind == "global_avg_pool") return make_global_avg_pool(spec);
   if (spec.kind == "to_nchw") return make_to_nchw(spec);
   return make_to_nhwc(spec);
@@ -223,7 +235,7 @@ int64_t packed_floats(const OpSpec& spec) {
   if (spec.kind == "depthwise_conv2d") return depthwise_conv2d_packed_floats(spec);
   if (spec.kind == "separable_conv2d") return separable_conv2d_packed_floats(spec);
   if (is_convolution(spec)) return conv2d_packed_floats(spec);
-  if (spec.kind == "affine") return spec.c;
+  if (spec.kind == "affine" || is_norm(spec)) return spec.c;
   if (spec.kind == "squared_distances") return spec.k * spec.c;
   throw std::invalid_argument(spec.kind + ": has no weight");
 }
@@ -235,7 +247,7 @@ void pack_weight(const OpSpec& spec, const float* weight, float* out) {
   if (spec.kind == "depthwise_conv2d") return depthwise_conv2d_pack(spec, weight, out);
   if (spec.kind == "separable_conv2d") return separable_conv2d_pack(spec, weight, out);
   if (is_convolution(spec)) return conv2d_pack(spec, weight, out);
-  if (spec.kind == "affine" || spec.kind == "squared_distances") return static_cast<void>(std::copy(weight, weight + packed_floats(spec), out));
+  if (spec.kind == "affine" || is_norm(spec) || spec.kind == "squared_distances") return static_cast<void>(std::copy(weight, weight + packed_floats(spec), out));
   throw std::invalid_argument(spec.kind + ": has no weight");
 }
 

@@ -32,14 +32,14 @@ struct OpSpec {
   int64_t ceil_mode = 0;              // pooling output size rounds up
   int64_t count_include_pad = 1;      // avg_pool2d divides by the whole window, else by its part inside the image
   int64_t divisor = 0;                // avg_pool2d divides by this when it is not 0
-  int64_t out_h = 0, out_w = 0;       // avg_pool2d, adaptive when not 0: the output size
+  int64_t out_h = 0, out_w = 0;       // avg_pool2d, adaptive when not 0, and upsample_nearest2d: the output size
   int64_t size = 0;                   // local_response_norm: channels in the window
   int64_t bf16 = 0;                   // 1: x and weight are rounded to bfloat16 and multiplied in pairs; sums, epilogue and y stay float32
   int64_t tile = 0;                   // winograd_conv2d, 3x3: outputs per side of a tile, 2 or 4; 0: what suits the layer, or another window's only size
   int64_t real_points = 0;            // winograd_conv2d: 1: tiles of 4 have fewer products and about 4 times the error
-  double alpha = 0, beta = 0, offset = 0;
+  double alpha = 0, beta = 0, offset = 0;  // local_response_norm; alpha: the slope of leaky_relu
   double border = 0;                  // pad2d: what stands in the padding
-  double eps = 0;                     // l2_normalize: no length is taken to be less
+  double eps = 0;                     // l2_normalize: no length is taken to be less; norms: what the variance is added to
 
   int64_t p() const;
   int64_t q() const;

@@ -53,6 +53,13 @@ std::unique_ptr<Op> make_squared_distances(const OpSpec& spec);
 std::string squared_distances_refusal(const OpSpec& spec);
 std::unique_ptr<Op> make_local_response_norm(const OpSpec& spec);
 std::string local_response_norm_refusal(const OpSpec& spec);
+std::unique_ptr<Op> make_layer_norm(const OpSpec& spec);
+std::unique_ptr<Op> make_group_norm(const OpSpec& spec);
+std::unique_ptr<Op> make_channel_shuffle(const OpSpec& spec);
+std::unique_ptr<Op> make_upsample_nearest2d(const OpSpec& spec);
+std::string upsample_nearest2d_refusal(const OpSpec& spec);
+std::unique_ptr<Op> make_leaky_relu(const OpSpec& spec);
+std::unique_ptr<Op> make_multiply(const OpSpec& spec);
 std::unique_ptr<Op> make_to_nchw(const OpSpec& spec);
 std::unique_ptr<Op> make_to_nhwc(const OpSpec& spec);
 

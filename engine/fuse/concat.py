@@ -26,6 +26,18 @@ def write_into_slices(graph: Graph, kernels: Kernels) -> int:
     return len(cats)
 
 
+def show_slices(graph: Graph, kernels: Kernels) -> int:
+    """Some channels of a map are a view of its bytes; of the caller's image they stay calls."""
+    slices = [n for n in graph.nodes if n.op == "slice" and n.inside is None]
+    for node in slices:
+        source = node.inputs[0]
+        if source.op == "input":
+            node.op = "aten"
+        else:
+            node.inside = (source, node.attrs["start"])
+    return sum(node.op == "slice" for node in slices)
+
+
 def resolve(node: Node) -> tuple[Node, int]:
     """The node that owns the bytes, and the first channel in them."""
     channel = 0
@@ -64,12 +76,13 @@ def _place_inputs(graph: Graph, cat: Node) -> None:
 
 def is_flattened(graph: Graph, node: Node) -> bool:
     """Whether the map is read as one row [H*W*C] besides: then its pixels have to lie side by side."""
-    return node.pixels > 1 and any(r is not None and r.op == "flatten" for r in graph.readers(node))
+    readers = [r for r in graph.readers(node) if r is not None]
+    return any(r.op == "row" or (r.op == "flatten" and node.pixels > 1) for r in readers)
 
 
 def _may_move(graph: Graph, node: Node) -> bool:
     """The input is the caller's; the bytes of a flatten or a slice lie where its source lies."""
-    return node.op not in ("input", "flatten", "slice") and not is_flattened(graph, node)
+    return node.op not in ("input", "flatten", "row", "slice") and not is_flattened(graph, node)
 
 
 def _copy(graph: Graph, part: Node, cat: Node, channel: int) -> Node:

@@ -81,7 +81,7 @@ def _fixed(node: Any) -> tuple[Node, float, float] | None:
 
 
 def map_input_channels(graph: Graph, kernels: Kernels) -> int:
-    """cat of every channel of x in order, each scaled and shifted -> affine(x); other slices stay calls."""
+    """cat of every channel of x in order, each scaled and shifted -> affine(x)."""
     count = 0
     for node in [n for n in graph.nodes if n.op == "cat"]:
         found = [_channel(part) for part in node.inputs]
@@ -98,9 +98,6 @@ def map_input_channels(graph: Graph, kernels: Kernels) -> int:
         graph.replace(node, affine)
         count += 1
     graph.drop_unused()
-    for node in graph.nodes:
-        if node.op == "slice":
-            node.op = "aten"
     return count
 
 

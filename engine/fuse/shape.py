@@ -58,7 +58,7 @@ def flatten_into_linear(graph: Graph, kernels: Kernels) -> int:
     for node in [n for n in graph.nodes if n.op == "flatten" and n.inputs[0].pixels > 1]:
         source, readers = node.inputs[0], graph.readers(node)
         fits = all(r is not None and r.op == "linear" and r.attrs["recipe"].spatial is None for r in readers)
-        if not fits or source is graph.input:
+        if not fits or source.op in ("input", "slice"):
             node.op = "aten"
             continue
         for linear in dict.fromkeys(readers):

@@ -28,6 +28,12 @@ REFUSED = {
     "winograd_conv2d": "no Winograd on GPUs: it loses digits in 16 bits, and costs memory traffic",
     "local_response_norm": "no kernel for GPUs yet",
     "l2_normalize": "no kernel for GPUs yet",
+    "layer_norm": "no kernel for GPUs yet",
+    "group_norm": "no kernel for GPUs yet",
+    "channel_shuffle": "no kernel for GPUs yet",
+    "upsample_nearest2d": "no kernel for GPUs yet",
+    "leaky_relu": "no kernel for GPUs yet",
+    "multiply": "no kernel for GPUs yet",
     "squared_distances": "no kernel for GPUs yet",
     "pad2d": "no kernel for GPUs yet",
 }

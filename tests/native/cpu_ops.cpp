@@ -122,6 +122,9 @@ float expected(const fb::OpSpec& spec, const Map& x, const Buffer& weight, const
     for (int64_t c = 0; c < spec.c; ++c) sum += (x(n, 0, 0, c) - weight[k * spec.c + c]) * (x(n, 0, 0, c) - weight[k * spec.c + c]);
     return sum;
   }
+  if (spec.kind == "channel_shuffle") return x(n, p, q, k % spec.groups * (spec.c / spec.groups) + k / spec.groups);
+  if (spec.kind == "leaky_relu") return x(n, p, q, k) * (x(n, p, q, k) > 0 ? 1.0f : float(spec.alpha));
+  if (spec.kind == "upsample_nearest2d") return x(n, p * spec.h / spec.out_h, q * spec.w / spec.out_w, k);
   if (spec.kind == "pad2d") {
     const int64_t h = p - spec.pad_h, w = q - spec.pad_w;
     return h < 0 || h >= spec.h || w < 0 || w >= spec.w ? float(spec.border) : x(n, h, w, k);
@@ -178,7 +181,8 @@ std::string text(const fb::OpSpec& spec) {
 }
 
 bool check(const fb::OpSpec& spec, bool with_residual) {
-  const bool spatial = has_weight(spec) || spec.kind == "max_pool2d" || spec.kind == "avg_pool2d" || spec.kind == "pad2d";
+  const bool spatial = has_weight(spec) || spec.kind == "max_pool2d" || spec.kind == "avg_pool2d" || spec.kind == "pad2d" ||
+                       spec.kind == "upsample_nearest2d";
   const int64_t p = spec.kind == "global_avg_pool" ? 1 : spatial ? spec.p() : spec.h;
   const int64_t q = spec.kind == "global_avg_pool" ? 1 : spatial ? spec.q() : spec.w;
   const bool planar_in = spec.nchw_in || spec.kind == "to_nhwc", planar_out = spec.kind == "to_nchw";
@@ -340,6 +344,13 @@ std::vector<fb::OpSpec> cases() {
     all.push_back(unit);
     all.push_back(conv("squared_distances", n * h, 1, 1, c, 11, 1, 1, 0));
   }
+  for (const int64_t groups : {1, 2, 3}) all.push_back(conv("channel_shuffle", 2, 3, 7, 36, 36, 1, 1, 0, groups));
+  fb::OpSpec leaky = conv("leaky_relu", 2, 3, 7, 37, 37, 1, 1, 0);
+  leaky.alpha = 0.5;
+  all.push_back(leaky);
+  fb::OpSpec larger = conv("upsample_nearest2d", 2, 3, 7, 37, 37, 1, 1, 0);
+  larger.out_h = 6, larger.out_w = 28;
+  all.push_back(larger);
   const size_t dense = all.size();
   for (size_t i = 0; i < dense; ++i) {  // the same, as slices of wider maps
     fb::OpSpec slice = all[i];

@@ -90,7 +90,8 @@ void check(const std::string& line) {
   const fb::OpSpec spec = parse(line);
   const auto op = fb::make_op(spec);
   const bool pooling = spec.kind == "max_pool2d" || spec.kind == "avg_pool2d" || spec.kind == "pad2d" || spec.kind == "l2_normalize" ||
-                       spec.kind == "local_response_norm";
+                       spec.kind == "local_response_norm" || spec.kind == "layer_norm" || spec.kind == "group_norm" || spec.kind == "channel_shuffle" ||
+                       spec.kind == "upsample_nearest2d" || spec.kind == "leaky_relu" || spec.kind == "multiply";
   const int64_t outputs = pooling ? spec.c : spec.k, y_pixels = spec.n * spec.p() * spec.q();
   const Floats x = random_floats(spec.n * spec.h * spec.w * spec.c, 1);
   const Floats residual = random_floats(y_pixels * outputs, 2);
@@ -106,7 +107,7 @@ void check(const std::string& line) {
     fb::Pointers pointers;
     pointers.x = input.data();
     pointers.weight = pooling ? nullptr : packed.data();
-    pointers.residual = pooling ? nullptr : added.data();
+    pointers.residual = pooling && spec.kind != "multiply" ? nullptr : added.data();
     pointers.gate = spec.gated ? gate.data() : nullptr;
     pointers.pre_scale = spec.pre ? scale.data() : nullptr;
     pointers.pre_shift = spec.pre ? shift.data() : nullptr;

@@ -1,0 +1,8 @@
+#include "../simd/region.h"
+#include "layer_norm.h"
+#if defined(__x86_64__)
+FB_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")
+#include "generic.h"
+FB_END_TARGET
+const fb::layer_norm::Kernels fb::layer_norm::kAvx512 = {FB_LAYER_NORM_KERNELS};
+#endif
