@@ -242,14 +242,19 @@ def gradients(
 
 
 def completed(found, grad, x, weight, bias_sizes, geometry, needs) -> tuple[Tensor | None, ...]:
-    """The gradients of x, weight and bias; those that are needed and not among the `found` by PyTorch."""
-    first, (stride, padding, dilation, groups) = (*found, None), geometry
-    rest = [needed and ours is None for needed, ours in zip(needs, first)]
+    """The gradients of x, weight and bias; those that are needed and not among the `found` by PyTorch.
+
+    That of bias alone is a sum: oneDNN computes the gradient of weight on the way to it, at the same price.
+    """
+    (dx, dweight), (stride, padding, dilation, groups) = found, geometry
+    rest = [needs[0] and dx is None, needs[1] and dweight is None, needs[2]]
+    if rest == [False, False, True]:
+        return dx, dweight, grad.sum((0, 2, 3))
     if not any(rest):
-        return first
+        return dx, dweight, None
     call = torch.ops.aten.convolution_backward
     theirs = call(grad, x, weight, bias_sizes, stride, padding, dilation, False, [0, 0], groups, rest)
-    return tuple(b if a is None else a for a, b in zip(first, theirs))
+    return tuple(b if a is None else a for a, b in zip((dx, dweight, None), theirs))
 
 
 def fast_backward(grad: Tensor, weight: Tensor) -> bool:

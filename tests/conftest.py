@@ -40,6 +40,10 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    gc.unfreeze()
+
+
 def pytest_terminal_summary(terminalreporter):
     """What tests say they covered: kernels, configs, targets."""
     found = [pair for report in terminalreporter.getreports("passed") for pair in report.user_properties]

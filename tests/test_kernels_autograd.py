@@ -233,6 +233,28 @@ def test_no_zeros_are_made_for_what_has_no_gradient():
 
 
 @needs_native
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
+@pytest.mark.parametrize("sizes, groups", [((24, 16, 3, 3), 1), ((32, 8, 3, 3), 4), ((16, 1, 3, 3), 16)])
+def test_a_bias_costs_no_second_gradient_of_the_weight(sizes, groups, layout):
+    """oneDNN has no gradient of the bias alone."""
+    x = reals((3, sizes[1] * groups, 12, 11), 1).contiguous(memory_format=layout)
+    weight, bias = reals(sizes, 2), reals(sizes[:1], 3)
+    grad = reals((3, sizes[0], 12, 11), 4).contiguous(memory_format=layout)
+
+    def gradients(dtype, backend):
+        tensors = [t.to(dtype).requires_grad_() for t in (x, weight, bias)]
+        y = kernels.conv2d(*tensors, padding=1, groups=groups, backend=backend)
+        return torch.autograd.grad(y, tensors, grad.to(dtype))
+
+    with _Calls() as calls:
+        found = gradients(torch.float32, "native")
+    assert not [name for name in calls.names if "convolution_backward" in name]
+    plain, exact = gradients(torch.float32, "reference"), gradients(torch.float64, "reference")
+    for ours, theirs, truth in zip(found, plain, exact):
+        assert_as_accurate(ours, theirs, truth)
+
+
+@needs_native
 def test_changing_a_weight_between_forward_and_backward_is_an_error():
     x, weight = reals((1, 16, 5, 5), 1).requires_grad_(), reals((16, 16, 3, 3), 2).requires_grad_()
     for backend in ("winograd", "direct"):
