@@ -13,10 +13,9 @@ pytestmark = needs_native
 
 FAMILIES = {  # each for what no other has; an image whose last map has 1 or 4 pixels
     "densenet121": 64,  # prefixes of one buffer, norms before convolutions
-    "bninception": 64,  # siblings in front of a concatenation, pools behind their projection
     "legacy_xception": 64,  # separable, leading ReLU
     "legacy_seresnext26_32x4d": 64,  # gates before the last convolution
-    "se_bninception": 64,  # gates behind a concatenation
+    "se_bninception": 64,  # siblings before a concatenation, gates behind it, pools behind projections
 }
 
 

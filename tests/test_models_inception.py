@@ -171,8 +171,23 @@ def test_state_dict_and_eval_equal_timm(name):
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("options", [{}, {"out_indices": (0, 1, 3)}, {"in_chans": 1}], ids=str)
-@pytest.mark.parametrize("name", ["inception_v3", "inception_v4"])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("inception_v3", {"out_indices": (0, 1, 3)}),
+        ("inception_v3", {"in_chans": 1}),
+        ("inception_v4", {}),
+        *(
+            pytest.param(name, options, marks=pytest.mark.slow)
+            for name, options in [
+                ("inception_v3", {}),
+                ("inception_v4", {"out_indices": (0, 1, 3)}),
+                ("inception_v4", {"in_chans": 1}),
+            ]
+        ),
+    ],
+    ids=str,
+)
 def test_features_equal_timms(name, options):
     theirs = trained(peer("timm").create_model(name, features_only=True, **options)).eval()
     ours = backbones.create_model(name, features_only=True, **options).eval()

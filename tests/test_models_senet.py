@@ -104,7 +104,7 @@ def test_seeded_initialisation_is_timms_to_the_bit(name):
 @pytest.mark.peer
 @pytest.mark.parametrize(
     "name",
-    [n if "18" in n or "50" in n or "154" in n else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
+    [n if "18" in n or "50" in n else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
 )
 def test_eval_equals_timm(name):
     theirs, ours = peer("timm").create_model(name), backbones.create_model(name)

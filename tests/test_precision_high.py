@@ -14,7 +14,7 @@ from model_checks import filled, image
 
 import fast_backbones as fb
 from fast_backbones import engine
-from fast_backbones.engine import state
+from fast_backbones.engine import batches
 from fast_backbones.kernels import _ext
 
 pytestmark = needs_native
@@ -104,13 +104,13 @@ def test_a_plan_is_made_at_the_precision_that_it_is_kept_under(precision, monkey
     """Another thread may change the setting while this one captures."""
     with torch.inference_mode(False):
         model, x = fb.create_model("resnet18").eval(), image(1, 3, 160, 160)
-    capture = state.capture
+    capture = batches.capture
 
     def changed(*arguments):
         precision("high")
         return capture(*arguments)
 
-    monkeypatch.setattr(state, "capture", changed)
+    monkeypatch.setattr(batches, "capture", changed)
     model(x)
     monkeypatch.undo()
     precision("highest")
