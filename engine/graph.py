@@ -103,6 +103,14 @@ class Graph:
     shapes: dict[Live, tuple[int, ...]] = field(default_factory=dict)  # of the model's tensors
     _readers: dict[Node, list[Node | None]] | None = None
 
+    def is_map(self, node: Any, ranks: tuple[int, ...] = (4,)) -> bool:
+        """Of floats, one for each image of the batch: kernels take as many images as the model was given."""
+        shape = (node.shape or ()) if isinstance(node, Node) and node.dtype is torch.float32 else ()
+        return len(shape) in ranks and shape[0] == (self.input.shape or ())[0]
+
+    def is_map_or_rows(self, node: Any) -> bool:
+        return self.is_map(node, (2, 4))
+
     def users(self) -> dict[Node, list[Node | None]]:
         """Who reads each node; None stands for the caller of the model. Reading twice counts twice."""
         if self._readers is None:

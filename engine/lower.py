@@ -77,7 +77,8 @@ def follows_rows(step: Step) -> bool:
 def same_rows(plan: Plan, step: Step) -> bool:
     """Whether a task that writes a pixel reads that pixel of x: one size, and a window around the pixel."""
     p = step.params
-    if plan.values[step.inputs[0]].pixels != plan.values[step.output].pixels:
+    x, y = plan.values[step.inputs[0]], plan.values[step.output]
+    if x.pixels != y.pixels or (x.pixels > 1 and (x.shape or ())[2:] != (y.shape or ())[2:]):
         return False
     return "r" not in p or ("pad_bottom" not in p and centred(p, "r", "h") and centred(p, "s", "w"))
 

@@ -84,9 +84,11 @@ def place_within(plan: Plan, value: Value) -> Place:
     """The place of a value that shows the bytes of another: some of its channels, or its map as one row."""
     owner = plan.root(value.id)
     found = plan.places[owner.id]
-    if value.pixels != owner.pixels:  # the row of an image as pixels, or the other way round
-        return replace(found, pixel_stride=found.image_stride if value.pixels == 1 else value.channels)
     channel, channels = plan.channel(value.id), value.channels
+    if value.pixels == 1 != owner.pixels:  # the pixels of an image as a row, or some of them
+        return replace(found, pixel_stride=found.image_stride, channel=channel, channels=channels)
+    if value.pixels != owner.pixels:
+        return replace(found, pixel_stride=channels)
     if channel + channels == owner.channels:  # whoever writes the last channels leaves nothing old behind
         channels = found.pixel_stride - channel
     return replace(found, channel=channel, channels=channels)

@@ -213,7 +213,7 @@ def unexpanded(value: Any) -> Any:
 @recognises(aten.mul.Tensor)
 def mul(a: dict[str, Any], result: Facts) -> Recognised:
     left, right = a["self"], a["other"]
-    left, right = (right, left) if isinstance(left, Live) else (unexpanded(left), unexpanded(right))
+    left, right = (right, left) if isinstance(left, Live) else (left, right)
     if is_map_or_rows(left) and is_number(right):
         return affine(left, "mul", Fixed((float(right),)))
     if is_map_or_rows(left) and is_per_channel(right, left, a):
@@ -221,8 +221,8 @@ def mul(a: dict[str, Any], result: Facts) -> Recognised:
     for x, other in ((left, right), (right, left)):
         if (name := written_out(x, other)) is not None:
             return affine(x, name, activation=name)
-        if is_gate(other, x):
-            return affine(x, "gate", gate=other)
+        if is_gate(gate := unexpanded(other), x):
+            return affine(x, "gate", gate=gate)
     alike = is_map_or_rows(left) and is_float(right) and left.shape == right.shape and left is not right
     return ("multiply", [left, right], {"roles": ("x", "residual")}) if alike else None
 

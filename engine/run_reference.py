@@ -59,7 +59,9 @@ def shown(plan: Plan, value: int, owner: Any) -> Any:
     if found.pixels != root.pixels:
         rows = owner.permute(0, 2, 3, 1) if owner.dim() == 4 else owner  # in the order of memory
         if found.pixels == 1:
-            return rows.reshape(owner.shape[0], *(found.shape or ())[1:])
+            first = plan.channel(value)
+            row = rows.reshape(owner.shape[0], -1)[:, first : first + found.channels]
+            return row.reshape(owner.shape[0], *(found.shape or ())[1:])
         n, c, h, w = (owner.shape[0], *(found.shape or ())[1:])
         return rows.reshape(n, h, w, c).permute(0, 3, 1, 2)
     channel = plan.channel(value)

@@ -381,6 +381,119 @@ def test_a_convolution_that_shortens_the_channels_stays_a_call():
     assert "aten.conv1d.default" in checked_left(net)
 
 
+def neighbours(net, rows):
+    n, c = rows.shape[:2]
+    return net.parts[0](rows.reshape(n, 1, c)).sigmoid().view(n, c, 1, 1)
+
+
+def pieces_of_a_gate(net, y):
+    (a, b), (u, v) = neighbours(net, y.mean((2, 3))).chunk(2, 1), y.chunk(2, 1)
+    return torch.cat([u * b, v * a], 1)
+
+
+def gate_of_a_piece(net, y):
+    mean = y.mean((2, 3), keepdim=True)[:, 6:]
+    return y * torch.cat([neighbours(net, mean), neighbours(net, mean.flatten(1))], 1)
+
+
+def gate_of_what_is_concatenated(net, y):
+    mean, largest = y.mean((2, 3), keepdim=True), y.amax((2, 3), keepdim=True)
+    return y * neighbours(net, mean.flatten(1)) + net.parts[1](torch.cat([largest, mean], 1))
+
+
+def gate_of_one_side(net, y):
+    return y * neighbours(net, y.flatten(2).mean(2, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [pieces_of_a_gate, gate_of_a_piece, gate_of_what_is_concatenated, gate_of_one_side],
+    ids=lambda value: value.__name__,
+)
+def test_rows_of_gates_among_other_channels(middle):
+    parts = [nn.Conv1d(1, 1, 3, padding=1, bias=False), nn.Conv2d(24, 12, 1)]
+    checked_left(made(middle, parts=parts, whole=False))
+
+
+def gate_of(y):
+    return y.mean((2, 3), keepdim=True).sigmoid()
+
+
+def expanded_and_scaled(net, y):
+    return gate_of(y).expand(-1, -1, *y.shape[2:]) * 2.0 + y
+
+
+def expanded_twice(net, y):
+    return gate_of(y).expand_as(y) * (y.mean((2, 3), keepdim=True) + 1).expand_as(y)
+
+
+def expanded_by_itself(net, y):
+    mean = y.mean((2, 3), keepdim=True)
+    return mean.expand_as(y) * mean.sigmoid()
+
+
+def expanded_and_scaled_per_channel(net, y):
+    return gate_of(y).expand_as(y) * net.parts[0].weight.view(-1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [expanded_and_scaled, expanded_twice, expanded_by_itself, expanded_and_scaled_per_channel],
+    ids=lambda value: value.__name__,
+)
+def test_a_gate_that_was_expanded_is_as_large_as_a_map(middle):
+    """Only where it multiplies a map does the expansion mean nothing."""
+    checked_left(made(middle, parts=[nn.BatchNorm1d(12)], whole=False))
+
+
+def shuffled_halves(net, z):
+    n, c, h, w = z.shape
+    return z.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def linear_halves(net, z):
+    return nn.functional.gelu(net.parts[0](z.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+def normed_halves(net, z):
+    return nn.functional.layer_norm(z.permute(0, 2, 3, 1), (6,)).permute(0, 3, 1, 2)
+
+
+def attention_of_halves(net, z):
+    n, c, h, w = z.shape
+    weights = z.mean((2, 3), keepdim=True).view(n, 2, c // 2, 1, 1).softmax(1)
+    return (z.view(n, 2, c // 2, h, w) * weights).sum(1).repeat(1, 2, 1, 1)
+
+
+def gated_halves(net, z):
+    n, c = z.shape[:2]
+    return z * net.parts[1](z.mean((2, 3)).view(n, 1, c)).sigmoid().view(n, c, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [shuffled_halves, linear_halves, normed_halves, attention_of_halves, gated_halves],
+    ids=lambda value: value.__name__,
+)
+def test_halves_of_images_are_no_images(middle):
+    """Twice as many maps as images: a kernel would compute the first half of them."""
+    parts = [nn.Linear(6, 6), nn.Conv1d(1, 1, 3, padding=1, bias=False)]
+
+    def halves(net, y):
+        n, c, h, w = y.shape
+        return middle(net, y.reshape(2 * n, c // 2, h, w)).reshape(n, c, h, w)
+
+    checked_left(made(halves, parts=parts, whole=False))
+
+
+def test_a_gate_for_all_images_is_none_for_each():
+    def gated(net, y):
+        both = torch.stack([y.mean((0, 2, 3), keepdim=True), y.amax((0, 2, 3), keepdim=True)], 1)
+        return (torch.stack([y, y.relu()], 1) * both.softmax(1)).sum(1)
+
+    checked_left(made(gated, whole=False))
+
+
 def scales_in_one_call(net, y):
     return torch.addcmul(net.parts[0].bias.view(1, -1, 1, 1), net.parts[0].weight.view(1, -1, 1, 1), y)
 
@@ -415,6 +528,20 @@ def test_passes_over_maps():
     checked(made(products_of_maps, parts=convs((12, 12))))
     checked(made(silu_written_out, parts=convs((12, 12)), whole=False), exact=False)
     checked(made(enlarged, parts=convs((12, 12))))
+
+
+def test_rows_of_a_map_with_turned_sides_are_others():
+    """As many pixels, but not the same ones: that the last convolution waits for both does not say that it
+    has waited for the first."""
+
+    def turned(net, y):
+        small = nn.functional.interpolate(y, (y.shape[3], y.shape[2]))
+        return torch.cat([y, nn.functional.interpolate(small, y.shape[2:])], 1)
+
+    plan = checked(made(turned))
+    waits = plan.parts[0].deps[-1]
+    first = next(i for i, instance in enumerate(plan.instances) if plan.steps[instance.step].op == "conv2d")
+    assert first in [earlier for earlier, _ in waits]
 
 
 def test_a_factor_whose_inverse_is_rounded_stays_a_call():

@@ -77,7 +77,8 @@ def _place_inputs(graph: Graph, cat: Node) -> None:
 def is_flattened(graph: Graph, node: Node) -> bool:
     """Whether the map is read as one row [H*W*C] besides: then its pixels have to lie side by side."""
     readers = [r for r in graph.readers(node) if r is not None]
-    return any(r.op == "row" or (r.op == "flatten" and node.pixels > 1) for r in readers)
+    flat = [r for r in readers if r.op == "flatten"]
+    return any(r.op == "row" for r in readers) or any(node.pixels > 1 or is_flattened(graph, r) for r in flat)
 
 
 def _may_move(graph: Graph, node: Node) -> bool:

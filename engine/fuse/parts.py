@@ -33,7 +33,7 @@ def find_shuffles(graph: Graph, kernels: Kernels) -> int:
         x, dims = apart.inputs[0], {d % 5 for d in turned.attrs["args"][1:]}
         shape, split = x.shape or (), apart.shape or ()
         fits = len(shape) == 4 and shape == node.shape and len(split) == 5 and dims == {1, 2}
-        if not fits or (split[0], *split[3:]) != (shape[0], *shape[2:]) or x.dtype is not torch.float32:
+        if not fits or (split[0], *split[3:]) != (shape[0], *shape[2:]) or not graph.is_map(x):
             continue
         shuffle = Node("shuffle", node.name, [x], {"groups": split[1]}, shape, node.stride, node.dtype)
         shuffle.narrow = node.narrow
@@ -86,9 +86,9 @@ def _channel_conv(graph: Graph, node: Node) -> tuple[Node, dict[str, Any]] | Non
     if source is None or node.attrs["kwargs"] or not isinstance(weight, Live) or bias is not None:
         return None
     size, (n, ones, channels) = graph.shapes[weight][2], node.shape or ()
-    one_row = source.pixels == 1 and (source.shape or ())[:2] == (n, channels) and ones == 1
+    one_row = source.shape in ((n, channels), (n, channels, 1, 1)) and graph.is_map_or_rows(source)
     plain = stride in (None, [1]) and dilation in (None, [1]) and padding == [size // 2] and size % 2
-    if not one_row or not plain or source.dtype is not torch.float32:
+    if not one_row or ones != 1 or not plain or _origin(source).op in ("input", "slice"):
         return None
     call = (aten.reshape.default, [weight, [1, 1, 1, size]], {})
     name = f"{call[0]}({weight.name}, {call[1][1]})"
@@ -98,6 +98,13 @@ def _channel_conv(graph: Graph, node: Node) -> tuple[Node, dict[str, Any]] | Non
         "padding": (0, size // 2), "dilation": (1, 1),
     }  # fmt: skip
     return source, attrs
+
+
+def _origin(node: Node) -> Node:
+    """Whose bytes these are; those of a slice lie among others, and are no row."""
+    while node.op in ("flatten", "row"):
+        node = node.inputs[0]
+    return node
 
 
 class _Finder:
@@ -113,7 +120,7 @@ class _Finder:
             return
         source = node.inputs[0]
         if _calls(node, aten.stack.default):
-            if all(map(_is_map, node.inputs)) and node.attrs["args"][1:] == [1]:
+            if all(map(self.graph.is_map, node.inputs)) and node.attrs["args"][1:] == [1]:
                 self.parts[node] = list(node.inputs)
         elif _calls(node, *SHAPES) or node.op == "flatten":
             self.reshape(node, source)
@@ -135,9 +142,9 @@ class _Finder:
             self.parts[node] = self.parts[source]
         elif source in self.rows:
             self.rows[node] = self.rows[source]
-        elif _is_map(source) and len(shape) == 5 and _same_images(source, shape):
+        elif self.graph.is_map(source) and len(shape) == 5 and _same_images(source, shape):
             self.parts[node] = self.slices(source, shape[1])
-        elif _is_map(source) and source.pixels == 1:
+        elif self.graph.is_map(source) and source.pixels == 1:
             self.rows[node] = source
 
     def slices(self, x: Node, count: int) -> list[Node]:
@@ -183,7 +190,7 @@ class _Finder:
     def sum(self, node: Node, source: Node) -> None:
         given = node.attrs["args"]
         parts = self.maps_of(source)
-        if parts is None or node.attrs["kwargs"] or given[1:] not in ([[1]], [[1], False]):
+        if parts is None or node.attrs["kwargs"] or given[1:] not in ([[1]], [[1], False]) or len(parts) < 2:
             return
         total = parts[0]
         for part in parts[1:]:
@@ -212,10 +219,6 @@ def _same_images(x: Node, shape: tuple[int, ...]) -> bool:
     """Whether [N, R, C, H, W] are the channels of x, [N, R * C, H, W]."""
     n, _, h, w = x.shape or (0, 0, 0, 0)
     return (shape[0], *shape[3:]) == (n, h, w)
-
-
-def _is_map(node: Any) -> bool:
-    return isinstance(node, Node) and len(node.shape or ()) == 4 and node.dtype is torch.float32
 
 
 def _calls(node: Any, *targets: Any) -> bool:

@@ -27,7 +27,7 @@ def drop_permutes(graph: Graph, kernels: Kernels) -> int:
     before = _permutes(graph)
     maps: dict[Node, Node] = {}  # of [N, H, W, C]: the map of the same numbers
     for node in list(graph.nodes):
-        if _permutes_by(node, TO_PIXELS) and node.inputs[0].dtype is torch.float32:
+        if _permutes_by(node, TO_PIXELS) and graph.is_map(node.inputs[0]):
             maps[node] = node.inputs[0]
         elif _permutes_by(node, TO_MAP) and node.inputs[0] in maps:
             _replace(graph, node, maps[node.inputs[0]])
