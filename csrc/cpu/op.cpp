@@ -37,15 +37,25 @@ bool is_convolution(const OpSpec& spec) {
 
 bool is_norm(const OpSpec& spec) { return spec.kind == "layer_norm" || spec.kind == "group_norm"; }
 
-bool is_elementwise(const OpSpec& spec) { return spec.kind == "leaky_relu" || spec.kind == "multiply" || spec.kind == "channel_shuffle"; }
+bool is_elementwise(const OpSpec& spec) {
+  return spec.kind == "leaky_relu" || spec.kind == "multiply" || spec.kind == "channel_shuffle";
+}
 
-constexpr double kAloneWork = 1 << 19;       // flops plus bytes: about 5 us
+constexpr double kAloneWork = 1 << 19;          // flops plus bytes: about 5 us
 constexpr int64_t kLargest = int64_t{1} << 31;  // of any single size: products of three still fit int64 comfortably
 
 std::string check_sizes(const OpSpec& spec) {
-  const std::pair<const char*, int64_t> positive[] = {
-      {"h", spec.h}, {"w", spec.w}, {"c", spec.c}, {"k", spec.k}, {"r", spec.r}, {"s", spec.s},
-      {"stride_h", spec.stride_h}, {"stride_w", spec.stride_w}, {"dilation_h", spec.dilation_h}, {"dilation_w", spec.dilation_w}, {"groups", spec.groups}};
+  const std::pair<const char*, int64_t> positive[] = {{"h", spec.h},
+                                                      {"w", spec.w},
+                                                      {"c", spec.c},
+                                                      {"k", spec.k},
+                                                      {"r", spec.r},
+                                                      {"s", spec.s},
+                                                      {"stride_h", spec.stride_h},
+                                                      {"stride_w", spec.stride_w},
+                                                      {"dilation_h", spec.dilation_h},
+                                                      {"dilation_w", spec.dilation_w},
+                                                      {"groups", spec.groups}};
   for (const auto& [name, value] : positive)
     if (value < 1 || value > kLargest) return std::string(name) + " is " + std::to_string(value) + ", expected 1 or more";
   if (spec.n < 0 || spec.n > kLargest) return "n is " + std::to_string(spec.n) + ", expected 0 or more";
@@ -55,7 +65,8 @@ std::string check_sizes(const OpSpec& spec) {
 }
 
 std::string activation_name(int64_t activation) {
-  static const char* const names[] = {"none", "relu", "relu6", "sigmoid", "tanh", "silu", "hardsigmoid", "hardswish", "gelu", "gelu_tanh"};
+  static const char* const names[] = {"none", "relu",        "relu6",     "sigmoid", "tanh",
+                                      "silu", "hardsigmoid", "hardswish", "gelu",    "gelu_tanh"};
   return activation >= 0 && activation <= kLastActivation ? names[activation] : "number " + std::to_string(activation);
 }
 
@@ -83,7 +94,8 @@ Features features(const OpSpec& spec) {
 
 std::string check_features(const OpSpec& spec) {
   const Features can = features(spec);
-  if (spec.activation < 0 || spec.activation > can.last_activation) return "activation " + activation_name(spec.activation) + " is not one of " + spec.kind + "'s";
+  if (spec.activation < 0 || spec.activation > can.last_activation)
+    return "activation " + activation_name(spec.activation) + " is not one of " + spec.kind + "'s";
   if (spec.act_from != 0 && !can.act_from) return "applies its activation to all channels or to none";
   if (spec.gated != 0 && !can.gate) return "has no gate";
   if ((spec.bottom() != spec.pad_h || spec.right() != spec.pad_w) && !can.uneven) return "pads all sides alike";
@@ -103,7 +115,8 @@ std::string check(const OpSpec& spec) {
   if (std::string text = check_sizes(spec); !text.empty()) return text;
   if (std::string text = check_features(spec); !text.empty()) return text;
   if (spec.c % spec.groups != 0 || spec.k % spec.groups != 0)
-    return "groups " + std::to_string(spec.groups) + " does not divide " + std::to_string(spec.c) + " input and " + std::to_string(spec.k) + " output channels";
+    return "groups " + std::to_string(spec.groups) + " does not divide " + std::to_string(spec.c) + " input and " +
+           std::to_string(spec.k) + " output channels";
   if (is_convolution(spec)) {
     const int64_t reach_h = spec.dilation_h * (spec.r - 1) + 1, reach_w = spec.dilation_w * (spec.s - 1) + 1;
     if (spec.padded_h() < reach_h || spec.padded_w() < reach_w)
@@ -118,7 +131,8 @@ std::string check(const OpSpec& spec) {
   if (spec.kind == "avg_pool2d") return avg_pool2d_refusal(spec);
   if (spec.kind == "local_response_norm") return local_response_norm_refusal(spec);
   if (spec.kind == "upsample_nearest2d") return upsample_nearest2d_refusal(spec);
-  if (spec.kind == "affine" || spec.kind == "pad2d" || is_elementwise(spec) || is_norm(spec)) return spec.k == spec.c ? "" : "k differs from c in " + spec.kind;
+  if (spec.kind == "affine" || spec.kind == "pad2d" || is_elementwise(spec) || is_norm(spec))
+    return spec.k == spec.c ? "" : "k differs from c in " + spec.kind;
   if (spec.kind == "l2_normalize") return l2_normalize_refusal(spec);
   if (spec.kind == "squared_distances") return squared_distances_refusal(spec);
   if (spec.kind == "linear" && (spec.h != 1 || spec.w != 1 || spec.r != 1 || spec.s != 1)) return "linear has no spatial sizes";
@@ -147,12 +161,14 @@ class Nothing final : public Op {  // an empty batch
 
 int64_t OpSpec::p() const {
   if (out_h > 0) return out_h;
-  return is_pool(*this) ? pooled_size(h, r, stride_h, pad_h, bottom(), ceil_mode != 0) : convolved_size(padded_h(), r, stride_h, dilation_h);
+  return is_pool(*this) ? pooled_size(h, r, stride_h, pad_h, bottom(), ceil_mode != 0)
+                        : convolved_size(padded_h(), r, stride_h, dilation_h);
 }
 
 int64_t OpSpec::q() const {
   if (out_w > 0) return out_w;
-  return is_pool(*this) ? pooled_size(w, s, stride_w, pad_w, right(), ceil_mode != 0) : convolved_size(padded_w(), s, stride_w, dilation_w);
+  return is_pool(*this) ? pooled_size(w, s, stride_w, pad_w, right(), ceil_mode != 0)
+                        : convolved_size(padded_w(), s, stride_w, dilation_w);
 }
 
 Range Op::input_pixels(int64_t) const { return {0, std::numeric_limits<int64_t>::max()}; }
@@ -163,8 +179,10 @@ double Op::flops() const {
   if (spec_.kind == "squared_distances") return 2.0 * static_cast<double>(spec_.n * spec_.c * spec_.k);
   if (!is_convolution(spec_)) return 0.0;
   if (spec_.kind == "separable_conv2d")
-    return 2.0 * static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c) * static_cast<double>(spec_.r * spec_.s + spec_.k);
-  return 2.0 * static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.k) * static_cast<double>(spec_.c / spec_.groups * spec_.r * spec_.s);
+    return 2.0 * static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c) *
+           static_cast<double>(spec_.r * spec_.s + spec_.k);
+  return 2.0 * static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.k) *
+         static_cast<double>(spec_.c / spec_.groups * spec_.r * spec_.s);
 }
 
 double Op::bytes() const {
@@ -173,12 +191,14 @@ double Op::bytes() const {
     const double out = static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.k);
     const double weight_bytes = spec_.bf16 ? 2.0 : 4.0;
     if (spec_.kind == "separable_conv2d") {
-      return 4.0 * (in + out + static_cast<double>(spec_.c * spec_.r * spec_.s)) + weight_bytes * static_cast<double>(spec_.c * spec_.k);
+      return 4.0 * (in + out + static_cast<double>(spec_.c * spec_.r * spec_.s)) +
+             weight_bytes * static_cast<double>(spec_.c * spec_.k);
     }
     return 4.0 * (in + out) + weight_bytes * static_cast<double>(spec_.k * (spec_.c / spec_.groups) * spec_.r * spec_.s);
   }
   if (spec_.kind == "multiply") return 12.0 * in;
-  if (is_pool(spec_) || spec_.kind == "pad2d" || spec_.kind == "upsample_nearest2d") return 4.0 * (in + static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c));
+  if (is_pool(spec_) || spec_.kind == "pad2d" || spec_.kind == "upsample_nearest2d")
+    return 4.0 * (in + static_cast<double>(spec_.n * spec_.p() * spec_.q() * spec_.c));
   if (spec_.kind == "squared_distances") return 4.0 * (in + static_cast<double>((spec_.n + spec_.c) * spec_.k));
   if (spec_.kind == "global_avg_pool") return 4.0 * (in + static_cast<double>(spec_.n * spec_.c));
   return 8.0 * in;
@@ -247,7 +267,8 @@ void pack_weight(const OpSpec& spec, const float* weight, float* out) {
   if (spec.kind == "depthwise_conv2d") return depthwise_conv2d_pack(spec, weight, out);
   if (spec.kind == "separable_conv2d") return separable_conv2d_pack(spec, weight, out);
   if (is_convolution(spec)) return conv2d_pack(spec, weight, out);
-  if (spec.kind == "affine" || is_norm(spec) || spec.kind == "squared_distances") return static_cast<void>(std::copy(weight, weight + packed_floats(spec), out));
+  if (spec.kind == "affine" || is_norm(spec) || spec.kind == "squared_distances")
+    return static_cast<void>(std::copy(weight, weight + packed_floats(spec), out));
   throw std::invalid_argument(spec.kind + ": has no weight");
 }
 

@@ -22,7 +22,9 @@ constexpr int64_t kSumFloats = 4;  // two doubles
 class GroupNorm final : public Op {
  public:
   explicit GroupNorm(const OpSpec& spec)
-      : Op(spec), blocks_(spec, std::clamp<int64_t>(spec.h * spec.w * spec.c / kTaskFloats, 1, spec.h)), per_image_(blocks_.tasks() / spec.n),
+      : Op(spec),
+        blocks_(spec, std::clamp<int64_t>(spec.h * spec.w * spec.c / kTaskFloats, 1, spec.h)),
+        per_image_(blocks_.tasks() / spec.n),
         width_(spec.c / spec.groups) {}
 
   int64_t tasks() const override { return 2 * blocks_.tasks(); }

@@ -41,7 +41,8 @@ void pixels(const Pixels& t) {
     const float* x = t.x + i * t.ldx;
     float* y = t.y + i * t.ldy;
     const double mean = mean_of(x, t.channels);
-    const float centre = static_cast<float>(mean), factor = static_cast<float>(1.0 / __builtin_sqrt(variance_of(x, t.channels, mean) + t.eps));
+    const float centre = static_cast<float>(mean),
+                factor = static_cast<float>(1.0 / __builtin_sqrt(variance_of(x, t.channels, mean) + t.eps));
     if (t.scale != nullptr && t.shift != nullptr) {
       for (int64_t c = 0; c < t.channels; ++c) y[c] = (x[c] - centre) * factor * t.scale[c] + t.shift[c];
     } else if (t.scale != nullptr) {

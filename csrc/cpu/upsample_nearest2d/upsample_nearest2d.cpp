@@ -27,8 +27,12 @@ std::vector<int64_t> nearest(int64_t in, int64_t out) {
 class UpsampleNearest2d final : public Op {
  public:
   explicit UpsampleNearest2d(const OpSpec& spec)
-      : Op(spec), p_(spec.p()), q_(spec.q()), blocks_(spec, std::clamp<int64_t>(p_ * q_ * spec.c / kTaskFloats, 1, p_)),
-        row_(nearest(spec.h, p_)), column_(nearest(spec.w, q_)) {}
+      : Op(spec),
+        p_(spec.p()),
+        q_(spec.q()),
+        blocks_(spec, std::clamp<int64_t>(p_ * q_ * spec.c / kTaskFloats, 1, p_)),
+        row_(nearest(spec.h, p_)),
+        column_(nearest(spec.w, q_)) {}
 
   int64_t tasks() const override { return blocks_.tasks(); }
 
