@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import memory
+from ..kernels._function import Function
 from ..kernels.batch_norm import moments
 
 _ATTRIBUTE = "_fb_room"
@@ -49,7 +50,7 @@ class Room:
         return self.mean[:channels], self.var[:channels]
 
 
-class _Append(torch.autograd.Function):
+class _Append(Function):
     """shown = cat(parts). With `has_first` the first part is shown by the room already."""
 
     @staticmethod

@@ -17,6 +17,7 @@ from torch.compiler import is_dynamo_compiling as is_compiling
 
 from . import _checks, _conv_backward, _native, _recompute
 from ._dispatch import Candidate
+from ._function import Function
 
 Pair = tuple[int, int]
 
@@ -157,7 +158,7 @@ NATIVE = (
 )
 
 
-class _NativeConv(torch.autograd.Function):
+class _NativeConv(Function):
     """A native forward, and gradients by native kernels where they are good at them. Keeps weight, and x or
     what x is made of. Entered only when autograd must record.
 

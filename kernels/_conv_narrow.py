@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _conv, _conv_backward, _native, _recompute
+from ._function import Function
 
 Pair = tuple[int, int]
 
@@ -31,7 +32,7 @@ def convolve(
     return _Convolution.apply(x, weight.to(x.dtype), bias, stride, padding, dilation, groups)
 
 
-class _Convolution(torch.autograd.Function):
+class _Convolution(Function):
     """Keeps weight, and x or what x is made of."""
 
     @staticmethod

@@ -16,6 +16,7 @@ from torch import Tensor
 from . import _conv, _native, _recompute
 from . import _gpu_training as gpu
 from ._dispatch import Candidate
+from ._function import Function
 
 Pair = tuple[int, int]
 
@@ -158,7 +159,7 @@ def grouped_gradients(
 GRADIENTS = {"depthwise": depthwise_gradients, "grouped": grouped_gradients}
 
 
-class _GpuConv(torch.autograd.Function):
+class _GpuConv(Function):
     """A forward and gradients by one of the ways. Keeps weight, and x or what x is made of."""
 
     @staticmethod

@@ -9,6 +9,7 @@ from torch.compiler import is_dynamo_compiling as is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _dispatch, _native, _pool, memory
+from ._function import Function
 
 
 def avg_pool2d_ref(
@@ -28,7 +29,7 @@ def _prepare(x, kernel_size, *, stride=None, padding=0, ceil_mode=False, count_i
     return *window, bool(ceil_mode), bool(count_include_pad)
 
 
-class _NativeAvgPool(torch.autograd.Function):
+class _NativeAvgPool(Function):
     """Native forward. Keeps no map. Backward writes windows that lie side by side, the rest is PyTorch's."""
 
     @staticmethod

@@ -8,6 +8,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _dispatch, _gpu_batch_norm, _gpu_training, _native, _recompute
 from ._activation import NAMES, activated, unpacked
+from ._function import Function
 
 
 def batch_norm_ref(
@@ -90,7 +91,7 @@ def check(op, x, affine, running_mean, running_var, training, activation) -> tup
     return tuple(given.values())
 
 
-class _NativeBatchNorm(torch.autograd.Function):
+class _NativeBatchNorm(Function):
     """y, the moments, and a bit for each element that the activation passed; with `passes` x once more, as
     `_conv._NativeConv` does. Keeps x, the moments and the bits."""
 
@@ -131,7 +132,7 @@ class _NativeBatchNorm(torch.autograd.Function):
         return *(gradient if needed else None for gradient, needed in wanted), *(None,) * 6
 
 
-class _GpuBatchNorm(torch.autograd.Function):
+class _GpuBatchNorm(Function):
     """The same by the kernels for GPUs. Keeps scale and bias, too, to see from x what the activation passed;
     the mask is empty without a residual."""
 

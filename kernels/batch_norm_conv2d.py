@@ -17,6 +17,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _conv, _dispatch, _native, _recompute
 from ._activation import activated
+from ._function import Function
 from .batch_norm import check as check_norm
 from .batch_norm import update as update_moments
 
@@ -127,7 +128,7 @@ def refuse(x, norm_weight, norm_bias, running_mean, running_var, weight, bias, *
     return _native.refusal(x, *norm, weight, bias, cast_by_autocast=True)
 
 
-class _NativeBatchNormConv(torch.autograd.Function):
+class _NativeBatchNormConv(Function):
     """y, the moments, and with `passes` x once more, as `_conv._NativeConv` does. Keeps x and weights."""
 
     @staticmethod

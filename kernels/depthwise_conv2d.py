@@ -9,6 +9,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _conv, _dispatch, _gpu_conv, _native, _recompute
 from ._activation import NAMES, activated
+from ._function import Function
 
 _LARGEST_WINDOW = 7
 
@@ -59,7 +60,7 @@ def _output_sizes(x, weight, stride, padding, dilation) -> tuple[int, int]:
     return p, q
 
 
-class _NativeDepthwise(torch.autograd.Function):
+class _NativeDepthwise(Function):
     """A native forward and gradients. Keeps weight, and x or what x is made of."""
 
     @staticmethod

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _dispatch, _native
+from ._function import Function
 
 
 def global_avg_pool_ref(x) -> Tensor:
@@ -20,7 +21,7 @@ def _prepare(x) -> tuple:
     return (x,)
 
 
-class _NativeGlobalAvgPool(torch.autograd.Function):
+class _NativeGlobalAvgPool(Function):
     """Native forward; every pixel has the same share of the gradient."""
 
     @staticmethod

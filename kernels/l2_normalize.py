@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _dispatch, _native
+from ._function import Function
 
 
 def l2_normalize_ref(x, *, eps=1e-12) -> Tensor:
@@ -30,7 +31,7 @@ def _prepare(x, *, eps=1e-12) -> tuple:
     return x, float(eps)
 
 
-class _NativeL2Normalize(torch.autograd.Function):
+class _NativeL2Normalize(Function):
     """Native forward; with d = max(||x||, eps) and y = x / d,
 
     grad_x = grad / d - x (grad . x) / (d^2 ||x||), the second term only where ||x|| >= eps and not 0.

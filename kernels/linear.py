@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _dispatch, _native
+from ._function import Function
 
 
 def linear_ref(x, weight, bias=None, *, activation="none") -> Tensor:
@@ -36,7 +37,7 @@ def _prepare(x, weight, bias=None, *, activation="none") -> tuple:
     return x, weight, bias, activation
 
 
-class _NativeLinear(torch.autograd.Function):
+class _NativeLinear(Function):
     """Native forward with the derivative of the formula; x is [N, C] here."""
 
     @staticmethod

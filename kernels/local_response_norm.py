@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _dispatch, _native
+from ._function import Function
 
 _LARGEST_WINDOW = 64
 _BETAS = (0.5, 0.75, 1.0)  # powers that are square roots
@@ -39,7 +40,7 @@ def _mean_over_channels(t: Tensor, before: int, after: int) -> Tensor:
     return F.avg_pool3d(padded, (before + after + 1, 1, 1), stride=1).squeeze(1)
 
 
-class _NativeLocalResponseNorm(torch.autograd.Function):
+class _NativeLocalResponseNorm(Function):
     """Native forward; with d = k + alpha mean(x^2) and y = x d^-beta,
 
     grad_x = grad d^-beta - 2 alpha beta x mean'(grad x d^(-beta - 1)), mean' over the mirrored window.

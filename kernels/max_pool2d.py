@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _dispatch, _native, _pool
+from ._function import Function
 
 _NATIVE_TAPS = 64  # of a window
 
@@ -25,7 +26,7 @@ def _prepare(x, kernel_size, *, stride=None, padding=0, ceil_mode=False) -> tupl
     return *_pool.prepare("max_pool2d", x, kernel_size, stride, padding, ceil_mode), bool(ceil_mode)
 
 
-class _NativeMaxPool(torch.autograd.Function):
+class _NativeMaxPool(Function):
     """y, and a byte for each of its elements: which tap of the window was the largest. Keeps those alone."""
 
     @staticmethod

@@ -12,6 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _dispatch, _native
 from ._activation import NAMES, activated
+from ._function import Function
 
 _OP_NAME = "separable_conv2d"
 _LARGEST_WINDOW = 7
@@ -111,7 +112,7 @@ def _masked(grad: Tensor, y: Tensor, activation: str) -> Tensor:
     return grad
 
 
-class _NativeSeparable(torch.autograd.Function):
+class _NativeSeparable(Function):
     """A native forward with the derivative of the formula; the map between is computed again in backward."""
 
     @staticmethod

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _dispatch, _native
+from ._function import Function
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -56,7 +57,7 @@ def _losses(log_p: Tensor, labels: Tensor, ignored: Tensor, weight: Tensor | Non
     return -value.masked_fill(ignored, 0.0)
 
 
-class _CrossEntropy(torch.autograd.Function):
+class _CrossEntropy(Function):
     """[N, K, ...] logits -> [N, ...] losses and log p, from which backward makes the gradient in one pass."""
 
     @staticmethod
@@ -122,7 +123,7 @@ def _even_share(weight: Tensor | None, eps: float, like: Tensor) -> Tensor | flo
 # ---- the compiled kernel ----
 
 
-class _NativeCrossEntropy(torch.autograd.Function):
+class _NativeCrossEntropy(Function):
     """Native forward and backward; backward reads the logits again, with two numbers kept of each row."""
 
     @staticmethod

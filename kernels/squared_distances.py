@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _dispatch, _native
+from ._function import Function
 
 
 def squared_distances_ref(x, centers) -> Tensor:
@@ -31,7 +32,7 @@ def _prepare(x, centers) -> tuple:
     return x, centers
 
 
-class _NativeSquaredDistances(torch.autograd.Function):
+class _NativeSquaredDistances(Function):
     """Native forward with the derivative of the formula."""
 
     @staticmethod

@@ -8,6 +8,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks, _dispatch, _gpu_squeeze_excite, _gpu_training, _native, _recompute
 from ._activation import NAMES, activated, unpacked
+from ._function import Function
 
 GATES = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": F.relu}
 
@@ -65,7 +66,7 @@ def _matrix(name: str, weight: Tensor, outputs: int | None, inputs: int) -> Tens
     return weight.flatten(1)
 
 
-class _NativeSqueezeExcite(torch.autograd.Function):
+class _NativeSqueezeExcite(Function):
     """y, means, hidden layer, gate, and a bit for each element that the activation passed. Keeps the layers
     and those, and x or what x is computed from, but not y."""
 
@@ -104,7 +105,7 @@ class _NativeSqueezeExcite(torch.autograd.Function):
         return *(gradient if needed else None for gradient, needed in zip(found, needs)), None
 
 
-class _GpuSqueezeExcite(torch.autograd.Function):
+class _GpuSqueezeExcite(Function):
     """The same by the kernels for GPUs; the mask is empty without a residual."""
 
     @staticmethod
