@@ -133,12 +133,13 @@ def loss_of(outputs: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
 
 
 def make_batch(model: nn.Module, batch: int, image: int | None) -> tuple[Tensor, Tensor]:
-    """Seeded noise [batch, C, H, W] and labels. `image` None: the size that the model was made for."""
+    """Seeded noise [batch, C, H, W] and labels, of which the dimensions of an embedding have one each.
+    `image` None: the size that the model was made for."""
     channels, height, width = input_size(model)
     size = (height, width) if image is None else (image, image)
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(batch, channels, *size, generator=draw)
-    return x, torch.randint(0, model.num_classes, (batch,), generator=draw)
+    return x, torch.randint(0, model.num_classes or model.num_features, (batch,), generator=draw)
 
 
 # ---- the check ----

@@ -5,10 +5,11 @@
 //       for r of the rows that exist
 //         for input column         loaded (and scaled) once, used by every output pixel that sees it: 3 (7 + 2) loads for 7 * 9 fma
 //
-// Registers: 7 accumulators + 3 weights + 1 input = 11 of 16 (AVX2). A tile is 7 wide because most networks' maps are multiples of 7;
-// rows end with a tile that overlaps the one before. At the image's border one column of a tile is missing: a branch, not a mask.
-// Other windows than 3x3 with stride 1 or 2: 7 pixels share the loads of weights only, and pixels whose window leaves the image go one
-// by one.
+// Registers: 7 accumulators, 3, 5 or 7 weights, 1 input: at most 15 of 16 (AVX2). A tile is 7 wide because most networks' maps are
+// multiples of 7; rows end with a tile that overlaps the one before. At the image's border up to half a window of a tile's columns is
+// missing: a branch each, not a mask.
+// Windows that are not 3x3 or 5 or 7 columns wide, strides above 2 and dilated ones: 7 pixels share the loads of weights only, and pixels
+// whose window leaves the image go one by one.
 #pragma once
 
 #include "depthwise_conv2d.h"
@@ -29,7 +30,8 @@ struct Strip {
   AnyPart part;
   V scale, shift;
 
-  FB_INLINE Strip(const Row& row_, int64_t c_, const AnyPart& part_) : row(row_), c(c_), part(part_), scale(vbroadcast(1.0f)), shift(vzero()) {
+  FB_INLINE Strip(const Row& row_, int64_t c_, const AnyPart& part_)
+      : row(row_), c(c_), part(part_), scale(vbroadcast(1.0f)), shift(vzero()) {
     if (kPre == kGeneral && row.pre_scale != nullptr) {
       scale = part.load(row.pre_scale + c);
       shift = part.load(row.pre_shift + c);
@@ -110,73 +112,83 @@ FB_INLINE void any_window(const AnyStrip& strip) {
   }
 }
 
-// kPixels outputs of a 3x3 window; at most one column to each side of the image is touched.
-template <int kStride, int kPixels, typename AnyStrip>
-FB_INLINE void tile3x3(const AnyStrip& strip, int64_t q) {
-  constexpr int kColumns = (kPixels - 1) * kStride + 3;
+// kPixels outputs of a window of kWindow columns; at most half a window to each side of the image is touched.
+template <int kWindow, int kStride, int kPixels, typename AnyStrip>
+FB_INLINE void tile(const AnyStrip& strip, int64_t q) {
+  constexpr int kColumns = (kPixels - 1) * kStride + kWindow, kReach = kWindow / 2;
   const Row& row = strip.row;
-  const int64_t column = q * kStride - row.pad;
-  const bool no_first = column < 0, no_last = column + kColumns > row.width;
+  const int64_t column = q * kStride - row.pad, begin = -column, end = row.width - column;  // of the columns that exist
   V acc[kPixels];
 #pragma GCC unroll 8
   for (int i = 0; i < kPixels; ++i) acc[i] = vzero();
-#pragma GCC unroll 3
-  for (int r = 0; r < 3; ++r) {
-    if (row.x[r] == nullptr) continue;
-    V weight[3];
-#pragma GCC unroll 3
-    for (int s = 0; s < 3; ++s) weight[s] = strip.part.load(row.weight + (3 * r + s) * row.ldw + strip.c);
+  const auto add_row = [&](int64_t r) __attribute__((always_inline)) {
+    if (row.x[r] == nullptr) return;
+    V weight[kWindow];
+#pragma GCC unroll 8
+    for (int s = 0; s < kWindow; ++s) weight[s] = strip.part.load(row.weight + (kWindow * r + s) * row.ldw + strip.c);
     const float* x = row.x[r] + column * row.ldx + strip.c;
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int j = 0; j < kColumns; ++j) {
-      if ((j == 0 && no_first) || (j == kColumns - 1 && no_last)) continue;
+      if ((j < kReach && j < begin) || (j >= kColumns - kReach && j >= end)) continue;
       const V v = strip.input(x + j * row.ldx);
-      // Column j is tap s of pixel (j - s) / stride. Ascending j keeps the order s = 0, 1, 2 for every pixel.
-#pragma GCC unroll 3
-      for (int s = 0; s < 3; ++s)
+      // Column j is tap s of pixel (j - s) / stride. Ascending j keeps the order s = 0, 1, 2 ... for every pixel.
+#pragma GCC unroll 8
+      for (int s = 0; s < kWindow; ++s)
         if (j >= s && (j - s) % kStride == 0 && (j - s) / kStride < kPixels) vfma_into(acc[(j - s) / kStride], v, weight[s]);
     }
+  };
+  if constexpr (kWindow == 3) {
+#pragma GCC unroll 3
+    for (int64_t r = 0; r < 3; ++r) add_row(r);
+  } else {
+    for (int64_t r = 0; r < row.r; ++r) add_row(r);
   }
   strip.finish(acc, q);
 }
 
 // All channels of a tile, then the next tile: input and output are walked in the order of memory.
-template <int kStride, int kPixels, Pre kPre>
-FB_INLINE void channels3x3(const Row& row, int64_t q) {
+template <int kWindow, int kStride, int kPixels, Pre kPre>
+FB_INLINE void tile_of_channels(const Row& row, int64_t q) {
   for_vectors(row.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) {
-    tile3x3<kStride, kPixels>(strip<kPre>(row, c, part), q);
+    tile<kWindow, kStride, kPixels>(strip<kPre>(row, c, part), q);
   });
 }
 
-template <int kStride, int kPixels, Pre kPre>
-FB_INLINE void tiles3x3(const Row& row) {
+template <int kWindow, int kStride, int kPixels, Pre kPre>
+void tiles(const Row& row) {
   const int64_t last = row.first + row.pixels;
   int64_t q = row.first;
-  for (; q + kPixels <= last; q += kPixels) channels3x3<kStride, kPixels, kPre>(row, q);
-  if (q < last) channels3x3<kStride, kPixels, kPre>(row, last - kPixels);
+  for (; q + kPixels <= last; q += kPixels) tile_of_channels<kWindow, kStride, kPixels, kPre>(row, q);
+  if (q < last) tile_of_channels<kWindow, kStride, kPixels, kPre>(row, last - kPixels);
 }
 
-template <int kStride, Pre kPre>
-FB_INLINE void row3x3(const Row& row) {
+template <int kWindow, int kStride, Pre kPre>
+FB_INLINE void row_of_tiles(const Row& row) {
   if (row.pixels >= kTile) {
-    tiles3x3<kStride, kTile, kPre>(row);
+    tiles<kWindow, kStride, kTile, kPre>(row);
   } else if (row.pixels >= 3) {
-    tiles3x3<kStride, 3, kPre>(row);
+    tiles<kWindow, kStride, 3, kPre>(row);
   } else {
-    tiles3x3<kStride, 1, kPre>(row);
+    tiles<kWindow, kStride, 1, kPre>(row);
   }
 }
 
-// Whether tile3x3 can do the row: its pixels stay within one column of the image.
-FB_INLINE bool is_narrow3x3(const Row& row) {
-  const int64_t last = (row.first + row.pixels - 1) * row.stride - row.pad + 2;
-  return row.r == 3 && row.s == 3 && row.dilation == 1 && row.stride <= 2 && row.pad <= 1 && last <= row.width;
+// Does the row by tiles, where they can: its pixels stay within half a window of the image. Whether they did.
+template <int kWindow, Pre kPre>
+FB_INLINE bool by_tiles(const Row& row) {
+  constexpr int64_t kReach = kWindow / 2;
+  const int64_t last = (row.first + row.pixels - 1) * row.stride - row.pad + kWindow - 1;  // column
+  if (row.s != kWindow || (kWindow == 3 && row.r != 3) || row.dilation != 1 || row.stride > 2) return false;
+  if (row.pad > kReach || last >= row.width + kReach) return false;
+  row.stride == 1 ? row_of_tiles<kWindow, 1, kPre>(row) : row_of_tiles<kWindow, 2, kPre>(row);
+  return true;
 }
 
 template <Pre kPre>
 void any_channels(const Row& row) {
-  if (is_narrow3x3(row)) return row.stride == 1 ? row3x3<1, kPre>(row) : row3x3<2, kPre>(row);
-  for_vectors(row.channels, [&](int64_t c, const auto& part) __attribute__((always_inline)) { any_window(strip<kPre>(row, c, part)); });
+  if (by_tiles<3, kPre>(row) || by_tiles<5, kPre>(row) || by_tiles<7, kPre>(row)) return;
+  for_vectors(row.channels,
+              [&](int64_t c, const auto& part) __attribute__((always_inline)) { any_window(strip<kPre>(row, c, part)); });
 }
 
 void row(const Row& row) {

@@ -86,11 +86,16 @@ FB_INLINE void pixels(const Row& row, int64_t q0, int vector) {
     for (int q = 0; q < kPixels; ++q) acc[i][q] = vadd(acc[i][q], bias);
     if (row.residual != nullptr) {
 #pragma GCC unroll 16
-      for (int q = 0; q < kPixels; ++q) acc[i][q] = vadd(acc[i][q], vload(row.residual + (q0 + q) * row.residual_stride + offset));
+      for (int q = 0; q < kPixels; ++q)
+        acc[i][q] = vadd(acc[i][q], vload(row.residual + (q0 + q) * row.residual_stride + offset));
     }
     if (row.activation > fb::kRelu6) {
-#pragma GCC unroll 1
-      for (int q = 0; q < kPixels; ++q) acc[i][q] = vactivate_apart(acc[i][q], row.activation);
+      V apart[kPixels];  // a copy: what is handed to a call lies in memory all its life
+#pragma GCC unroll 16
+      for (int q = 0; q < kPixels; ++q) apart[q] = acc[i][q];
+      activate_vectors(apart, kPixels, row.activation);
+#pragma GCC unroll 16
+      for (int q = 0; q < kPixels; ++q) acc[i][q] = apart[q];
     } else if (row.activation != fb::kNone) {
 #pragma GCC unroll 16
       for (int q = 0; q < kPixels; ++q) acc[i][q] = vrelu(acc[i][q]);
@@ -162,9 +167,10 @@ void row(const Row& row) {
 
 }  // namespace
 
-#define FB_GROUPED_ROWS(group, filters) \
-  { row<group, filters, 1>, row<group, filters, 2> }
+#define FB_GROUPED_ROWS(group, filters) {row<group, filters, 1>, row<group, filters, 2>}
 #define FB_GROUPED_NO_ROWS \
   {                        \
-    { nullptr, nullptr }   \
+    {                      \
+      nullptr, nullptr     \
+    }                      \
   }

@@ -1,4 +1,4 @@
-// Activations on vectors and on rows. Included after a vector header, inside its target region.
+// Activations on vectors, on four of them side by side, and on rows. Included after a vector header, inside its target region.
 //
 //   exp(x)     = 2^n (1 + r + r^2 q(r)),  n = round(x / ln 2),  r = x - n ln 2,  q of degree 4: 2^-28 from exp
 //   sigmoid(x) = 1 / (1 + e) where x >= 0, else e / (1 + e),  e = exp(-|x|): no overflow, sigmoid(0) = 0.5; the rounding of 1 + e
@@ -15,83 +15,112 @@
 #pragma once
 
 #include "../activation.h"
+#include "side.h"
 
 namespace {
 
-typedef int32_t Bits __attribute__((vector_size(sizeof(V))));
-typedef uint32_t UnsignedBits __attribute__((vector_size(sizeof(V))));
-
-FB_INLINE V vmagnitude(V x) { return (V)((Bits)x & 0x7fffffff); }
-FB_INLINE V vwith_sign(V magnitude, V sign) { return (V)((Bits)magnitude | ((Bits)sign & INT32_MIN)); }
+// T is V or Side.
 
 // coefficient + value * factor
-FB_INLINE V vhorner(float coefficient, V value, V factor) {
-  V out = vbroadcast(coefficient);
+template <typename T>
+FB_INLINE T vhorner(float coefficient, const T& value, const T& factor) {
+  T out = vfill<T>(coefficient);
   vfma_into(out, value, factor);
   return out;
 }
 
-// exp(x) for x in [-104, 0], or NaN. The factor 2^n is applied in two halves: results below 2^-126 need both.
-FB_INLINE V vexp_of_negative(V x) {
-  constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold
-  const V shifted = vhorner(kShift, x, vbroadcast(1.44269504f));
-  const V n = vsub(shifted, vbroadcast(kShift));
-  V r = x;
-  vfma_into(r, n, vbroadcast(-0.693359375f));  // ln 2 in two parts; n times the first is exact
-  vfma_into(r, n, vbroadcast(2.12194440e-4f));
-  V q = vbroadcast(0.00138144670593f);
-  q = vhorner(0.00836878041118f, q, r);
-  q = vhorner(0.0416683942109f, q, r);
-  q = vhorner(0.166665201078f, q, r);
-  q = vhorner(0.499999934125f, q, r);
-  V p = r;
-  vfma_into(p, q, r * r);
-  p = vadd(p, vbroadcast(1.0f));
+constexpr float kRoundingShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold
+
+// p * 2^n for `shifted` = n + kRoundingShift. The factor is applied in two halves: results below 2^-126 need both.
+FB_INLINE V vtimes_power(V p, V shifted) {
   const Bits power = (Bits)shifted - 0x4b400000, half = power >> 1;
   const V first = (V)(((UnsignedBits)half + 127u) << 23), second = (V)(((UnsignedBits)(power - half) + 127u) << 23);
   return p * first * second;
 }
+FB_SIDE_OF_TWO(vtimes_power)
 
-FB_INLINE V vat_least(V x, float limit) { return x < vbroadcast(limit) ? vbroadcast(limit) : x; }  // NaN stays
+// exp(x) for x in [-104, 0], or NaN.
+template <typename T>
+FB_INLINE T vexp_of_negative(const T& x) {
+  const T shifted = vhorner(kRoundingShift, x, vfill<T>(1.44269504f));
+  const T n = vsub(shifted, vfill<T>(kRoundingShift));
+  T r = x;
+  vfma_into(r, n, vfill<T>(-0.693359375f));  // ln 2 in two parts; n times the first is exact
+  vfma_into(r, n, vfill<T>(2.12194440e-4f));
+  T q = vfill<T>(0.00138144670593f);
+  q = vhorner(0.00836878041118f, q, r);
+  q = vhorner(0.0416683942109f, q, r);
+  q = vhorner(0.166665201078f, q, r);
+  q = vhorner(0.499999934125f, q, r);
+  T p = r;
+  vfma_into(p, q, vmul(r, r));
+  return vtimes_power(vadd(p, vfill<T>(1.0f)), shifted);
+}
 
-FB_INLINE V vsigmoid(V x) {
-  const V one = vbroadcast(1.0f);
-  const V e = vexp_of_negative(vat_least(vwith_sign(x, vbroadcast(-0.0f)), -104.0f));
-  const V d = vadd(one, e), d_rest = vsub(e, vsub(d, one)), inverse = vdiv(one, d);  // 1 + e = d + d_rest exactly
-  const V top = x < vzero() ? e : one;
-  V y = top * inverse, rest = top;
-  vfma_into(rest, -y, d);
-  vfma_into(rest, -y, d_rest);
+template <typename T>
+FB_INLINE T vat_least(const T& x, float limit) {  // NaN stays
+  return vwhere_below(x, vfill<T>(limit), vfill<T>(limit), x);
+}
+
+template <typename T>
+FB_INLINE T vat_most(const T& x, float limit) {  // NaN stays
+  return vwhere_below(vfill<T>(limit), x, vfill<T>(limit), x);
+}
+
+template <typename T>
+FB_INLINE T vsigmoid(const T& x) {
+  const T one = vfill<T>(1.0f);
+  const T e = vexp_of_negative(vat_least(vwith_sign(x, vfill<T>(-0.0f)), -104.0f));
+  const T d = vadd(one, e), d_rest = vsub(e, vsub(d, one)), inverse = vdiv(one, d);  // 1 + e = d + d_rest exactly
+  const T top = vwhere_below(x, vfill<T>(0.0f), e, one);
+  T y = vmul(top, inverse), rest = top;
+  const T minus = vnegative(y);
+  vfma_into(rest, minus, d);
+  vfma_into(rest, minus, d_rest);
   vfma_into(y, rest, inverse);
   return y;
 }
 
-FB_INLINE V vtanh(V x) {
-  const V a = vmagnitude(x), one = vbroadcast(1.0f), square = a * a;
-  V p = vbroadcast(-0.00627423944028f);
+template <typename T>
+FB_INLINE T vtanh(const T& x) {
+  const T a = vmagnitude(x), one = vfill<T>(1.0f), square = vmul(a, a);
+  T p = vfill<T>(-0.00627423944028f);
   p = vhorner(0.021071678935f, p, square);
   p = vhorner(-0.05385230986f, p, square);
   p = vhorner(0.133325861377f, p, square);
   p = vhorner(-0.333333175596f, p, square);
-  V small = a;
-  vfma_into(small, a, square * p);
-  const V e = vexp_of_negative(vat_least(a * vbroadcast(-2.0f), -104.0f));
-  const V large = vsub(one, vdiv(vadd(e, e), vadd(one, e)));
-  return vwith_sign(a < vbroadcast(0.55f) ? small : large, x);
+  T small = a;
+  vfma_into(small, a, vmul(square, p));
+  const T e = vexp_of_negative(vat_least(vmul(a, vfill<T>(-2.0f)), -104.0f));
+  const T large = vsub(one, vdiv(vadd(e, e), vadd(one, e)));
+  return vwith_sign(vwhere_below(a, vfill<T>(0.55f), small, large), x);
 }
 
 // min(max(0, x), 6); NaN and -0.0 stay.
-FB_INLINE V vcap6(V x) { return x > vbroadcast(6.0f) ? vbroadcast(6.0f) : x; }
-FB_INLINE V vrelu6(V x) { return vcap6(vrelu(x)); }
+template <typename T>
+FB_INLINE T vcap6(const T& x) {
+  return vat_most(x, 6.0f);
+}
+template <typename T>
+FB_INLINE T vrelu6(const T& x) {
+  return vcap6(vrelu(x));
+}
 
-FB_INLINE V vhardsigmoid(V x) { return vdiv(vrelu6(vadd(x, vbroadcast(3.0f))), vbroadcast(6.0f)); }
-FB_INLINE V vhardswish(V x) { return vdiv(vmul(x, vrelu6(vadd(x, vbroadcast(3.0f)))), vbroadcast(6.0f)); }
+template <typename T>
+FB_INLINE T vhardsigmoid(const T& x) {
+  return vdiv(vrelu6(vadd(x, vfill<T>(3.0f))), vfill<T>(6.0f));
+}
+template <typename T>
+FB_INLINE T vhardswish(const T& x) {
+  return vdiv(vmul(x, vrelu6(vadd(x, vfill<T>(3.0f)))), vfill<T>(6.0f));
+}
 
-FB_INLINE V vgelu(V x) {
+template <typename T>
+FB_INLINE T vgelu(const T& x) {
   constexpr float kLast = 4.2f;  // of the interval on which p was fitted
-  const V distance = vmul(vmagnitude(x), vbroadcast(0.70710678f));
-  const V z = distance > vbroadcast(kLast) ? vbroadcast(kLast) : distance;  // NaN stays
-  V p = vbroadcast(-5.084206691e-07f);
+  const T distance = vmul(vmagnitude(x), vfill<T>(0.70710678f));
+  const T z = vat_most(distance, kLast);
+  T p = vfill<T>(-5.084206691e-07f);
   p = vhorner(1.119415538e-05f, p, z);
   p = vhorner(-0.0001052628584f, p, z);
   p = vhorner(0.0005363290547f, p, z);
@@ -101,15 +130,16 @@ FB_INLINE V vgelu(V x) {
   p = vhorner(-0.1028750240f, p, z);
   p = vhorner(-0.6366025805f, p, z);
   p = vhorner(-1.128380060f, p, z);
-  const V e = vmul(vexp_of_negative(vmul(z, p)), vbroadcast(0.5f));
-  const V c = distance > vbroadcast(kLast) ? vzero() : e;
-  return vmul(x, x < vzero() ? c : vsub(vbroadcast(1.0f), c));
+  const T e = vmul(vexp_of_negative(vmul(z, p)), vfill<T>(0.5f));
+  const T zero = vfill<T>(0.0f), c = vwhere_below(vfill<T>(kLast), distance, zero, e);
+  return vmul(x, vwhere_below(x, zero, c, vsub(vfill<T>(1.0f), c)));
 }
 
-FB_INLINE V vgelu_tanh(V x) {
-  V inner = x;  // x + 0.044715 x^3
-  vfma_into(inner, vmul(vmul(x, x), x), vbroadcast(0.044715f));
-  return vmul(x, vsigmoid(vmul(inner, vbroadcast(1.59576912f))));
+template <typename T>
+FB_INLINE T vgelu_tanh(const T& x) {
+  T inner = x;  // x + 0.044715 x^3
+  vfma_into(inner, vmul(vmul(x, x), x), vfill<T>(0.044715f));
+  return vmul(x, vsigmoid(vmul(inner, vfill<T>(1.59576912f))));
 }
 
 // One of none, relu, relu6: what an inner loop can afford.
@@ -121,7 +151,8 @@ FB_INLINE V vclip(V v, int64_t activation) {
   return v;
 }
 
-FB_INLINE V vactivate(V v, int64_t activation) {
+template <typename T>
+FB_INLINE T vactivate(const T& v, int64_t activation) {
   switch (activation) {
     case fb::kRelu:
       return vrelu(v);
@@ -146,24 +177,55 @@ FB_INLINE V vactivate(V v, int64_t activation) {
   }
 }
 
-// The same for kernels whose loops mostly do without: the costly ones are a call.
-[[maybe_unused, gnu::noinline]] V vactivate_apart(V v, int64_t activation) { return vactivate(v, activation); }
-FB_INLINE V vfinish(V v, int64_t activation) { return activation > fb::kRelu6 ? vactivate_apart(v, activation) : vclip(v, activation); }
+// In place on `count` vectors in a row. For kernels whose loops mostly do without: a call, which keeps the costly ones out of them.
+[[maybe_unused, gnu::noinline]] void activate_vectors(V* v, int64_t count, int64_t activation) {
+  int64_t n = 0;
+  for (; n + kSide <= count; n += kSide) {
+    Side side;
+    FB_FOR_EACH_SIDE side.v[i] = v[n + i];
+    side = vactivate(side, activation);
+    FB_FOR_EACH_SIDE v[n + i] = side.v[i];
+  }
+  for (; n < count; ++n) v[n] = vactivate(v[n], activation);
+}
 
-// In place on `rows` rows of `columns` floats that start `stride` floats apart.
+// In place on `rows` rows of `columns` floats that start `stride` floats apart. Four vectors at once, of whatever rows.
 [[maybe_unused]] void activate_rows(float* y, int64_t stride, int64_t rows, int64_t columns, int64_t activation) {
   if (activation == fb::kNone) return;
   if (stride == columns) {
     columns *= rows;
     rows = 1;
   }
-  for (int64_t row = 0; row < rows; ++row, y += stride) {
-    int64_t i = 0;
-    for (; i + kLanes <= columns; i += kLanes) vstore(y + i, vactivate(vload(y + i), activation));
-    if (i == columns) continue;
-    const int left = static_cast<int>(columns - i);
-    vstore_tail(y + i, vactivate(vload_tail(y + i, left), activation), left);
+  const int64_t whole = columns - columns % kLanes;
+  float* next = y;
+  int64_t column = 0;
+  const auto take = [&]() __attribute__((always_inline)) {
+    if (column == whole) {
+      next += stride - whole;
+      column = 0;
+    }
+    float* const taken = next;
+    next += kLanes;
+    column += kLanes;
+    return taken;
+  };
+  int64_t vectors = rows * (whole / kLanes);
+  for (; vectors >= kSide; vectors -= kSide) {
+    float* at[kSide];
+    Side side;
+    FB_FOR_EACH_SIDE at[i] = take();
+    FB_FOR_EACH_SIDE side.v[i] = vload(at[i]);
+    side = vactivate(side, activation);
+    FB_FOR_EACH_SIDE vstore(at[i], side.v[i]);
   }
+  for (; vectors > 0; --vectors) {
+    float* const at = take();
+    vstore(at, vactivate(vload(at), activation));
+  }
+  if (whole == columns) return;
+  const int left = static_cast<int>(columns - whole);
+  for (float* tail = y + whole; rows > 0; --rows, tail += stride)
+    vstore_tail(tail, vactivate(vload_tail(tail, left), activation), left);
 }
 
 }  // namespace

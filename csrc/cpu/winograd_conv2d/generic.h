@@ -15,13 +15,21 @@ template <int kOutputs, typename P>
 FB_INLINE void finish_outputs(const OutputTile& tile, const V (&out)[kOutputs], int64_t j, const P& part) {
   const V scale = tile.scale != nullptr ? part.load(tile.scale + j) : vzero();
   const V bias = tile.bias != nullptr ? part.load(tile.bias + j) : vzero();
-#pragma GCC unroll 16
-  for (int i = 0; i < kOutputs; ++i) {
-    if (tile.y[i] == nullptr) continue;
-    V v = vadd(tile.scale != nullptr ? vmul(out[i], scale) : out[i], bias);
-    if (tile.residual[i] != nullptr) v = vadd(v, part.load(tile.residual[i] + j));
-    part.store(tile.y[i] + j, vfinish(v, tile.activation));
+  const auto finished = [&](int i) __attribute__((always_inline)) {
+    const V v = vadd(tile.scale != nullptr ? vmul(out[i], scale) : out[i], bias);
+    return tile.residual[i] != nullptr ? vadd(v, part.load(tile.residual[i] + j)) : v;
+  };
+  if (tile.activation > fb::kRelu6) {
+    V done[kOutputs];
+    for (int i = 0; i < kOutputs; ++i) done[i] = tile.y[i] != nullptr ? finished(i) : vzero();
+    activate_vectors(done, kOutputs, tile.activation);
+    for (int i = 0; i < kOutputs; ++i)
+      if (tile.y[i] != nullptr) part.store(tile.y[i] + j, done[i]);
+    return;
   }
+#pragma GCC unroll 16
+  for (int i = 0; i < kOutputs; ++i)
+    if (tile.y[i] != nullptr) part.store(tile.y[i] + j, vclip(finished(i), tile.activation));
 }
 
 }  // namespace
@@ -31,6 +39,10 @@ FB_INLINE void finish_outputs(const OutputTile& tile, const V (&out)[kOutputs], 
 #include "transforms_4x4_real.h"
 #include "transforms_line.h"
 
-#define FB_WINOGRAD_KERNELS \
-  { {input_transform_2x2, output_transform_2x2}, {input_transform_6x6, output_transform_6x6<4>}, {input_transform_4x4_real, output_transform_4x4_real}, \
-    {input_transform_6x6, output_transform_6x6<2>}, {input_transform_line, output_transform_line} }
+#define FB_WINOGRAD_KERNELS                                                                                      \
+  {                                                                                                              \
+    {input_transform_2x2, output_transform_2x2}, {input_transform_6x6, output_transform_6x6<4>},                 \
+        {input_transform_4x4_real, output_transform_4x4_real}, {input_transform_6x6, output_transform_6x6<2>}, { \
+      input_transform_line, output_transform_line                                                                \
+    }                                                                                                            \
+  }
