@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import reduce
 from typing import Any, Union
 
-Number = Union[int, Fraction, bool]
+Number = int | Fraction
 Operand = Union["Expression", int]
 
 MOST_POWER = 64  # a size is far below 2^64
@@ -86,7 +86,8 @@ _NAMES = {
     "floor": "round down", "ceiling": "round up", "FloorToInt": "round down", "CeilToInt": "round up",
     "TruncToInt": "truncate",
     "Equality": "equal", "Unequality": "differ", "StrictLessThan": "less", "LessThan": "less or equal",
-    "StrictGreaterThan": "greater", "GreaterThan": "greater or equal", "And": "all", "Or": "any", "Not": "not",
+    "StrictGreaterThan": "greater", "GreaterThan": "greater or equal",
+    "And": "all", "Or": "any", "Not": "not",
 }  # fmt: skip
 
 
@@ -99,8 +100,10 @@ def from_sympy(expression: Any, symbol: Any) -> Expression:
 def _operand(expression: Any, symbol: Any) -> Operand:
     if expression == symbol:
         return BATCH
-    if expression.is_Integer or expression.is_Boolean and expression.is_Atom and not expression.is_Symbol:
-        return int(bool(expression) if expression.is_Boolean else expression)
+    if expression.is_Integer:
+        return int(expression)
+    if type(expression).__name__ in ("BooleanTrue", "BooleanFalse"):
+        return int(bool(expression))
     if expression.is_Rational:
         return Expression("divide", (int(expression.p), int(expression.q)))
     name = _NAMES.get(type(expression).__name__)
