@@ -133,7 +133,7 @@ def launches_for(model: nn.Module, x: Tensor) -> LaunchList:
 def explain(model: nn.Module | LoadedPlan, x: Tensor, repeats: int = 5) -> Explanation:
     """Run the plan of `model(x)` step by step and tell what each costs; without a plan, tell why not."""
     if isinstance(model, LoadedPlan):
-        return _explain(model.runner(x), usual_strides(x), repeats)
+        return _explain(*model.bound(x), repeats)
     runner = call_refusal(model, x) or _runner(model, x)
     return _explain(runner, usual_strides(x), repeats)
 

@@ -12,12 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
-from .plan import ARENA, FLOAT, INPUT, Plan
-from .weights import packing
+from .plan import ARENA, FLOAT, INPUT, Plan, Value
+from .weights import filter_numbers, packing
 
 CONVOLVING = ("conv2d", "winograd_conv2d", "grouped_conv2d", "depthwise_conv2d", "separable_conv2d", "linear")
+FILTERING = (*CONVOLVING, "squared_distances")  # with as many output channels as filters
 POOLS = ("max_pool2d", "avg_pool2d")
 LARGEST = 1 << 31  # of a size, as in the library
+MOST_NUMBERS = 1 << 40  # of a weight: below it the library's own products fit
 ALIGNED = 64
 
 Params = Mapping[str, Any]
@@ -58,6 +60,19 @@ def memory_of(plan: Plan) -> dict[int, int]:
     return found
 
 
+def check_sizes(kernel: str, params: Params, x: Value, y: Value) -> None:
+    """Raises OutOfBounds where a map is not what the kernel takes it for: it reads and writes all of it."""
+    height, width = output_size(kernel, params)
+    filters = params["k"] if kernel in FILTERING else params["c"]
+    for value, pixels, channels in (
+        (x, params["h"] * params["w"], params["c"]),
+        (y, height * width, filters),
+    ):
+        if (value.pixels, value.channels) != (pixels, channels):
+            has = f"{value.pixels} pixels of {value.channels} channels"
+            raise OutOfBounds(f"{kernel} takes {has} for {pixels} of {channels}")
+
+
 def check_call(
     kernel: str,
     params: Params,
@@ -72,7 +87,7 @@ def check_call(
     if refusal := native.refusal(kernel, dict(params)):
         raise OutOfBounds(f"{kernel}: {refusal}")
     n, c, k = params["n"], params["c"], params.get("k", params["c"])
-    k = k if kernel in CONVOLVING or kernel == "squared_distances" else c
+    k = k if kernel in FILTERING else c
     pixels = n * params["h"] * params["w"]
     height, width = output_size(kernel, params)
     written = n * height * width
@@ -109,13 +124,13 @@ def _check_constants(
     kernel: str, params: Params, constants: Mapping[str, Tensor], c: int, k: int, native: Any
 ) -> None:
     expected = {"bias": k, "scale": k, "pre_scale": c, "pre_shift": c, "depth_bias": c, "depth_scale": c}
-    if kernel in CONVOLVING or kernel == "squared_distances":
-        expected["weight"] = native.packed_floats(*packing("weight", kernel, params))
+    if kernel in FILTERING:
+        expected["weight"] = _packed_floats("weight", kernel, params, native)
     else:
         expected["weight"] = c
     if kernel == "separable_conv2d":
-        expected["depth_weight"] = native.packed_floats(*packing("depth", kernel, params))
-    needed = {"weight"} if kernel in CONVOLVING or kernel == "squared_distances" else set()
+        expected["depth_weight"] = _packed_floats("depth", kernel, params, native)
+    needed = {"weight"} if kernel in FILTERING else set()
     needed |= {"depth_weight"} if kernel == "separable_conv2d" else set()
     needed |= {"pre_scale", "pre_shift"} if params.get("pre") else set()
     if missing := needed - constants.keys():
@@ -125,3 +140,11 @@ def _check_constants(
             raise OutOfBounds(f"{kernel} has {tensor.numel()} numbers for {name}, expected {expected[name]}")
         if "weight" in name and tensor.data_ptr() % ALIGNED and expected[name] > k:
             raise OutOfBounds(f"{kernel} has a {name} that is not aligned")
+
+
+def _packed_floats(part: str, kernel: str, params: Params, native: Any) -> int:
+    kind, spec = packing(part, kernel, params)
+    assert kind is not None
+    if filter_numbers(kind, spec) > MOST_NUMBERS:
+        raise OutOfBounds(f"{kernel} has more than {MOST_NUMBERS} weights")
+    return native.packed_floats(kind, spec)

@@ -9,6 +9,7 @@ plans have asked for.
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from .program import LEAST, PREFIX, Program, Template, Uncapturable
 from .state import EngineState, allowed_precision, trace
 from .strides import in_doubt, usual_strides
 
+MOST_TRIED = 4096  # batches
 Images = Tensor | Sequence[Any]
 
 
@@ -55,13 +57,15 @@ def save_plan(
         kinds, used = [], dict[str, Tensor]()
         for same in by_kind(every):
             try:
-                row, names = kind_of(model, plain, same, dynamic_batch and has_dynamic_batch(model))
+                kind = Kind(model, plain, same, dynamic_batch and has_dynamic_batch(model))
+                kinds.append(kind.row())
             except Uncapturable as error:
                 raise RuntimeError(f"save_plan: there is no plan: {error}") from error
             except NotPlain as error:
                 raise ValueError(f"save_plan: the plan cannot be saved: {error}") from error
-            kinds.append(row)
-            used |= {name: tensors[name] for name in names}
+            used |= {name: tensors[name] for name in kind.names()}
+            if kind.dynamic and not kind.templates:
+                warn_of_batches(model, kind)
         stored = {
             "facts": facts_of(model, native),
             "precision": allowed_precision(every[0]),
@@ -82,11 +86,10 @@ def examples(model: nn.Module, images: Images) -> list[Tensor]:
     """An image for each that is wanted, as plans read them."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"save_plan: model is a {type(model).__name__}, expected an nn.Module")
-    one = isinstance(images, Tensor) or (
-        isinstance(images, Sequence) and all(type(size) is int for size in images)
-    )
-    wanted = [images] if one else list(images) if isinstance(images, Sequence) else None
-    if not wanted or isinstance(images, str):
+    sequence = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else []
+    one = isinstance(images, Tensor) or (len(sequence) > 0 and all(type(size) is int for size in sequence))
+    wanted = [images] if one else sequence
+    if not wanted:
         raise TypeError(
             f"save_plan: images is {images!r}, expected an image, its sizes (N, C, H, W), or a list of these"
         )
@@ -133,51 +136,88 @@ def layout_of(x: Tensor) -> str:
     return next(name for name, layout in LAYOUTS.items() if x.is_contiguous(memory_format=layout))
 
 
-def kind_of(
-    model: nn.Module, plain: MethodType, same: Sequence[Tensor], dynamic: bool
-) -> tuple[dict[str, Any], set[str]]:
-    """What the file holds about images like these, and the names of the tensors it needs."""
-    first = same[0]
-    wanted = sorted({x.shape[0] for x in same})
-    layout, size = layout_of(first), tuple(first.shape[1:])
-    family = Family(dynamic)
-    programs: dict[int, Program] = {}
-    more = {1, max(LEAST, wanted[-1])} if dynamic else set()
-    for batch in sorted({*wanted, *more}):
-        x = torch.empty((batch, *size), dtype=first.dtype).contiguous(memory_format=LAYOUTS[layout])
-        try:
-            programs[batch] = family.program(model, plain, x)
-        except Uncapturable:
-            if batch in wanted:
-                raise
-    templates = [t for t in family.templates if not _doubted(t, programs, layout)]
-    if dynamic and not templates:
-        sizes = ", ".join(map(str, sorted(programs)))
-        warnings.warn(
-            f"save_plan: the plan takes batches of {sizes} images and no others: {type(model).__name__} does"
-            " not do the same with every batch",
-            stacklevel=4,
-        )
-    strides = []
-    for batch, program in list(programs.items()):
-        if any(template.fits(batch) for template in templates):
-            del programs[batch]
-            continue
-        x = torch.empty((batch, *size), dtype=first.dtype).contiguous(memory_format=LAYOUTS[layout])
-        graph = trace(model, plain, x, family=_Known(program)).graph
-        of_outputs = [list(o.stride) if isinstance(o, Node) and o.stride else None for o in graph.outputs]
-        strides.append([batch, of_outputs])
-    row = {
-        "size": list(size),
-        "layout": layout,
-        "dtype": str(first.dtype).removeprefix("torch."),
-        "programs": [[batch, encode_program(program)] for batch, program in programs.items()],
-        "templates": [encode_template(template) for template in templates],
-        "strides": strides,
-        "ready": sorted({*wanted, *programs}),
-    }
-    every = [*programs.values(), *(template.program for template in templates)]
-    return row, {name for program in every for name in _read_names(program)}
+class Kind:
+    """What the file holds about images that differ in their batch alone."""
+
+    def __init__(self, model: nn.Module, plain: MethodType, same: Sequence[Tensor], dynamic: bool) -> None:
+        self.model, self.plain, self.dynamic = model, plain, dynamic
+        self.size, self.dtype, self.layout = tuple(same[0].shape[1:]), same[0].dtype, layout_of(same[0])
+        self.wanted = sorted({x.shape[0] for x in same})
+        family = Family(dynamic)
+        self.programs = self.captured(family)
+        self.templates: list[tuple[Template, Any]] = []  # and the strides of what it returns
+        for template in family.templates:
+            known, strides = self.strides_for_all(template)
+            if known:
+                self.templates.append((template, strides))
+        for batch in list(self.programs):
+            if any(template.fits(batch) for template, _ in self.templates):
+                del self.programs[batch]
+
+    def captured(self, family: Family) -> dict[int, Program]:
+        """By batch: those that are wanted, and those that stand for all. Raises Uncapturable."""
+        found: dict[int, Program] = {}
+        more = {1, max(LEAST, self.wanted[-1])} if self.dynamic else set()
+        for batch in sorted({*self.wanted, *more}):
+            try:
+                found[batch] = family.program(self.model, self.plain, self.image(batch))
+            except Uncapturable:
+                if batch in self.wanted:
+                    raise
+        return found
+
+    def image(self, batch: int) -> Tensor:
+        image = torch.empty((batch, *self.size), dtype=self.dtype)
+        return image.contiguous(memory_format=LAYOUTS[self.layout])
+
+    def strides(self, batch: int, program: Program) -> list[list[int] | None]:
+        """Eager's, of what it returns; None for what is no tensor."""
+        graph = trace(self.model, self.plain, self.image(batch), family=_Known(program)).graph
+        return [list(o.stride) if isinstance(o, Node) and o.stride else None for o in graph.outputs]
+
+    def strides_for_all(self, template: Template) -> tuple[bool, Any]:
+        """Whether the strides of its results are known, and what they are if the captured ones are in doubt.
+
+        For two images and more eager's rules are the same: what they give for two batches, they give for all.
+        """
+        batches = (batch for batch in range(LEAST, (template.most or MOST_TRIED) + 1) if template.fits(batch))
+        two = list(itertools.islice(batches, 2))
+        if not in_doubt(convert(template.at(two[0])), self.layout == "nhwc"):
+            return True, None
+        first, *others = (self.strides(batch, template.at(batch)) for batch in two)
+        return all(other == first for other in others), first
+
+    def row(self) -> dict[str, Any]:
+        """As JSON. Raises NotPlain."""
+        return {
+            "size": list(self.size),
+            "layout": self.layout,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "programs": [[batch, encode_program(program)] for batch, program in self.programs.items()],
+            "templates": [encode_template(template) for template, _ in self.templates],
+            "strides": [[batch, self.strides(batch, program)] for batch, program in self.programs.items()],
+            "template strides": [strides for _, strides in self.templates],
+            "ready": sorted({*self.wanted, *self.programs}),
+        }
+
+    def names(self) -> set[str]:
+        """Parameters and buffers that something reads."""
+        every = [*self.programs.values(), *(template.program for template, _ in self.templates)]
+        return {
+            one.target.removeprefix(PREFIX)
+            for program in every
+            for one, users in zip(program.instructions, program.users)
+            if one.op == "placeholder" and one.kind in ("PARAMETER", "BUFFER") and users
+        }
+
+
+def warn_of_batches(model: nn.Module, kind: Kind) -> None:
+    sizes = ", ".join(map(str, sorted(kind.programs)))
+    warnings.warn(
+        f"save_plan: the plan takes batches of {sizes} images and no others: {type(model).__name__} does"
+        " not do the same with every batch",
+        stacklevel=4,
+    )
 
 
 class _Known(Family):
@@ -189,21 +229,6 @@ class _Known(Family):
 
     def program(self, model: nn.Module, plain: MethodType, x: Tensor) -> Program:
         return self.found
-
-
-def _doubted(template: Template, programs: dict[int, Program], layout: str) -> bool:
-    """Whether the strides of its results are known for a given batch alone."""
-    fitting = next(batch for batch in programs if template.fits(batch))
-    return in_doubt(convert(template.at(fitting)), layout == "nhwc")
-
-
-def _read_names(program: Program) -> set[str]:
-    """Parameters and buffers that something reads."""
-    return {
-        one.target.removeprefix(PREFIX)
-        for one, users in zip(program.instructions, program.users)
-        if one.op == "placeholder" and one.kind in ("PARAMETER", "BUFFER") and users
-    }
 
 
 def facts_of(model: nn.Module, native: Any) -> dict[str, Any]:
