@@ -150,7 +150,9 @@ def test_packed_for_another_library(forge, fact, value, expected):
     [
         ("aten::save.default", "whose argument"),
         ("aten::from_file.default", "whose argument filename is a str"),
-        ("aten::_foreach_exp.default", "which is one of PyTorch's inner operations"),
+        ("aten::_foreach_exp.default", "which is an inner operation"),
+        ("aten::fbgemm_linear_fp16_weight.default", "which is an inner operation"),
+        ("fast_backbones::max_pool2d_backward.default", "which is an inner operation"),
         ("os::system.default", "expected an operation of aten or fast_backbones"),
         ("aten::__class__.default", "expected|does not have|inner"),
         ("aten::relu.__init__", "does not have"),
