@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .graph import Live, leaves
 from .plain_data import NotPlain, decode_recipe, encode_recipe
 from .recipes import Filters, Product, Recipe, Stack, Tensors
 from .weights import Packed, WeightStore
@@ -133,8 +134,6 @@ def names_of(recipe: Filters, calls: Mapping[str, Any]) -> list[str]:
 
 def own_names(names: list[str], calls: Mapping[str, Any]) -> list[str]:
     """Of the model; what is computed is replaced by its arguments."""
-    from .graph import Live, leaves
-
     found: list[str] = []
     for name in names:
         if name in calls:
