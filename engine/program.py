@@ -16,10 +16,12 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
 
+from .expressions import Expression, from_sympy
 from .graph import leaves, map_leaves
 
 
@@ -91,30 +93,29 @@ class Program:
 
 @dataclass
 class Template:
-    program: Program
-    symbol: Any  # of sympy, as the guards and expressions
-    guards: list[Any]
+    program: Program  # sizes and arguments may be an Expression
+    guards: list[Expression]
     most: int | None  # images
-    expressions: list[Any]
-    where: list[int]  # the instructions that have one
+
+    def __post_init__(self) -> None:
+        found = [list(expressions_of(i)) for i in self.program.instructions]
+        self.expressions = list(dict.fromkeys(e for each in found for e in each))
+        self.where = [position for position, each in enumerate(found) if each]
 
     def fits(self, batch: int) -> bool:
         """Whether the forward does with this batch what it did while it was captured."""
         within = batch >= LEAST and (self.most is None or batch <= self.most)
         return within and self.numbers(batch) is not None
 
-    def numbers(self, batch: int) -> dict[Any, int] | None:
+    def numbers(self, batch: int) -> dict[Expression, int] | None:
         """What the expressions are for this batch. None where a guard, or one of them, does not hold."""
-        import sympy
-
-        values = {self.symbol: sympy.Integer(batch)}
         try:
-            if not all(guard.xreplace(values) is sympy.true for guard in self.guards):
+            if not all(guard.value(batch) for guard in self.guards):
                 return None
-            found = {expression: expression.xreplace(values) for expression in self.expressions}
+            found = {expression: expression.value(batch) for expression in self.expressions}
         except ZeroDivisionError:
             return None
-        if not all(number.is_Integer for number in found.values()):
+        if any(Fraction(number).denominator != 1 for number in found.values()):
             return None
         return {expression: int(number) for expression, number in found.items()}
 
@@ -127,7 +128,7 @@ class Template:
             if isinstance(leaf, Facts):
                 sizes, steps = (tuple(map(number, axes)) for axes in (leaf.shape, leaf.stride))
                 return dataclasses.replace(leaf, shape=sizes, stride=steps)
-            return numbers[leaf] if _is_expression(leaf) else leaf
+            return numbers[leaf] if isinstance(leaf, Expression) else leaf
 
         instructions = list(self.program.instructions)
         for position in self.where:
@@ -135,6 +136,16 @@ class Template:
             args, kwargs, result = (map_leaves(tree, number) for tree in (old.args, old.kwargs, old.result))
             instructions[position] = dataclasses.replace(old, args=args, kwargs=kwargs, result=result)
         return dataclasses.replace(self.program, instructions=instructions)
+
+
+def users_of(instructions: list[Instruction]) -> list[list[int]]:
+    """Who reads the result of each, by position."""
+    users: list[list[int]] = [[] for _ in instructions]
+    for position, instruction in enumerate(instructions):
+        read = leaves([instruction.args, instruction.kwargs])
+        for source in dict.fromkeys(leaf.position for leaf in read if isinstance(leaf, Result)):
+            users[source].append(position)
+    return users
 
 
 def program_of(exported: Any) -> Program:
@@ -151,15 +162,19 @@ def template_of(exported: Any) -> Template:
     symbol, env = sizes[0].node.expr, sizes[0].node.shape_env
     if not symbol.is_Symbol or env.replacements or env.deferred_runtime_asserts:
         raise Uncapturable("the batch is tied to other sizes")
-    guards = [guard.expr for guard in env.guards]
-    if any(guard.free_symbols != {symbol} for guard in guards):
+    asked = [guard.expr for guard in env.guards]
+    if any(guard.free_symbols != {symbol} for guard in asked):
         raise Uncapturable("the forward asks about sizes that are known when it runs")
     reader = _Reader(exported, symbol)
     program, upper = reader.program(), env.var_to_range[symbol].upper
-    expressions = list(dict.fromkeys(e for i in program.instructions for e in reader.expressions_of(i)))
-    where = [n for n, i in enumerate(program.instructions) if any(reader.expressions_of(i))]
     most = int(upper) if upper.is_Integer else None
-    return Template(program, symbol, guards, most, expressions, where)
+    return Template(program, [reader.plain(guard) for guard in asked], most)
+
+
+def expressions_of(instruction: Instruction) -> Iterator[Expression]:
+    every = [*leaves([instruction.args, instruction.kwargs])]
+    every += [size for facts in instruction.tensors() for size in (*facts.shape, *facts.stride)]
+    return (leaf for leaf in every if isinstance(leaf, Expression))
 
 
 class _Reader:
@@ -193,13 +208,8 @@ class _Reader:
             instructions.append(
                 Instruction(node.op, kind, str(node.name), module_of(node), target, args, kwargs, result)
             )
-        users: list[list[int]] = [[] for _ in instructions]
-        for position, instruction in enumerate(instructions):
-            read = leaves([instruction.args, instruction.kwargs])
-            for source in dict.fromkeys(leaf.position for leaf in read if isinstance(leaf, Result)):
-                users[source].append(position)
         only_returns = all(spec.kind.name == "USER_OUTPUT" for spec in signature.output_specs)
-        return Program(instructions, users, self.exported.call_spec.out_spec, only_returns)
+        return Program(instructions, users_of(instructions), self.exported.call_spec.out_spec, only_returns)
 
     def read(self, leaf: Any) -> Any:
         return self.value[leaf] if isinstance(leaf, torch.fx.Node) else leaf
@@ -222,20 +232,13 @@ class _Reader:
             return int(expression)
         if expression.free_symbols != {self.symbol}:
             raise Uncapturable(f"a size is {expression}, which is known when the forward runs")
-        return expression
+        return self.plain(expression)
 
-    def expressions_of(self, instruction: Instruction) -> Iterator[Any]:
-        for leaf in leaves([instruction.args, instruction.kwargs]):
-            if _is_expression(leaf):
-                yield leaf
-        for facts in instruction.tensors():
-            yield from filter(_is_expression, (*facts.shape, *facts.stride))
-
-
-def _is_expression(leaf: Any) -> bool:
-    import sympy
-
-    return isinstance(leaf, sympy.Basic)
+    def plain(self, expression: Any) -> Expression:
+        try:
+            return from_sympy(expression, self.symbol)
+        except ValueError as error:
+            raise Uncapturable(f"the forward asks for {error}") from error
 
 
 def takes_all(node: Any) -> bool:

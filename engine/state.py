@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from types import MethodType
@@ -29,14 +29,15 @@ from .locks import ForkSafeLock
 from .lower import lower
 from .optimize import has_dynamic_batch
 from .plan import Plan
-from .program import Uncapturable
+from .program import Program, Uncapturable
 from .recipes import Tensors, filter_names
 from .run_cpu import STALE, ArenaPool, Runner
 from .run_cuda import CudaRunner
 from .select import make_plan
 from .shortcut import Shortcut, make_shortcut
 from .strides import follows_input, true_strides
-from .train_program import Program, Unprogrammed, containers, hooked_among, make_program, results_among
+from .train_program import Program as TrainProgram
+from .train_program import Unprogrammed, containers, hooked_among, make_program, results_among
 from .weights import WeightStore
 
 MAX_PLANS = 32  # a plan is less than 1 MB: plans of a model share its packed weights and arenas
@@ -109,7 +110,7 @@ class EngineState:
         self.choices: Choices = {}  # what fb.tune has measured
         self.warned = False
         self.captures = 0
-        self.trained: tuple[Program | Unprogrammed, ...] = ()  # for train(), the last one first
+        self.trained: tuple[TrainProgram | Unprogrammed, ...] = ()  # for train(), the last one first
         self.programs = 0  # made so far
         self.calls = 0  # roughly: threads may overwrite each other's count
 
@@ -162,7 +163,7 @@ class EngineState:
             runners.shortcut = runner.shortcut
         return result
 
-    def training(self, model: nn.Module, plain: MethodType) -> Program | str:
+    def training(self, model: nn.Module, plain: MethodType) -> TrainProgram | str:
         """The steps of the model in train(), made if need be; or why its modules run."""
         known = self.trained
         program = next((one for one in known if one.guard.same_structure(model)), None)
@@ -341,17 +342,35 @@ def trace(
     with _build_lock:
         start = perf_counter()
         program = (family or Family()).program(model, plain, x)
-        captured = perf_counter()
-        graph = convert(program)
-        if x.dtype is not torch.float32:
-            check_results(graph)
-        if x.is_cuda:
-            check_inside(graph, x.dtype)
-        true_strides(graph, plain, x)
-        follows = follows_input(graph)
-        rewrites = fuse(graph, refusal or _ext.require().refusal)
-    seconds = {"capture": captured - start, "fuse": perf_counter() - captured}
-    return Traced(graph, rewrites, x, dict(rules.named_tensors(model)), follows, seconds)
+        captured = perf_counter() - start
+
+        def see_strides(graph: Graph) -> None:
+            true_strides(graph, plain, x)
+
+        found = fused(program, x, dict(rules.named_tensors(model)), see_strides, refusal)
+    found.seconds["capture"] = captured
+    return found
+
+
+def fused(
+    program: Program,
+    x: Tensor,
+    tensors: Mapping[str, Tensor],
+    see_strides: Callable[[Graph], None],
+    refusal: Refusal | None = None,
+) -> Traced:
+    """A captured program for inputs like x, fused. see_strides gives what the graph returns the strides that
+    it has in eager. Raises Uncapturable."""
+    start = perf_counter()
+    graph = convert(program)
+    if x.dtype is not torch.float32:
+        check_results(graph)
+    if x.is_cuda:
+        check_inside(graph, x.dtype)
+    see_strides(graph)
+    follows = follows_input(graph)
+    rewrites = fuse(graph, refusal or _ext.require().refusal)
+    return Traced(graph, rewrites, x, tensors, follows, {"capture": 0.0, "fuse": perf_counter() - start})
 
 
 def make(traced: Traced, precision: str = "highest", choices: Choices | None = None) -> Plan:

@@ -2,6 +2,7 @@
 
     usual_strides     a plan reads NCHW or NHWC; other inputs are copied
     shown_strides     why an input that had to be copied may not use a plan
+    in_doubt          whether the captured strides may be wrong
     true_strides      the results' strides from the modules themselves, where the captured ones are in doubt
     in_strides        a result with eager's strides
 
@@ -80,14 +81,18 @@ def follows_input(graph: Graph) -> bool:
 
 def true_strides(graph: Graph, plain: Callable[[Tensor], Any], x: Tensor) -> None:
     """Give the outputs the strides that the modules give them, on zeros like x, if there is a doubt."""
-    wide = x.stride(1) == 1
-    if not any(_in_doubt(graph, node, wide) for node in graph.nodes if len(node.shape or ()) == 4):
+    if not in_doubt(graph, x.stride(1) == 1):
         return
     with torch.inference_mode(False), torch.no_grad(), plain_path():
         results = pytree.tree_leaves(plain(example_like(x).zero_()))
     for output, result in zip(graph.outputs, results, strict=True):
         if isinstance(output, Node) and isinstance(result, Tensor):
             output.stride = tuple(result.stride())
+
+
+def in_doubt(graph: Graph, wide: bool) -> bool:
+    """Whether only the modules know the strides of what is returned; wide: the image is NHWC."""
+    return any(_in_doubt(graph, node, wide) for node in graph.nodes if len(node.shape or ()) == 4)
 
 
 def _in_doubt(graph: Graph, node: Node, wide: bool) -> bool:

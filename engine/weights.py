@@ -41,6 +41,13 @@ def packing(part: str, kernel: str, params: Mapping[str, Any]) -> tuple[str | No
     return kernel, {**params, "n": 1}
 
 
+def filter_numbers(kernel: str, spec: Mapping[str, Any]) -> int:
+    """How many numbers the library reads when it packs filters."""
+    if kernel == "separable_conv2d":  # its 1x1 part: the depthwise one is packed for depthwise_conv2d
+        return spec["k"] * spec["c"]
+    return spec["k"] * (spec["c"] // spec.get("groups", 1)) * spec.get("r", 1) * spec.get("s", 1)
+
+
 def native_floats(native: Any, floats: int) -> Tensor:
     """Uninitialised float32 memory of the native library: aligned, on huge pages when it is large."""
     with torch.inference_mode(False):
@@ -110,6 +117,8 @@ class WeightStore:
             bias = torch.zeros_like(weight)  # the kernel reads both
         if kernel is None:
             return Packed(weight, bias)
+        if weight.numel() != (expected := filter_numbers(kernel, spec)):
+            raise ValueError(f"{recipe}: {weight.numel()} numbers, {kernel} expects {expected}")
         room = self.room(self.native.packed_floats(kernel, spec))
         self.native.pack_weight(kernel, spec, weight.data_ptr(), room.data_ptr())
         return Packed(room, bias, scale)

@@ -29,7 +29,7 @@ del _here, _Path
 from . import backbones, engine, kernels, training  # noqa: E402
 from .backbones import *  # noqa: E402, F403
 from .backbones import __all__ as _models  # noqa: E402
-from .engine import explain, optimize_, revert_, tune  # noqa: E402
+from .engine import explain, load_plan, optimize_, revert_, save_plan, tune  # noqa: E402
 from .kernels import backend, build_info  # noqa: E402
 
 __all__ = [
@@ -40,8 +40,10 @@ __all__ = [
     "engine",
     "explain",
     "kernels",
+    "load_plan",
     "optimize_",
     "revert_",
+    "save_plan",
     "training",
     "tune",
     *_models,
