@@ -77,7 +77,7 @@ $(STAMPS)/lint: $(STAMPS)/venv
 
 # Without torch: the site is made of text.
 $(STAMPS)/docs: $(STAMPS)/venv pyproject.toml
-	$(PIP) install 'mkdocs-material>=9.5' 'mkdocs>=1.6,<2'
+	$(PIP) install 'mkdocs-material>=9.5,<10' 'mkdocs>=1.6,<2'
 	touch $@
 
 $(STAMPS)/types: $(STAMPS)/install
@@ -117,7 +117,7 @@ types: $(STAMPS)/types
 	$(BIN)/pyright $(ARGS)
 
 docs: $(STAMPS)/docs
-	$(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site $(ARGS)
 
 # torch's libraries are those of the torch that is installed. auditwheel finds the oldest C library that the rest runs with.
 wheel: $(STAMPS)/wheel
