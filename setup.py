@@ -201,12 +201,17 @@ class NativeBuild(build_ext):
 
 
 class FreshPython(build_py):
-    """Starts from an empty folder, so that a wheel never carries a file that has left the sources."""
+    """Starts from an empty folder, so that a wheel never carries a file that has left the sources, nor what
+    only pytest runs."""
 
     def run(self):
         if not self.editable_mode:
             shutil.rmtree(Path(self.build_lib) / "fast_backbones", ignore_errors=True)
         super().run()
+
+    def find_package_modules(self, package, package_dir):
+        modules = super().find_package_modules(package, package_dir)
+        return [found for found in modules if not re.match(r"(bench_|test_|conftest$)", found[1])]
 
 
 @contextlib.contextmanager

@@ -139,7 +139,7 @@ class Backbone(nn.Module):
         self.feature_info = FeatureInfo(public, indices)
         self.out_indices = indices
         channels, height, width = default_cfg["input_size"]
-        self.default_cfg = {
+        self.default_cfg: dict[str, Any] = {
             **default_cfg,
             "num_classes": self.num_classes,
             "input_size": (self.in_chans, height, width),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ._base import classification_cfg, make_classifier
 from ._chain import Chain, tap
-from ._registry import register_model
+from ._registry import Builder, register_model
 from ._weights import Weights, build_with_weights
 from .layers import drop, gates, he_normal_
 
@@ -250,7 +250,7 @@ def _senet(
     return build_with_weights(SENet, weights, options, kind=kind, layers=layers, default_cfg=cfg)
 
 
-def _as_senet(alias: str) -> Callable[[Any], Any]:
+def _as_senet(alias: str) -> Callable[[Builder], Builder]:
     origin = ("timm", "pretrained-models.pytorch")
     return register_model(family="SENet", paper=PAPER, compatible_with=origin, aliases=(alias,))
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,8 @@ __all__ = [
     "why_not",
     "why_not_fused",
 ]
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def forward(model: nn.Module, x: Tensor, plain: MethodType) -> Any:
@@ -175,7 +177,7 @@ def tune(
         return _tune(model, usual_strides(x), plain_of(model), rounds, again, progress)
 
 
-def optimize_(model: nn.Module, *, dynamic_batch: bool = True) -> nn.Module:
+def optimize_(model: AnyModule, *, dynamic_batch: bool = True) -> AnyModule:
     """Let any convolutional network use plans in eval(), in place, as the backbones of this library do.
 
     Calls with one image tensor [N, C, H, W] among their arguments (in lists, tuples and dicts, too), beside
@@ -207,7 +209,7 @@ def optimize_(model: nn.Module, *, dynamic_batch: bool = True) -> nn.Module:
     return model
 
 
-def revert_(model: nn.Module) -> nn.Module:
+def revert_(model: AnyModule) -> AnyModule:
     """Undo optimize_: the model has its old class again and forgets its plans. Weights are what they are now.
 
     A model that is not optimized stays as it is. Returns the model. RuntimeError where somebody has given the

@@ -61,14 +61,14 @@ class Op:
     """An op: its name, the check that turns the caller's arguments into prepared ones, and its candidates."""
 
     name: str
-    prepare: Callable[..., tuple]
+    prepare: Callable[..., tuple[Any, ...]]
     candidates: tuple[Candidate, ...]
 
 
 _OPS: dict[str, Op] = {}
 
 
-def register(name: str, prepare: Callable[..., tuple], *candidates: Candidate) -> Op:
+def register(name: str, prepare: Callable[..., tuple[Any, ...]], *candidates: Candidate) -> Op:
     """Make an op known to `explain`, to tests and to benchmarks. The last candidate accepts everything."""
     if name in _OPS:
         raise ValueError(f"op {name!r} is registered twice")
@@ -146,7 +146,7 @@ class backend:
                 _chosen_for_tracing = self._name
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         global _chosen_for_tracing
         outer = self._entered.pop()
         if is_compiling():
@@ -161,7 +161,7 @@ class backend:
 # ---- choosing ----
 
 
-def run(op: Op, args: tuple, name: str | None = None) -> Tensor:
+def run(op: Op, args: tuple[Any, ...], name: str | None = None) -> Tensor:
     """Run the first candidate that accepts the prepared arguments, of all or of the named backend."""
     if name is None:
         name = current_backend()
@@ -235,7 +235,9 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(op: str | Callable, *args, backend: str | None = None, **kwargs) -> Explanation:
+def explain(
+    op: str | Callable[..., Any], *args: Any, backend: str | None = None, **kwargs: Any
+) -> Explanation:
     """What each candidate says about a call, without running it.
 
     Args:

@@ -13,7 +13,13 @@ from ._function import Function
 
 
 def avg_pool2d_ref(
-    x, kernel_size, *, stride=None, padding=0, ceil_mode=False, count_include_pad=True
+    x: Tensor,
+    kernel_size: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
 ) -> Tensor:
     """The formula in plain PyTorch: F.avg_pool2d. Any floating dtype, any device."""
     stride = kernel_size if stride is None else stride

@@ -12,17 +12,17 @@ from ._function import Function
 
 
 def batch_norm_ref(
-    x,
-    weight=None,
-    bias=None,
-    running_mean=None,
-    running_var=None,
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
     *,
-    residual=None,
-    training=True,
-    momentum=0.1,
-    eps=1e-5,
-    activation="none",
+    residual: Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "none",
 ) -> Tensor:
     """The formula in plain PyTorch: F.batch_norm, the addition, the activation."""
     tensors = (x, weight, bias, running_mean, running_var, residual)

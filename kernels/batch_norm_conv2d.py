@@ -35,22 +35,22 @@ class How(NamedTuple):
 
 
 def batch_norm_conv2d_ref(
-    x,
-    norm_weight,
-    norm_bias,
-    running_mean,
-    running_var,
-    weight,
-    bias=None,
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
     *,
-    training=True,
-    momentum=0.1,
-    eps=1e-5,
-    activation="relu",
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "relu",
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
 ) -> Tensor:
     """The formula in plain PyTorch: F.batch_norm, the activation, F.conv2d."""
     norm = norm_weight, norm_bias, running_mean, running_var

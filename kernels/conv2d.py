@@ -10,7 +10,16 @@ from . import _checks, _conv, _dispatch, _gpu_conv
 
 
 def conv2d_ref(
-    x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, residual=None, activation="none"
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    residual: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
     """The formula in plain PyTorch: F.conv2d, the residual, the activation. Any dtype, any device."""
     return _conv.formula(x, weight, bias, residual, stride, padding, dilation, groups, activation)

@@ -15,7 +15,14 @@ _LARGEST_WINDOW = 7
 
 
 def depthwise_conv2d_ref(
-    x, weight, bias=None, *, stride=1, padding=0, dilation=1, activation="none"
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    activation: str = "none",
 ) -> Tensor:
     """The formula in plain PyTorch: F.conv2d with as many groups as channels, then the activation."""
     return _formula(x, weight, bias, stride, padding, dilation, activation)

@@ -8,7 +8,7 @@ from . import _checks, _dispatch, _native
 from ._function import Function
 
 
-def global_avg_pool_ref(x) -> Tensor:
+def global_avg_pool_ref(x: Tensor) -> Tensor:
     """The formula in plain PyTorch. Any floating dtype, any device."""
     return x.mean((-2, -1))
 

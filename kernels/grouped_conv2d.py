@@ -9,7 +9,15 @@ from . import _checks, _conv, _dispatch, _gpu_conv
 
 
 def grouped_conv2d_ref(
-    x, weight, bias=None, *, stride=1, padding=1, groups, residual=None, activation="none"
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 1,
+    groups: int,
+    residual: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
     """The formula in plain PyTorch: F.conv2d, the residual, the activation. Any dtype, any device."""
     return _conv.formula(x, weight, bias, residual, stride, padding, 1, groups, activation)

@@ -9,7 +9,7 @@ from . import _checks, _dispatch, _native
 from ._function import Function
 
 
-def l2_normalize_ref(x, *, eps=1e-12) -> Tensor:
+def l2_normalize_ref(x: Tensor, *, eps: float = 1e-12) -> Tensor:
     """The formula in plain PyTorch: F.normalize over dimension 1. Any floating dtype, any device."""
     return _formula(x, eps)
 

@@ -9,7 +9,7 @@ from . import _checks, _dispatch, _native
 from ._function import Function
 
 
-def linear_ref(x, weight, bias=None, *, activation="none") -> Tensor:
+def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none") -> Tensor:
     """The formula in plain PyTorch: F.linear, then the activation. Any dtype, any device."""
     return _formula(x, weight, bias, activation)
 

@@ -12,7 +12,9 @@ _LARGEST_WINDOW = 64
 _BETAS = (0.5, 0.75, 1.0)  # powers that are square roots
 
 
-def local_response_norm_ref(x, size, *, alpha=1e-4, beta=0.75, k=1.0) -> Tensor:
+def local_response_norm_ref(
+    x: Tensor, size: int, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Tensor:
     """The formula in plain PyTorch: F.local_response_norm. Any floating dtype, any device."""
     return _formula(x, size, alpha, beta, k)
 

@@ -13,7 +13,14 @@ from ._function import Function
 _NATIVE_TAPS = 64  # of a window
 
 
-def max_pool2d_ref(x, kernel_size, *, stride=None, padding=0, ceil_mode=False) -> Tensor:
+def max_pool2d_ref(
+    x: Tensor,
+    kernel_size: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+) -> Tensor:
     """The formula in plain PyTorch: F.max_pool2d. Any dtype, any device."""
     return _formula(x, kernel_size, kernel_size if stride is None else stride, padding, ceil_mode)
 

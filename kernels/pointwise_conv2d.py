@@ -8,7 +8,15 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from . import _checks, _conv, _dispatch
 
 
-def pointwise_conv2d_ref(x, weight, bias=None, *, stride=1, residual=None, activation="none") -> Tensor:
+def pointwise_conv2d_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
     """The formula in plain PyTorch: F.conv2d, the residual, the activation. Any dtype, any device."""
     return _conv.formula(x, weight, bias, residual, stride, 0, 1, 1, activation)
 

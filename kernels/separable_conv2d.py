@@ -19,17 +19,17 @@ _LARGEST_WINDOW = 7
 
 
 def separable_conv2d_ref(
-    x,
-    depth_weight,
-    weight,
-    depth_bias=None,
-    bias=None,
+    x: Tensor,
+    depth_weight: Tensor,
+    weight: Tensor,
+    depth_bias: Tensor | None = None,
+    bias: Tensor | None = None,
     *,
-    stride=1,
-    padding=1,
-    dilation=1,
-    depth_activation="none",
-    activation="none",
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    depth_activation: str = "none",
+    activation: str = "none",
 ) -> Tensor:
     """The formula in plain PyTorch: two F.conv2d with their activations. Any dtype, any device."""
     return _formula(

@@ -11,7 +11,13 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 def softmax_cross_entropy_ref(
-    logits, target, *, label_smoothing=0.0, weight=None, ignore_index=-100, reduction="mean"
+    logits: Tensor,
+    target: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
 ) -> Tensor:
     """The formula in plain PyTorch. Any floating dtype, any device, both modes of differentiation."""
     options = (label_smoothing, weight, ignore_index, reduction)

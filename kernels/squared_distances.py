@@ -8,7 +8,7 @@ from . import _checks, _dispatch, _native
 from ._function import Function
 
 
-def squared_distances_ref(x, centers) -> Tensor:
+def squared_distances_ref(x: Tensor, centers: Tensor) -> Tensor:
     """The formula in plain PyTorch: all differences, squared and summed. Any dtype, any device."""
     return _formula(x, centers)
 

@@ -14,7 +14,15 @@ GATES = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": F.relu}
 
 
 def squeeze_excite_ref(
-    x, weight1, bias1, weight2, bias2, *, residual=None, activation="none", gate="sigmoid"
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    *,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    gate: str = "sigmoid",
 ) -> Tensor:
     """The formula in plain PyTorch. Any floating dtype, any device."""
     layers = weight1.flatten(1), bias1, weight2.flatten(1), bias2

@@ -8,7 +8,15 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from . import _checks, _conv, _dispatch
 
 
-def stem_conv2d_ref(x, weight, bias=None, *, stride=2, padding=3, activation="none") -> Tensor:
+def stem_conv2d_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 3,
+    activation: str = "none",
+) -> Tensor:
     """The formula in plain PyTorch: F.conv2d, then the activation. Any dtype, any device."""
     return _conv.formula(x, weight, bias, None, stride, padding, 1, 1, activation)
 

@@ -1,4 +1,4 @@
-"""The registry as a whole: public names have docstrings, models have facts, README.md has them too."""
+"""The registry as a whole: public names have docstrings, models have facts, pages have them too."""
 
 import dataclasses
 import inspect
@@ -11,7 +11,8 @@ import torch
 import fast_backbones as fb
 from fast_backbones import backbones, model_tables
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+TABLES = ("README.md", "docs/models.md")
 NAMES = backbones.list_models()
 
 
@@ -96,8 +97,9 @@ def test_preprocessing_is_the_published_one(name):
     assert facts.value_range == (255.0 if name in (*CAFFE, "inception_resnet_v1") else 1.0)
 
 
-def test_the_readme_has_the_current_table():
+@pytest.mark.parametrize("page", TABLES)
+def test_pages_have_the_current_table(page):
     table = model_tables.markdown([backbones.model_info(name) for name in NAMES])
-    assert f"{model_tables.BEGIN}\n{table}\n{model_tables.END}" in README.read_text(), (
-        "python -m fast_backbones list --into README.md puts it there"
+    assert f"{model_tables.BEGIN}\n{table}\n{model_tables.END}" in (ROOT / page).read_text(), (
+        f"python -m fast_backbones list --into {page} puts it there"
     )
