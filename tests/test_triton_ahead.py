@@ -33,8 +33,8 @@ thorough = [pytest.mark.slow, pytest.mark.timeout(3000)]
     ids=lambda value: value if value in ("rule", "config", "constants", "launch") else "",
 )
 def test_every_tile_of_whole_models(models, dtypes, each, tmp_path, record_property):
-    """Spills and too much shared memory are faults, which the tool itself reports. "rule": only the tiles that
-    plans take without tuning, each config once."""
+    """Spills and too much shared memory are faults, which the tool itself reports. "rule": only the tiles
+    that plans take without tuning, each config once."""
     out = tmp_path / "compiled.json"
     count = "config" if each == "rule" else each
     options = ["--dtype", *dtypes, "--tf32", "neither", "both", "--each", count, "--out", str(out)]
