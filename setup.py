@@ -50,7 +50,7 @@ def switch(name: str) -> str:
 
 def packages() -> tuple[list[str], dict[str, str]]:
     """Every package of the distribution, and the folder of each room."""
-    names = ["fast_backbones"]
+    names = ["fast_backbones", "fast_backbones.cli"]
     rooms = [room for room in ROOMS if (ROOT / room).is_dir()]
     for room in rooms:
         inner = find_packages(str(ROOT / room))

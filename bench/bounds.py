@@ -15,55 +15,40 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import re
 import shlex
 import sys
 from pathlib import Path
 
 import torch
+from fast_backbones.engine.explain import Row
 from rich.console import Console
 
 from . import machine
 from .compare import BEST
 from .files import write_results
-from .roofline import Point, points
 from .show import milliseconds, progress
 from .subject import FLAGSHIPS, make_input, make_model
 
-# Products of Winograd's algorithms over those of the plain convolution (docs/design.md has their points).
-PRODUCTS = {
-    "F(2x2,3x3)": 16 / 36,
-    "F(4x4,3x3)": 46 / 144,
-    "F(2x2,5x5)": 46 / 100,
-    "F(1x4,1x7)": 13 / 28,
-    "F(4x1,7x1)": 13 / 28,
-}
 LISTED = 3  # steps with most to gain in a line
 
 
-def share_of_products(detail: str) -> float:
-    """Of the plain algorithm's products, by the words of a step. ValueError for an unknown Winograd."""
-    found = re.search(r"F\([^)]*\)", detail)
-    if found is None:
-        return 1.0
-    if found[0] not in PRODUCTS:
-        raise ValueError(f"bench.bounds does not know how many products {found[0]} has")
-    return PRODUCTS[found[0]]
-
-
-def bound_ms(step: Point, detail: str, peak_gflops: float, copy_gbps: float) -> float:
+def bound_ms(row: Row) -> float:
     """Of one step: at most the time it took; all of it where its work is not known (steps of PyTorch)."""
-    arithmetic = step.gflops * share_of_products(detail) / peak_gflops
-    return step.ms * (min(max(arithmetic, step.gbps / copy_gbps), 1.0) or 1.0)
+    return row.ms * (min(row.of_bound, 1.0) or 1.0)
 
 
 def bounds_of(explanation) -> dict:
-    """Times and bounds of the steps of an `engine.explain` result, and their sums."""
+    """Times and bounds of the steps of an `engine.explain` result, and their sums.
+
+    ValueError without a plan.
+    """
+    if explanation.plan is None:
+        raise ValueError(f"no plan, so no bounds: {explanation.reason}")
     roof = (explanation.peak_gflops, explanation.copy_gbps)
     steps = [
-        {"name": p.name, "kernel": p.kernel, "how": row.detail, "ms": p.ms}
-        | {"bound_ms": bound_ms(p, row.detail, *roof)}
-        for p, row in zip(points(explanation), explanation.rows, strict=True)
+        {"name": row.name, "kernel": row.kernel, "how": row.detail, "ms": row.ms}
+        | {"bound_ms": bound_ms(row)}
+        for row in explanation.rows
     ]
     ms, bound = (sum(step[key] for step in steps) for key in ("ms", "bound_ms"))
     return {

@@ -25,10 +25,14 @@ ISA_FLAGS = (
     "avx512vl",
     "avx512_vnni",
     "avx512_bf16",
+    "avx512_fp16",
+    "avx_vnni",
     "amx_tile",
     "amx_bf16",
+    "amx_int8",
     "asimd",
     "sve",
+    "hypervisor",
 )
 
 

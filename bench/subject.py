@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -32,16 +34,16 @@ FLAGSHIPS = (
 )
 
 
-def make_model(name: str, *, trained_like: bool = True, seed: int = 0) -> nn.Module:
+def make_model(name: str, *, trained_like: bool = True, seed: int = 0, **options: Any) -> nn.Module:
     """A registered model in eval mode with seeded random weights; with `trained_like` also `calibrate`d.
 
-    ValueError when there is no model of that name.
+    options: of `create_model`. ValueError when there is no model of that name.
     """
     import fast_backbones as fb
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = fb.create_model(name)
+        model = fb.create_model(name, **options)
         if trained_like:
             calibrate(model, make_input(model, 2, seed))
     return model.eval()

@@ -36,6 +36,7 @@ ZOO = (
     *(f"timm/{name}" for name in TIMM.split()),
     *(f"torchvision/{name}" for name in TORCHVISION.split()),
 )
+LIBRARIES = ("timm", "torchvision")
 SIDE = 224  # pixels, but where a network wants more
 SIDES = {"timm/pnasnet5large": 331, "timm/nasnetalarge": 331, "torchvision/inception_v3": 299}
 NEUTRAL = 1e-2  # scales up to here multiply a branch away
@@ -58,19 +59,42 @@ def load(library: str):
 
 def make(name: str, seed: int = 0) -> nn.Module:
     """The network in eval mode, seeded, with numbers as after training."""
-    library, _, model_name = name.partition("/")
-    module = load(library)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if library == "timm":
-            model = module.create_model(model_name)
-        else:
-            models = importlib.import_module("torchvision.models")
-            slow = {"init_weights": False} if model_name in ("googlenet", "inception_v3") else {}
-            model = models.get_model(model_name, weights=None, **slow)
+        model = plain(name)
         distinguish(model, seed)
         calibrate(model, image(name, model, 2, seed), seed)
         return level(model).eval()
+
+
+def plain(name: str) -> nn.Module:
+    """The network in eval mode as its library initialises it, never with downloaded weights.
+
+    ModuleNotFoundError when the library is not installed, ValueError when it has no such network.
+    """
+    library, _, model_name = name.partition("/")
+    module = load(library)
+    if library == "timm":
+        if not module.is_model(model_name):
+            close = module.list_models(f"*{model_name}*")[:3]
+            raise ValueError(
+                f"timm has no model {model_name!r}" + (f": {', '.join(close)}?" if close else "")
+            )
+        return module.create_model(model_name, pretrained=False).eval()
+    models = importlib.import_module("torchvision.models")
+    if model_name not in models.list_models(module=models):
+        close = models.list_models(module=models, include=f"*{model_name}*")[:3]
+        said = f": {', '.join(close)}?" if close else ""
+        raise ValueError(f"torchvision has no classification model {model_name!r}{said}")
+    slow = {"init_weights": False} if model_name in ("googlenet", "inception_v3") else {}
+    return models.get_model(model_name, weights=None, **slow).eval()
+
+
+def size(name: str, model: nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width that the network was made for."""
+    if name in SIDES:
+        return (input_size(model)[0], SIDES[name], SIDES[name])
+    return input_size(model)
 
 
 def image(name: str, model: nn.Module, batch: int, seed: int = 0) -> Tensor:

@@ -5,7 +5,7 @@ why_not(model, x)          the sentence why no plan is used; None when one is
 plan_for(model, x)         the plan as plain data
 launches_for(model, x)     on a GPU: the plan as a list of kernel launches
 plan_summary(plan)         a few words about it
-explain(model, x)          each step: kernel, what was fused, time, share of the machine's peak
+explain(model, x)          each step: kernel, what was fused and what not, time, share of its bound
 tune(model, x)             measure which algorithm each layer should take on this machine
 optimize_(model)           any module gets the engine, in place
 revert_(model)             ... and loses it

@@ -3,6 +3,7 @@ once and the result written once."""
 
 from __future__ import annotations
 
+import re
 from math import prod
 
 from .plan import Plan, Step
@@ -10,6 +11,26 @@ from .plan import Plan, Step
 PRODUCTS = (
     "conv2d", "winograd_conv2d", "grouped_conv2d", "depthwise_conv2d", "separable_conv2d", "linear",
 )  # fmt: skip
+
+# Products of Winograd's algorithms over those of the plain convolution (docs/design.md has their points).
+WINOGRAD = {
+    "F(2x2,3x3)": 16 / 36,
+    "F(4x4,3x3)": 46 / 144,
+    "F(4x4,3x3) at real points": 36 / 144,  # at precision "high"
+    "F(2x2,5x5)": 46 / 100,
+    "F(1x4,1x7)": 13 / 28,
+    "F(4x1,7x1)": 13 / 28,
+}
+
+
+def share_of_products(detail: str) -> float:
+    """Of the plain algorithm's products, by the words of a step. ValueError for an unknown Winograd."""
+    found = re.search(r"F\([^)]*\)(?: at real points)?", detail)
+    if found is None:
+        return 1.0
+    if found[0] not in WINOGRAD:
+        raise ValueError(f"engine.costs does not know how many products {found[0]} has")
+    return WINOGRAD[found[0]]
 
 
 def costs(plan: Plan, step: Step, element: int) -> tuple[float, float]:

@@ -1,16 +1,24 @@
-"""What each step of a plan costs, and what share of the machine's peak it reaches."""
+"""What each step of a plan costs, what was fused into it, how near it comes to its bound, and what refused.
+
+The bound of a step is the longer of two times: that of the products of its own algorithm (Winograd's are
+fewer than the plain convolution's) at the measured peak of multiply-adds, and that of reading each operand
+and writing the result once at the measured speed of copying. Maps that stay in caches are faster than that.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..kernels import _ext
-from . import gpu_peaks
-from .costs import costs
+from . import explain_views, gpu_peaks
+from .costs import costs, share_of_products
 from .plan import Plan, Step
 from .run_cpu import Runner
 from .run_cuda import CudaRunner
@@ -20,7 +28,13 @@ MIB = float(1 << 20)
 
 @dataclass
 class Row:
-    """One step, all chunks together. `peak`: the larger of its shares of peak arithmetic and copy speed."""
+    """One step, all chunks together.
+
+    fused: the names of what became part of it. gflops: of the plain algorithm. gbps: of the least traffic.
+    of_bound: its bound over its time; 0 where its work is not known, above 1 where it is beyond the bound.
+    detail: the algorithm and its tasks. isa: the instruction set, "PyTorch" for a call of PyTorch.
+    refusals: kernels that declined, and why. missed: rewrites that left this a step of its own, and why.
+    """
 
     name: str
     kernel: str
@@ -28,18 +42,21 @@ class Row:
     ms: float
     gflops: float
     gbps: float
-    peak: float
+    of_bound: float
     detail: str = ""
     refusals: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+    isa: str = ""
 
-    def cells(self) -> tuple[str, ...]:
-        numbers = (f"{self.ms:.3f}", _number(self.gflops), f"{self.gbps:.1f}", f"{self.peak:.0%}")
-        return (self.name, self.kernel, " + ".join(self.fused), *numbers, self.detail)
+    @property
+    def sentences(self) -> list[str]:
+        """Everything that said no."""
+        return [*(f"not fused: {why}" for why in self.missed), *(f"declined: {why}" for why in self.refusals)]
 
 
 @dataclass
 class Explanation:
-    """`str()` prints a table. `reason` says why there is no plan; then there are no rows."""
+    """`str()` is plain text, rich prints a table. `reason` says why there is no plan and are no rows."""
 
     reason: str | None = None
     plan: Plan | None = None
@@ -56,42 +73,64 @@ class Explanation:
         """The sum over the steps, each run alone; a forward overlaps them and is a little faster."""
         return sum(row.ms for row in self.rows)
 
-    def __str__(self) -> str:
-        if self.plan is None:
-            return f"no plan: {self.reason}"
-        return "\n".join([*self._head(), "", *self._table(), "", *self._foot()])
+    @property
+    def bound_ms(self) -> float:
+        """The sum of the bounds; a step beyond its own, or without a known one, counts with its time."""
+        return sum(row.ms * (min(row.of_bound, 1.0) or 1.0) for row in self.rows)
 
-    def _head(self) -> list[str]:
-        plan, seconds = self.plan, self.plan.seconds if self.plan else {}
-        assert plan is not None
+    def head(self) -> list[str]:
+        """Plan, machine and first call, a line each; the reason where there is no plan."""
+        if self.plan is None:
+            return [f"no plan: {self.reason}"]
+        seconds = self.plan.seconds
         narrow = f" ({self.peak_bf16_gflops:.0f} in bfloat16)" if self.peak_bf16_gflops else ""
+        threads = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""
         parts = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())
         return [
-            plan_summary(plan),
-            f"machine: {self.isa}{f', {self.threads} threads' if self.threads else ''}, measured peak"
+            plan_summary(self.plan),
+            f"machine: {self.isa}{threads}, measured peak"
             f" {self.peak_gflops:.0f} GFLOP/s{narrow}, copy {self.copy_gbps:.0f} GB/s",
             f"first call: {sum(seconds.values()):.2f} s ({parts})",
         ]
 
-    def _table(self) -> list[str]:
-        heads = ("step", "kernel", "fused", "ms", "GFLOP/s", "GB/s", "peak", "how")
-        lines = [row.cells() for row in self.rows]
-        widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
-        rule = tuple("-" * width for width in widths)
-        return [_aligned(line, widths) for line in [heads, rule, *lines]]
-
-    def _foot(self) -> list[str]:
-        plan = self.plan
-        assert plan is not None
+    def foot(self) -> list[str]:
+        """Sums over the steps."""
+        if self.plan is None:
+            return []
         flops = sum(r.gflops * r.ms for r in self.rows) * 1e6
         rate = flops / (self.ms * 1e6) if self.ms else 0.0
-        foot = [
-            f"sum of the steps: {self.ms:.2f} ms, {flops / 1e9:.2f} GFLOP, {_number(rate)} GFLOP/s",
-            f"activation memory: arena {plan.arena_bytes / MIB:.1f} MiB; all feature maps together"
-            f" {plan.activation_bytes / MIB:.1f} MiB; packed weights {self.weight_bytes / MIB:.1f} MiB",
+        share = f", {self.bound_ms / self.ms:.0%} of the bound" if self.ms else ""
+        return [
+            f"sum of the steps: {self.ms:.2f} ms, {flops / 1e9:.2f} GFLOP, {rate:.3g} GFLOP/s{share}",
+            f"activation memory: arena {self.plan.arena_bytes / MIB:.1f} MiB; all feature maps together"
+            f" {self.plan.activation_bytes / MIB:.1f} MiB; packed weights {self.weight_bytes / MIB:.1f} MiB",
         ]
-        said = [f"  {row.name}: {sentence}" for row in self.rows for sentence in row.refusals]
-        return [*foot, "", "declined:", *said] if said else foot
+
+    def __str__(self) -> str:
+        return explain_views.text(self)
+
+    def __rich__(self) -> Any:
+        return explain_views.rich_table(self)
+
+    def to_html(self, path: str | PathLike[str] | None = None, title: str = "fast_backbones plan") -> str:
+        """The table as a page that needs nothing beside itself, with bars for shares of time and bound.
+
+        path: where to write it, too. Returns the page. OSError where it cannot be written.
+        """
+        page = explain_views.html(self, title)
+        if path is not None:
+            Path(path).write_text(page, encoding="utf-8")
+        return page
+
+    def to_png(self, path: str | PathLike[str], title: str = "fast_backbones plan") -> None:
+        """A chart of the steps: time, and the part of it that the bound would take.
+
+        RuntimeError without matplotlib (`pip install 'fast-backbones[plots]'`), ValueError where there is no
+        plan, OSError where the file cannot be written.
+        """
+        if self.plan is None:
+            raise ValueError(f"nothing to draw, no plan: {self.reason}")
+        explain_views.png(self, path, title)
 
 
 def plan_summary(plan: Plan) -> str:
@@ -124,11 +163,13 @@ def explain(runner: Runner | CudaRunner | str, x: Tensor, repeats: int) -> Expla
         peak_bf16_gflops=native.peak_gflops(bf16=True) if narrow else 0.0,
         weight_bytes=sum({id(p): p.bytes for p in runner.weights}.values()),
     )
-    chunks: dict[int, tuple[Step, list[dict[str, float]]]] = {}
+    chunks: dict[int, tuple[Step, list[dict[str, Any]]]] = {}
     for step, measured in runner.profile(x, repeats):
         chunks.setdefault(id(step), (step, []))[1].append(measured)
     for step, measurements in chunks.values():
-        found.rows.append(_row(step, measurements, found))
+        isa, detail = native.isa() if step.native else "PyTorch", str(measurements[0]["detail"])
+        detail = detail.removeprefix(isa).lstrip()
+        found.rows.append(_row(step, measurements, found, isa, detail))
     return found
 
 
@@ -147,6 +188,7 @@ def explain_on_gpu(runner: CudaRunner, x: Tensor, repeats: int) -> Explanation:
         launches = runner.launch_list(x)
         launches.compile()
         launches.run()
+        major, minor = torch.cuda.get_device_capability()
         for bound in launches.bound:
             steps = [step for step in (bound.first, bound.step) if step is not None]
             every = [costs(runner.plan, step, x.element_size()) for step in steps]
@@ -155,22 +197,21 @@ def explain_on_gpu(runner: CudaRunner, x: Tensor, repeats: int) -> Explanation:
             tiles = getattr(bound.launch, "constants", {})
             sizes = "x".join(str(value) for key, value in tiles.items() if key.startswith("BLOCK"))
             detail = bound.how if not sizes or sizes in bound.how else f"{bound.how} {sizes}"
-            measured = {"ms": ms, "flops": flops, "bytes": moved, "detail": detail}
-            found.rows.append(_row(bound.step, [measured], found))
+            measured = {"ms": ms, "flops": flops, "bytes": moved}
+            found.rows.append(_row(bound.step, [measured], found, f"sm_{major}{minor}", detail))
     return found
 
 
-def _row(step: Step, measurements: list[dict[str, float]], machine: Explanation) -> Row:
+def _row(step: Step, measurements: list[dict[str, Any]], machine: Explanation, isa: str, detail: str) -> Row:
     ms = sum(m["ms"] for m in measurements)
     seconds = max(ms, 1e-9) * 1e-3
     gflops = sum(m["flops"] for m in measurements) / seconds * 1e-9
     gbps = sum(m["bytes"] for m in measurements) / seconds * 1e-9
     peak = machine.peak_bf16_gflops if step.params.get("bf16") else machine.peak_gflops
-    share = max(gflops / peak, gbps / machine.copy_gbps)
-    detail = str(measurements[0]["detail"])
-    name = step.name or step.op
+    of_bound = max(gflops * share_of_products(detail) / peak, gbps / machine.copy_gbps)
+    name = step.name or step.attrs.get("label", step.op)
     kernel = f"{step.kernel} {step.op}" if step.kernel == "aten" and step.op != "aten" else _kernel_name(step)
-    return Row(name, kernel, step.fused, ms, gflops, gbps, share, detail, step.refusals)
+    return Row(name, kernel, step.fused, ms, gflops, gbps, of_bound, detail, step.refusals, step.missed, isa)
 
 
 def _kernel_name(step: Step) -> str:
@@ -178,16 +219,3 @@ def _kernel_name(step: Step) -> str:
         return step.kernel
     target = step.call[0]
     return str(getattr(target, "__name__", target)) if "." not in str(target) else str(target)
-
-
-def _aligned(cells: tuple[str, ...], widths: list[int]) -> str:
-    """Words to the left, numbers to the right."""
-    numbers = range(3, len(cells) - 1)
-    padded = [
-        cell.rjust(w) if i in numbers else cell.ljust(w) for i, (cell, w) in enumerate(zip(cells, widths))
-    ]
-    return "  ".join(padded).rstrip()
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"

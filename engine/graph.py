@@ -101,6 +101,7 @@ class Graph:
     computed: dict[str, Call] = field(default_factory=dict)  # from parameters alone, by name
     shows_input: bool = False  # whether an output may show the input's own memory
     shapes: dict[Live, tuple[int, ...]] = field(default_factory=dict)  # of the model's tensors
+    missed: dict[Node, dict[str, str]] = field(default_factory=dict)  # see `miss`
     _readers: dict[Node, list[Node | None]] | None = None
 
     def is_map(self, node: Any, ranks: tuple[int, ...] = (4,)) -> bool:
@@ -131,6 +132,18 @@ class Graph:
         """The node that alone reads this one, once; None when there is no such node."""
         readers = self.readers(node)
         return readers[0] if len(readers) == 1 else None
+
+    def others_reading(self, node: Node, *known: Node) -> str:
+        """Who reads the node beside the known ones, in words; "" when nobody does."""
+        others = [r for r in dict.fromkeys(self.readers(node)) if r not in known]
+        names = ["the caller" if r is None else f"{r.label} ({r.op})" for r in others[:3]]
+        more = [f"{len(others) - 3} more"] if len(others) > 3 else []
+        return " and ".join(names + more)
+
+    def miss(self, node: Node, rewrite: str, why: str) -> None:
+        """Keep the sentence why this rewrite leaves the node a step of its own; the last one counts. It goes
+        with the node."""
+        self.missed.setdefault(node, {})[rewrite] = why
 
     def rewire(self, node: Node, inputs: list[Node], roles: tuple[str, ...] | None = None) -> None:
         """Let the node read other inputs."""
@@ -175,6 +188,7 @@ class Graph:
         for source in node.inputs:
             users[source].remove(node)
         del users[node]
+        self.missed.pop(node, None)
         self.nodes.remove(node)
 
     def drop_unused(self) -> None:

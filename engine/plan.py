@@ -87,6 +87,7 @@ class Step:
     recipes: dict[str, Filters] = field(default_factory=dict)
     fused: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)  # kernels that declined, and why
+    missed: list[str] = field(default_factory=list)  # rewrites that left this a step of its own, and why
     call: tuple[Any, Any, Any] | None = None  # target, args, kwargs of an ATen call; values are Refs
     roles: tuple[str, ...] = ("x", "residual")  # of as many inputs as there are
     attrs: dict[str, Any] = field(default_factory=dict)  # what the formula in plain PyTorch needs

@@ -112,7 +112,8 @@ class _Builder:
             call = (node.attrs["target"], args, kwargs)
         attrs = {key: value for key, value in node.attrs.items() if key not in NOT_PLAIN}
         step = Step(node.op, kernel, node.name, inputs, self.id[node], params, recipes_of(node),
-                    list(node.fused), said, call, node.roles, attrs)  # fmt: skip
+                    list(node.fused), said, list(self.graph.missed.get(node, {}).values()), call, node.roles,
+                    attrs)  # fmt: skip
         self.steps.append(step)
 
     def feed(self, node: Node, kernel: str, inputs: list[int], params: Params) -> tuple[list[int], Params]:

@@ -4,7 +4,7 @@
     model = fb.resnext50(weights="resnext50_32x4d.pth").eval()
     with torch.inference_mode():
         logits = model(image)                 # one fused call on the CPU
-    print(fb.explain(model, image))           # each step: kernel, time, share of the machine's peak
+    print(fb.explain(model, image))           # each step: fused, kernel, time, share of its bound
 
 This package is a facade. The code lives in five rooms, each importable on its own:
 

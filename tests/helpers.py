@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fast_backbones.bench import parity
+from fast_backbones.bench.parity import errors  # noqa: F401 for tests
 from torch import Tensor
 
 from fast_backbones import kernels
@@ -60,62 +62,22 @@ def reals(shape, seed: int, *, positive: bool = False, dtype=torch.float32) -> T
 # ---- comparisons ----
 
 
-def _describe(where: Tensor, actual: Tensor, expected: Tensor) -> str:
-    index = tuple(int(i) for i in where.nonzero()[0])
-    a, e = actual[index].item(), expected[index].item()
-    return (
-        f"{int(where.sum())} of {where.numel()} elements differ, first at {index}: got {a!r}, expected {e!r}"
-    )
-
-
-def _same_kind(actual: Tensor, expected: Tensor, what: str) -> None:
-    assert actual.dtype == expected.dtype, f"{what}: dtype {actual.dtype}, expected {expected.dtype}"
-    assert actual.shape == expected.shape, (
-        f"{what}: sizes {tuple(actual.shape)}, expected {tuple(expected.shape)}"
-    )
-
-
 def assert_equal(actual: Tensor, expected: Tensor, what: str = "") -> None:
-    """Every value equal, NaN where NaN. The sign of a zero is free: an empty sum may be either."""
-    _same_kind(actual, expected, what)
-    wrong = ~((actual == expected) | (actual.isnan() & expected.isnan()))
-    assert not wrong.any(), f"{what}: {_describe(wrong, actual, expected)}"
+    """`parity.equal`."""
+    said = parity.equal(actual, expected)
+    assert not said, f"{what}: {said}"
 
 
 def assert_bit_equal(actual: Tensor, expected: Tensor, what: str = "") -> None:
-    """The same bits, signs of zeros and payloads of NaN included. For float32."""
-    _same_kind(actual, expected, what)
-    wrong = actual.contiguous().view(torch.int32) != expected.contiguous().view(torch.int32)
-    assert not wrong.any(), f"{what}: {_describe(wrong, actual, expected)}"
-
-
-def errors(actual: Tensor, exact: Tensor) -> tuple[float, float]:
-    """Maximum and rms of the error, relative to the rms of the exact values."""
-    exact = exact.double()
-    scale = exact.square().mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
-    error = (actual.double() - exact) / scale
-    return error.abs().max().item(), error.square().mean().sqrt().item()
+    """`parity.bit_equal`."""
+    said = parity.bit_equal(actual, expected)
+    assert not said, f"{what}: {said}"
 
 
 def assert_as_accurate(fast: Tensor, plain: Tensor, exact: Tensor, what: str = "") -> None:
-    """The 2x rule: error of `fast` at most twice that of `plain`, PyTorch's own run in the same precision.
-
-    Maximum and rms, relative to the rms of `exact` (float64), plus two units in the last place of the largest
-    output and half a unit of the typical one, without which a plain result that happens to be exact would
-    allow no rounding at all. The maximum over few elements is noise: hand in some thousands, from several
-    seeds if need be.
-    """
-    assert exact.dtype == torch.float64, f"{what}: exact is {exact.dtype}, expected float64"
-    _same_kind(fast, plain, what)
-    assert not fast.isnan().any(), f"{what}: NaN in the result"
-    eps = torch.finfo(fast.dtype).eps
-    peak = exact.abs().max() / exact.square().mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
-    floors = (2 * eps * peak.item(), eps / 2)
-    for name, ours, theirs, floor in zip(("max", "rms"), errors(fast, exact), errors(plain, exact), floors):
-        allowed = 2 * theirs + floor
-        assert ours <= allowed, (
-            f"{what}: {name} error {ours:.3g}, PyTorch {theirs:.3g}, allowed {allowed:.3g}"
-        )
+    """The 2x rule, `parity.within_twice`."""
+    said = parity.within_twice(fast, plain, exact)
+    assert not said, f"{what}: {said}"
 
 
 # ---- circumstances ----

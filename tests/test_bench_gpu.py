@@ -39,7 +39,7 @@ LAUNCH = {
     "name": "layer1.0.conv1",
     "kernel": "conv2d",
     "ms": 0.0123,
-    "peak": 0.5,
+    "of_bound": 0.5,
     "detail": "triton 64x64",
 }
 LAYER = {"name": "conv1", "chosen": "library", "seconds": {"library": 2e-6, "triton": 3e-6}}

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 import fast_backbones as fb
 from fast_backbones import cli, model_tables
+from fast_backbones.cli import common, env
 
 QUICK = ["--no-compile", "--budget", "0", "--threads", "1"]
 
@@ -33,14 +35,14 @@ def photo(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch):
     """Models see 64 x 64 images, so that a run takes a moment only."""
-    build = cli.build
+    build = common.build
 
-    def build_small(name, weights):
-        model = build(name, weights)
+    def build_small(name, weights, **options):
+        model = build(name, weights, **options)
         model.default_cfg["input_size"] = (3, 64, 64)
         return model
 
-    monkeypatch.setattr(cli, "build", build_small)
+    monkeypatch.setattr(common, "build", build_small)
 
 
 def test_run_prints_plan_times_errors_and_classes(photo, small):
@@ -116,7 +118,6 @@ def test_samples_are_photographs(sample):
     [
         (["run", "absent.jpg"], "there is no image absent.jpg; samples that need no file: sample:china"),
         (["run", "sample:dog"], "there is no sample 'dog', only china and flower"),
-        (["run", "{folder}"], "cannot read"),
         (["run", "{text}"], "is not an image that Pillow can read"),
         (["run", "{photo}", "--model", "resnet5O"], "no model is called 'resnet5O': did you mean resnet50"),
         (["run", "{photo}", "--model", "resnet18", "--weights", "absent.pth"], "absent.pth"),
@@ -131,6 +132,10 @@ def test_samples_are_photographs(sample):
         (["run", "{photo}", "--model", "resnet18", "--classes", "{text}"], "has 1 names, the model has 1000"),
         (["info", "resnext50_32x5d"], "did you mean resnext50_32x4d"),
         (["explain", "resnet"], "did you mean"),
+        (["explain", "keras:resnet50"], "'keras' is neither timm nor torchvision"),
+        (["explain", "lenet5", "--html", "absent/plan.html"], "there is no folder absent"),
+        (["run", "{photo}", "--out", "a.npy"], "--out has no use for a photograph"),
+        (["run", "{folder}"], "is a folder: --out features.npy or"),
         (["list", "*vit*"], "no model matches '*vit*'"),
         (["list", "*vit*", "--family", "resnet"], "no model matches '*vit*' in the family ResNet"),
         (["list", "--family", "vit"], "no family is called 'vit'; there are"),
@@ -212,6 +217,33 @@ def test_explain_prints_each_step():
     assert len(steps) > 10 and all(step["kernel"] and step["ms"] > 0 for step in steps)
 
 
+@pytest.mark.skipif(not fb.build_info()["native"], reason="the compiled library is absent")
+def test_explain_writes_a_page_and_a_chart(tmp_path):
+    pytest.importorskip("matplotlib")
+    page, chart = tmp_path / "plan.html", tmp_path / "plan.png"
+    result = invoke("explain", "lenet5", "--repeats", 1, "--html", page, "--png", chart)
+    assert result.exit_code == 0 and "of bound" in result.stdout
+    assert f"written: {page}" in result.stderr and f"written: {chart}" in result.stderr
+    assert "lenet5, 1 x 1 x 32 x 32" in page.read_text() and chart.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("model", ["torchvision:squeezenet1_1", "timm:mobilenetv3_small_050"])
+def test_explain_takes_networks_of_others(model):
+    pytest.importorskip(model.partition(":")[0])
+    result = invoke("explain", model, "--repeats", 1, "--size", 64, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["reason"] is None or not fb.build_info()["native"]
+    assert all(step["isa"] and "missed" in step for step in found["steps"])
+
+
+def test_explain_without_the_library_of_others(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    result = invoke("explain", "timm:resnet50d")
+    assert result.exit_code == 2 and "timm:resnet50d needs timm: pip install timm" in result.stderr
+
+
 def test_env_has_what_a_bug_report_needs(monkeypatch):
     monkeypatch.setenv("FB_BACKEND", "auto")
     report = json.loads(invoke("env", "--json").stdout)
@@ -219,6 +251,21 @@ def test_env_has_what_a_bug_report_needs(monkeypatch):
     assert report["environment"]["FB_BACKEND"] == "auto" and report["packages"]["numpy"]
     text = invoke("env").stdout
     assert "[build]" in text and "FB_BACKEND: auto" in text
+    assert report["torch"]["threads"] == torch.get_num_threads() and "libc" in report["system"]
+    if fb.build_info()["native"]:
+        assert report["kernels"]["instruction set in use"] == fb.build_info()["isa"]
+
+
+def test_env_names_nobody(monkeypatch):
+    home = Path("/home/alice")
+    monkeypatch.setattr(Path, "home", lambda: home)
+    monkeypatch.setattr(env.platform, "node", lambda: "wonderland")
+    monkeypatch.setattr(env, "user_name", lambda: "alice")
+    monkeypatch.setenv("FB_CACHE_DIR", "/home/alice/cache-of-alice at wonderland")
+    monkeypatch.setenv("LD_PRELOAD", "/home/alice/lib/liballoc.so")
+    values = env.cleaned(env.environment())
+    assert values["FB_CACHE_DIR"] == "~/cache-of-USER at HOST" and values["LD_PRELOAD"] == "liballoc.so"
+    assert env.cleaned({"a": ["alice", 1, "malice"]}) == {"a": ["USER", 1, "malice"]}
 
 
 def test_bench_hands_its_options_on(monkeypatch):

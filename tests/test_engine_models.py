@@ -316,14 +316,14 @@ def test_explain_names_every_step():
     for step in steps:
         assert step.name in text and step.kernel in text
     for row in found.rows:
-        assert row.ms > 0 and row.peak > 0 and row.gbps > 0
+        assert row.ms > 0 and row.of_bound > 0 and row.gbps > 0
         assert (row.gflops > 0) == (row.kernel not in ("max_pool2d", "global_avg_pool"))
     macs = sum(row.gflops * row.ms for row in found.rows) / 2e3 / 2
     assert macs == pytest.approx(4.09 * (64 / 224) ** 2, rel=0.05)
     assert "layer1.0.bn1 + layer1.0.act1" in text or "layer1.0.bn1 + layer1.0" in text
-    assert f"{found.threads} threads" in text and found.isa in text
+    assert f"{found.threads} thread" in text and found.isa in text
     assert "activation memory: arena" in text and "first call:" in text
-    assert "declined:" in text and "winograd_conv2d: output 2x2" in text
+    assert "declined: winograd_conv2d: output 2x2" in text and "of the bound" in text
 
 
 def test_explain_with_pytorch_calls_and_without_a_plan():

@@ -138,6 +138,12 @@ def plans(model: nn.Module) -> None:
     assert_type(fb.explain(model, x, repeats=1), engine.Explanation)
     print(assert_type(fb.tune(model, x), engine.Tuning), engine.launches_for(model, x))
     engine.refresh(model)
+    fb.save_plan(model, x, "net.plan", weights="both", dynamic_batch=True)
+    try:
+        loaded = assert_type(fb.load_plan("net.plan"), engine.LoadedPlan)
+        print(loaded.images, loaded(x))
+    except (engine.PlanFileError, engine.PlanFileNotFoundError):
+        pass
 
 
 def recipes(model: nn.Module) -> None:

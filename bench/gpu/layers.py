@@ -34,7 +34,7 @@ def markdown(results: dict) -> str:
     rows = [
         (
             part["model"], part["batch"], part["dtype"], row["name"], row["kernel"], f"{1e3 * row['ms']:.1f}",
-            f"{row['peak']:.0%}", row["detail"],
+            f"{row['of_bound']:.0%}", row["detail"],
         )
         for part in results["rows"]
         for row in part["launches"]
@@ -52,11 +52,11 @@ def main() -> None:
         work.add(part)
         launches = part["launches"]
         total = sum(row["ms"] for row in launches)
-        bound = sum(row["ms"] * row["peak"] for row in launches)
+        bound = sum(row["ms"] * row["of_bound"] for row in launches)
         share = f"{total:.3f} ms in {len(launches)} launches, {bound / total:.0%} of their bounds"
         print("{} batch {} {}: ".format(*case) + share, flush=True)
-        for row in sorted(launches, key=lambda row: row["ms"] * (row["peak"] - 1))[:8]:
-            share = f"{1e3 * row['ms']:8.1f} us, {row['peak']:.0%}"
+        for row in sorted(launches, key=lambda row: row["ms"] * (row["of_bound"] - 1))[:8]:
+            share = f"{1e3 * row['ms']:8.1f} us, {row['of_bound']:.0%}"
             print(f"  {row['name']:<40} {row['kernel']:<18} {share}  {row['detail']}")
 
 

@@ -23,7 +23,8 @@
     write_into_slices     cat                                        nothing: producers write their slice
 
 A rewrite happens only if nobody else reads what disappears, and only if the library has a kernel of the same
-kind for the new node: what is not there yet costs a pass over memory, not a convolution.
+kind for the new node: what is not there yet costs a pass over memory, not a convolution. Where it does not
+happen, `graph.miss` keeps the sentence for explain().
 
     identity.py   pixels.py   parts.py   patterns.py   shape.py   epilogue.py   prologue.py   squeeze.py
     separable.py   pool.py   siblings.py   concat.py   trial.py (the question to the library)

@@ -32,6 +32,7 @@ def show_slices(graph: Graph, kernels: Kernels) -> int:
     for node in slices:
         source = node.inputs[0]
         if source.op == "input":
+            graph.miss(node, "show_slices", "no view: the image is the caller's")
             node.op = "aten"
         else:
             node.inside = (source, node.attrs["start"])
@@ -64,7 +65,7 @@ def _place_inputs(graph: Graph, cat: Node) -> None:
     owner, start = resolve(cat)
     inputs, channel = [], 0
     for part in cat.inputs:
-        if part.inside is None and _may_move(graph, part):
+        if part.inside is None and not _stays(graph, part):
             part.inside = (cat, channel)
         elif resolve(part) != (owner, start + channel):
             part = _copy(graph, part, cat, channel)
@@ -81,9 +82,13 @@ def is_flattened(graph: Graph, node: Node) -> bool:
     return any(r.op == "row" for r in readers) or any(node.pixels > 1 or is_flattened(graph, r) for r in flat)
 
 
-def _may_move(graph: Graph, node: Node) -> bool:
-    """The input is the caller's; the bytes of a flatten or a slice lie where its source lies."""
-    return node.op not in ("input", "flatten", "row", "slice") and not is_flattened(graph, node)
+def _stays(graph: Graph, node: Node) -> str:
+    """Why what the node computes cannot lie in a concatenation; "" when it can."""
+    if node.op == "input":
+        return "it is the caller's"
+    if node.op in ("flatten", "row", "slice"):
+        return f"it shows the bytes of {node.inputs[0].label}"
+    return "its pixels are read as one row, too" if is_flattened(graph, node) else ""
 
 
 def _copy(graph: Graph, part: Node, cat: Node, channel: int) -> Node:
@@ -91,4 +96,6 @@ def _copy(graph: Graph, part: Node, cat: Node, channel: int) -> Node:
     name = f"{part.name or part.op} into {cat.name or 'cat'}"
     copy = Node("affine", name, [part], attrs, part.shape, None, part.dtype, inside=(cat, channel))
     graph.insert(copy, before=cat)
+    why = _stays(graph, part) or "it lies in another place already"
+    graph.miss(copy, "write_into_slices", f"{part.label} does not write into {cat.label}: {why}")
     return copy

@@ -23,13 +23,18 @@ def fuse_epilogues(graph: Graph, kernels: Kernels) -> int:
     """Norms, activations, sums and gates into what they follow, if nobody else reads that."""
     count = 0
     for node in [n for n in graph.nodes if n.op == "affine"]:
+        said = []
         for host, others in _hosts(graph, node):
-            merged = absorbed(host, node, others)
-            if merged is None or not kernels.keeps(host, merged):
+            merged = _refusal(graph, host, node) or absorbed(host, node, others)
+            why = merged if isinstance(merged, str) else kernels.lost(host, merged)
+            if why:
+                said.append(f"no epilogue of {host.label} ({host.op}): {why}")
                 continue
             _take(graph, host, node, merged)
             count += 1
             break
+        else:
+            graph.miss(node, "fuse_epilogues", "; ".join(said))
     return count
 
 
@@ -44,25 +49,35 @@ def _hosts(graph: Graph, node: Node) -> Iterator[tuple[Node, dict[str, Node]]]:
     found = [(x, others)]
     if residual is not None and node.attrs["recipe"] is None and "gate" not in others:
         found.append((residual, {"residual": x}))
-    free = [(h, o) for h, o in found if h.op in HOSTS and graph.readers(h) == [node]]
-    if len(free) > 1:
-        free.sort(key=lambda pair: (pair[0].op == "affine", graph.nodes.index(pair[0])), reverse=True)
-    yield from free
+    if len(found) > 1:
+        found.sort(key=lambda pair: (pair[0].op == "affine", graph.nodes.index(pair[0])), reverse=True)
+    yield from found
 
 
-def absorbed(host: Node, node: Node, others: dict[str, Node]) -> Node | None:
-    """The host with the epilogue of `node` added to its own; None when the order of the parts forbids it."""
+def _refusal(graph: Graph, host: Node, node: Node) -> str:
+    """Why nothing can become an epilogue of this producer; "" when something can."""
+    if host.op not in HOSTS:
+        return "it takes none"
+    if graph.readers(host) != [node]:
+        others = graph.others_reading(host, node)
+        return f"its result goes to {others}, too" if others else "its result is read twice here"
+    return ""
+
+
+def absorbed(host: Node, node: Node, others: dict[str, Node]) -> Node | str:
+    """The host with the epilogue of `node` added to its own; a sentence when the order of the parts forbids
+    it."""
     recipe, activation = node.attrs["recipe"], node.attrs["activation"]
     if host.attrs["activation"] != "none":
-        return None
+        return f"its epilogue ends with {host.attrs['activation']}"
     if "residual" in host.roles and (recipe is not None or others):
-        return None
+        return "its epilogue ends with a sum"
     if "gate" in host.roles and ("gate" in others or (recipe is not None and not recipe.only_scales)):
-        return None
+        return "its epilogue ends with a gate"
     attrs: dict[str, Any] = {"activation": activation}
     if recipe is not None:
         if host.op not in SCALABLE:
-            return None
+            return "it has no factors"
         attrs["recipe"] = followed(host, recipe)
     inputs, roles = [*host.inputs, *others.values()], (*host.roles, *others)
     return changed(host, inputs, roles, **attrs)

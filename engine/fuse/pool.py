@@ -23,7 +23,9 @@ def pool_after_conv(graph: Graph, kernels: Kernels) -> int:
         if conv is None or not _fits(pool, conv):
             continue
         first, second = _swapped(pool, conv)
-        if not kernels.keeps(conv, first) or kernels.of(second) != kernels.of(pool):
+        why = kernels.lost(conv, first) or kernels.why_not(second, kernels.of(pool))
+        if why:
+            graph.miss(pool, "pool_after_conv", f"not behind {conv.label} (conv2d): {why}")
             continue
         graph.insert(first, before=conv)
         graph.insert(second, before=conv)

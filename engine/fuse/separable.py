@@ -12,10 +12,11 @@ def make_separable(graph: Graph, kernels: Kernels) -> int:
     count = 0
     for depthwise in [n for n in graph.nodes if n.op == "conv2d" and is_depthwise(n)]:
         pointwise = graph.only_reader(depthwise)
-        if pointwise is None or not _fits(depthwise, pointwise):
-            continue
-        merged = _merged(depthwise, pointwise)
-        if kernels.of(merged) != "separable_conv2d":
+        why = _refusal(graph, depthwise, pointwise)
+        merged = None if why else _merged(depthwise, pointwise)
+        why = why or kernels.why_not(merged, "separable_conv2d")
+        if why:
+            graph.miss(depthwise, "make_separable", f"not one step with what follows: {why}")
             continue
         pointwise.op, pointwise.attrs = merged.op, merged.attrs
         pointwise.fused = merged.fused
@@ -24,15 +25,20 @@ def make_separable(graph: Graph, kernels: Kernels) -> int:
     return count
 
 
-def _fits(depthwise: Node, pointwise: Node) -> bool:
-    plain = depthwise.roles == ("x",) and depthwise.attrs.get("pre") is None
+def _refusal(graph: Graph, depthwise: Node, pointwise: Node | None) -> str:
+    """Why a depthwise convolution and its only reader are no separable convolution; "" when they are."""
+    if pointwise is None:
+        return f"its result goes to {graph.others_reading(depthwise)}"
+    if not (pointwise.op == "conv2d" and is_pointwise(pointwise)):
+        return f"{pointwise.label} ({pointwise.op}) is no 1x1 convolution"
+    if depthwise.roles != ("x",) or depthwise.attrs.get("pre") is not None:
+        return "it has a norm before it, or a sum or a gate behind"
     a = pointwise.attrs
-    if not (plain and pointwise.op == "conv2d" and is_pointwise(pointwise)):
-        return False
-    bare = (
-        a.get("pre") is None and a.get("pre_activation", "none") == "none" and "gate" not in pointwise.roles
-    )
-    return bare and pointwise.inputs[0] is depthwise and depthwise not in pointwise.inputs[1:]
+    if a.get("pre") is not None or a.get("pre_activation", "none") != "none" or "gate" in pointwise.roles:
+        return f"{pointwise.label} (conv2d) has a norm before it or a gate behind"
+    if pointwise.inputs[0] is not depthwise or depthwise in pointwise.inputs[1:]:
+        return f"{pointwise.label} (conv2d) adds it to its result"
+    return ""
 
 
 def _merged(depthwise: Node, pointwise: Node) -> Node:

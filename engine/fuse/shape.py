@@ -15,12 +15,18 @@ def fold_padding(graph: Graph, kernels: Kernels) -> int:
     count = 0
     for node in [n for n in graph.nodes if n.op == "pad"]:
         readers = graph.readers(node)
-        takers = [r for r in readers if r is not None and _pads_alike(r, node)]
-        made = [_padded(reader, node) for reader in takers]
-        kept = all(new.op == "conv2d" or kernels.keeps(old, new) for old, new in zip(takers, made))
-        if not takers or len(takers) != len(readers) or not kept:
+        unlike = [r for r in readers if r is None or not _pads_alike(r, node)]
+        why = graph.others_reading(node, *(r for r in readers if r not in unlike))
+        made = [] if unlike else [_padded(reader, node) for reader in readers]
+        if unlike:
+            why = f"{why} cannot pad like this"
+        else:
+            pools = [(old, new) for old, new in zip(readers, made) if new.op != "conv2d"]
+            why = next(filter(None, (kernels.lost(old, new) for old, new in pools)), "")
+        if why:
+            graph.miss(node, "fold_padding", f"no padding of what follows: {why}")
             continue
-        for reader, new in zip(takers, made):
+        for reader, new in zip(readers, made):
             reader.attrs = new.attrs
             reader.fused.insert(0, node.name or "pad")
         graph.replace(node, node.inputs[0])
@@ -59,6 +65,11 @@ def flatten_into_linear(graph: Graph, kernels: Kernels) -> int:
         source, readers = node.inputs[0], graph.readers(node)
         fits = all(r is not None and r.op == "linear" and r.attrs["recipe"].spatial is None for r in readers)
         if not fits or source.op in ("input", "slice"):
+            others = " and ".join(
+                f"{r.label} ({r.op})" if r else "the caller" for r in dict.fromkeys(readers)
+            )
+            why = f"what reads it is {others}" if not fits else f"it shows the bytes of {source.label}"
+            graph.miss(node, "flatten_into_linear", f"no part of a linear layer: {why}")
             node.op = "aten"
             continue
         for linear in dict.fromkeys(readers):

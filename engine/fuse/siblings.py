@@ -15,7 +15,7 @@ comes later) stand first, and `act_from` says where the activation begins.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..candidates import is_pointwise
 from ..graph import Graph, Node
@@ -29,12 +29,14 @@ LINE = 16  # floats in a cache line
 
 @dataclass
 class Family:
-    """bare: without activation; inner: read inside the module only; first: opens the concatenation `cat`."""
+    """bare: without activation; inner: read inside the module only; first: opens the concatenation `cat`.
+    alone: who stays outside, and why."""
 
     bare: list[Node]
     inner: list[Node]
     first: Node | None
     cat: Node | None
+    alone: dict[Node, str] = field(default_factory=dict)
 
     @property
     def members(self) -> list[Node]:
@@ -50,13 +52,24 @@ def merge_siblings(graph: Graph, kernels: Kernels) -> int:
     count = 0
     for siblings in by_input.values():
         family = _family(graph, siblings)
+        if len(siblings) > 1:
+            for node, why in family.alone.items():
+                graph.miss(node, "merge_siblings", f"not one step with {_beside(node, siblings)}: {why}")
         if len(family.members) < 2:
             continue
         merged = _merged(family)
-        if kernels.of(merged) == "conv2d":
-            _apply(graph, family, merged)
-            count += len(family.members) - 1
+        why = kernels.why_not(merged, "conv2d")
+        if why:
+            for node in family.members:
+                graph.miss(node, "merge_siblings", f"not one step with {_beside(node, siblings)}: {why}")
+            continue
+        _apply(graph, family, merged)
+        count += len(family.members) - 1
     return count
+
+
+def _beside(node: Node, siblings: list[Node]) -> str:
+    return ", ".join(sibling.label for sibling in siblings if sibling is not node)
 
 
 def _may_merge(conv: Node) -> bool:
@@ -76,15 +89,23 @@ def _family(graph: Graph, siblings: list[Node]) -> Family:
     for sibling in siblings:
         readers, activation = graph.readers(sibling), sibling.attrs["activation"]
         cats = [r for r in readers if r is not None and r.op == "cat"]
-        if None in readers or is_flattened(graph, sibling) or activation not in ("none", common):
-            continue
-        if activation == "none" and common != "none":
-            if not cats and sibling.attrs["filters"] % ACT_FROM_MULTIPLE == 0:
-                family.bare.append(sibling)
+        bare = activation == "none" and common != "none"
+        if None in readers or is_flattened(graph, sibling):
+            family.alone[sibling] = "the caller receives it, or its pixels are read as one row"
+        elif activation not in ("none", common):
+            family.alone[sibling] = f"{activation} is not what they end with"
+        elif bare and (cats or sibling.attrs["filters"] % ACT_FROM_MULTIPLE):
+            family.alone[sibling] = f"no activation, and its filters are no multiple of {ACT_FROM_MULTIPLE}"
+            if cats:
+                family.alone[sibling] = f"no activation, and it is part of {cats[0].label}"
+        elif bare:
+            family.bare.append(sibling)
         elif not cats:
             family.inner.append(sibling)
         elif family.first is None and len(cats) == 1 and _opens(graph, sibling, cats[0]):
             family.first, family.cat = sibling, cats[0]
+        else:
+            family.alone[sibling] = f"it is part of {cats[0].label}, and not what opens it"
     return family
 
 

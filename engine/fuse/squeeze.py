@@ -28,28 +28,37 @@ def squeeze_before_conv(graph: Graph, kernels: Kernels) -> int:
     count = 0
     for mean in [n for n in graph.nodes if n.op == "global_avg_pool"]:
         conv = mean.inputs[0]
-        if not _commutes(conv) or not _only_gated(graph, conv, mean):
+        gate = next((r for r in graph.readers(conv) if r is not None and _gates(r, conv)), None)
+        if gate is None:
             continue
-        gate = next(r for r in graph.readers(conv) if r is not None and r is not mean)
+        why = _refusal(graph, conv, mean, gate)
         inputs = [*conv.inputs, gate.input("gate") or mean]
-        if not kernels.keeps(conv, changed(conv, inputs, (*conv.roles, "gate"))):
+        why = why or kernels.lost(conv, changed(conv, inputs, (*conv.roles, "gate")))
+        if why:
+            graph.miss(mean, "squeeze_before_conv", f"not before {conv.label} ({conv.op}): {why}")
             continue
         _merge(graph, _swap(graph, mean, conv), kernels)
         count += 1
     return count
 
 
-def _commutes(conv: Node) -> bool:
+def _gates(reader: Node, conv: Node) -> bool:
+    return reader.op == "affine" and reader.input("gate") is not None and reader.inputs[0] is conv
+
+
+def _refusal(graph: Graph, conv: Node, mean: Node, gate: Node) -> str:
+    """Why the mean and what it is of do not commute, or more than a gate follows; "" when they do."""
     if not (conv.op == "conv2d" and is_pointwise(conv) and conv.roles == ("x",)):
-        return False
+        return "it is no plain 1x1 convolution"
     a = conv.attrs
-    return a["activation"] == "none" and a.get("pre") is None and a.get("pre_activation", "none") == "none"
-
-
-def _only_gated(graph: Graph, conv: Node, mean: Node) -> bool:
-    readers = graph.readers(conv)
-    gates = [r for r in readers if r is not None and r.op == "affine" and r.input("gate") is not None]
-    return len(readers) == 2 and mean in readers and len(gates) == 1 and gates[0].inputs[0] is conv
+    if a["activation"] != "none":
+        return f"{a['activation']} stands between"
+    if a.get("pre") is not None or a.get("pre_activation", "none") != "none":
+        return "it has a norm or an activation before it"
+    others = graph.others_reading(conv, mean, gate)
+    if others or len(graph.readers(conv)) != 2:
+        return f"its result goes to {others}, too" if others else "its gate reads it twice"
+    return ""
 
 
 def _swap(graph: Graph, mean: Node, conv: Node) -> Node:

@@ -19,13 +19,24 @@ class Kernels:
         """Its kind; "aten" when none does."""
         return choose(node, self.refusal)[0]
 
-    def keeps(self, node: Node, changed: Node) -> bool:
-        """Whether the changed node runs on the kind of kernel that the node has; PyTorch takes everything.
+    def why_not(self, node: Node, kind: str) -> str:
+        """Why a node would not run on this kind of kernel; "" when it would."""
+        found, _, said = choose(node, self.refusal)
+        return "" if found == kind else "; ".join(said) or f"it would run on {found} instead of {kind}"
 
-        "linear" is "conv2d" for maps of one pixel.
+    def keeps(self, node: Node, changed: Node) -> bool:
+        """Whether the changed node runs on the kind of kernel that the node has; see `lost`."""
+        return not self.lost(node, changed)
+
+    def lost(self, node: Node, changed: Node) -> str:
+        """Why the changed node would not run on the kind of kernel that the node has; "" when it does.
+
+        PyTorch takes everything. "linear" is "conv2d" for maps of one pixel.
         """
-        kinds = [{"linear": "conv2d"}.get(kind, kind) for kind in (self.of(node), self.of(changed))]
-        return kinds[0] in ("aten", kinds[1])
+        own, (kind, _, said) = self.of(node), choose(changed, self.refusal)
+        if own == "aten" or {own, kind} <= {"linear", "conv2d"} or own == kind:
+            return ""
+        return "; ".join(said) or f"it would run on {kind} instead of {own}"
 
 
 def changed(
