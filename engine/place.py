@@ -18,12 +18,16 @@ reader is still at work: less memory traffic between cores is lost to waiting.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
-from .plan import ARENA, FLOAT, INPUT, Loop, Place, Plan, Value
+from .plan import ARENA, FLOAT, INPUT, Loop, Place, Plan, Step, Value
 
 ALIGNMENT = 64
-ALIASED_FLOATS = 4096 // FLOAT
+ALIASED_FLOATS = 4096 // FLOAT  # pixels so far apart fall into one set of the L1 cache,
+WAYS = 8  # which holds so many lines
+TILE = 7  # pixels of a row that a kernel computes at once
+WINDOWED = {"depthwise_conv2d", "separable_conv2d"}  # grouped, Winograd and direct ones: within 1 %
 LINGER = 1
 
 
@@ -42,13 +46,34 @@ def pixel_stride(plan: Plan, value: Value) -> int:
     """Floats between neighbouring pixels of a map.
 
     Where pixels lie a multiple of 4 KiB apart, the rows of a register tile compete for one set of the L1
-    cache: 1x1 convolutions from 1024 and 2048 channels were 1.15 times as slow. So such pixels lie a cache
-    line further apart, if the map is not also seen as one row.
+    cache: 1x1 convolutions from 1024 and 2048 channels were 1.15 times as slow. Windows need more pixels at
+    once, and suffer at 1 or 2 KiB, too: depthwise 3x3 on 14x14 pixels of 512 channels took 92 us, of 528 40.
+    So such pixels lie a cache line further apart, if the map is not also seen as one row.
     """
-    aliased = value.channels % ALIASED_FLOATS == 0 and plan.batch * value.pixels > 1
-    if not aliased or any(v.pixels != value.pixels for v in plan.values if plan.root(v.id) is value):
+    if plan.batch * value.pixels == 1 or not is_aliased(plan, value):
+        return value.channels
+    if any(v.pixels != value.pixels for v in plan.values if plan.root(v.id) is value):
         return value.channels
     return value.channels + ALIGNMENT // FLOAT
+
+
+def is_aliased(plan: Plan, value: Value) -> bool:
+    """Whether the pixels that some kernel reads at once fill more than half of the sets they fall into."""
+    sets = ALIASED_FLOATS // math.gcd(value.channels, ALIASED_FLOATS)
+    return sets == 1 or any(
+        2 * lines_at_once(step) > sets * WAYS
+        for step in plan.steps
+        if (x := step.input("x")) is not None and plan.root(x) is value
+    )
+
+
+def lines_at_once(step: Step) -> int:
+    """The pixels under the windows of a tile of outputs; 1 where a kernel has no window."""
+    p = step.params
+    taps = p.get("r", 1) * p.get("s", 1)
+    if taps == 1 or step.kernel not in WINDOWED:
+        return 1
+    return p["r"] * ((TILE - 1) * p.get("stride_w", 1) + p["s"])
 
 
 def place(plan: Plan, schedule: Loop, linger: int = LINGER) -> None:

@@ -378,6 +378,23 @@ def test_pixels_of_4_kib_lie_apart_where_no_row_is_made_of_them():
     assert strides[2, 1024, 2, 2] == 1024
 
 
+@pytest.mark.parametrize(
+    "channels, kernel, apart", [(512, 3, 16), (256, 3, 16), (128, 3, 0), (128, 7, 16), (520, 7, 0)]
+)
+def test_pixels_under_a_window_lie_apart_where_they_compete_for_sets_of_the_cache(channels, kernel, apart):
+    """27 lines of a 3x3 tile fill 16 ways of 512 channels and 32 of 256; those of 128 have 64."""
+    layers = {
+        "wide": conv(8, channels, 1),
+        "depth": nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels),
+    }
+    model = settle(Net(lambda m, x: m.depth(m.wide(x).relu()).mean((2, 3)), **layers))
+    plan = engine.plan_for(model, torch.randn(2, 8, 14, 14))
+    windows = [s for s in plan.steps if s.params.get("r") == kernel]
+    assert [s.kernel for s in windows] == ["depthwise_conv2d"]
+    assert {plan.places[s.inputs[0]].pixel_stride for s in windows} == {channels + apart}
+    assert plan.places[windows[0].output].pixel_stride == channels
+
+
 def test_activations_take_a_fraction_of_what_eager_needs():
     """ResNet-50, 16 images: eager holds several maps of 51 MB; the whole arena is smaller than one."""
     model = fb.resnet50().eval()
