@@ -105,7 +105,7 @@ class LoadedPlan:
             image: [N, C, H, W] as `images` says, on the CPU. In another memory layout than the plan was saved
                 for, it is copied first; the strides of results are those for the layout that was saved.
         Raises TypeError for what is no tensor, ValueError for another shape, type or device, and RuntimeError
-        under autocast, torch.compile and other surroundings that a plan cannot follow.
+        under autocast, torch.jit.trace and other surroundings that a plan cannot follow.
         """
         for ask, answer, reason in SURROUNDINGS:
             if ask() != answer:
