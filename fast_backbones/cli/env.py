@@ -136,9 +136,10 @@ def env(as_json: AsJson = False) -> None:
     installed = "a checkout" if machine.checkout_root() is not None else "a package"
     report = cleaned(
         {
-            "machine": {k: v for k, v in facts.items() if k not in ("fast_backbones", "threads")},
+            "machine": {k: v for k, v in facts.items() if k not in ("fast_backbones", "threads")}
+            | {"installed as": installed},
             "system": {"libc": " ".join(platform.libc_ver()), **system_facts()},
-            "build": {**facts["fast_backbones"], "installed as": installed},
+            "build": facts["fast_backbones"],
             "kernels": kernel_facts(),
             "torch": torch_facts(),
             "packages": {name: package_version(name) for name in PACKAGES},
