@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .common import AsJson, app, say
+from .common import AsJson, say
 
 PACKAGES = (
     "numpy", "pillow", "safetensors", "typer", "rich", "triton", "torchvision", "timm", "huggingface_hub",
@@ -124,7 +124,6 @@ def environment() -> dict[str, str]:
     return found
 
 
-@app.command()
 def env(as_json: AsJson = False) -> None:
     """What an issue report needs: versions, processor, build, settings. No names of people or hosts."""
     import torch
