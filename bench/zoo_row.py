@@ -132,7 +132,7 @@ def native_time(module: nn.Module, x: Tensor) -> float:
 
     with torch.inference_mode():
         rows = engine.explain(module, x).rows
-    return sum(row.ms for row in rows if row.detail != "PyTorch") / sum(row.ms for row in rows)
+    return sum(row.ms for row in rows if row.isa != "PyTorch") / sum(row.ms for row in rows)
 
 
 def optimized(model: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """The command line: a run on a photograph from end to end, and what people see when they ask for nonsense."""
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 import fast_backbones as fb
 from fast_backbones import cli, model_tables
-from fast_backbones.cli import common, env
+from fast_backbones.cli import common, report
 
 QUICK = ["--no-compile", "--budget", "0", "--threads", "1"]
 
@@ -230,7 +231,8 @@ def test_explain_writes_a_page_and_a_chart(tmp_path):
 @pytest.mark.peer
 @pytest.mark.parametrize("model", ["torchvision:squeezenet1_1", "timm:mobilenetv3_small_050"])
 def test_explain_takes_networks_of_others(model):
-    pytest.importorskip(model.partition(":")[0])
+    if any(importlib.util.find_spec(name) is None for name in ("torchvision", model.partition(":")[0])):
+        pytest.skip("torchvision or timm is not installed")
     result = invoke("explain", model, "--repeats", 1, "--size", 64, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -259,13 +261,13 @@ def test_env_has_what_a_bug_report_needs(monkeypatch):
 def test_env_names_nobody(monkeypatch):
     home = Path("/home/alice")
     monkeypatch.setattr(Path, "home", lambda: home)
-    monkeypatch.setattr(env.platform, "node", lambda: "wonderland")
-    monkeypatch.setattr(env, "user_name", lambda: "alice")
+    monkeypatch.setattr(report.platform, "node", lambda: "wonderland")
+    monkeypatch.setattr(report, "user_name", lambda: "alice")
     monkeypatch.setenv("FB_CACHE_DIR", "/home/alice/cache-of-alice at wonderland")
     monkeypatch.setenv("LD_PRELOAD", "/home/alice/lib/liballoc.so")
-    values = env.cleaned(env.environment())
+    values = report.cleaned(report.environment())
     assert values["FB_CACHE_DIR"] == "~/cache-of-USER at HOST" and values["LD_PRELOAD"] == "liballoc.so"
-    assert env.cleaned({"a": ["alice", 1, "malice"]}) == {"a": ["USER", 1, "malice"]}
+    assert report.cleaned({"a": ["alice", 1, "malice"]}) == {"a": ["USER", 1, "malice"]}
 
 
 def test_bench_hands_its_options_on(monkeypatch):

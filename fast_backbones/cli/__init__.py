@@ -11,8 +11,29 @@ from typing import Annotated
 
 import typer
 
-from . import checks, env, explain, models, run  # noqa: F401 each registers its commands
-from .common import app, say
+from .checks import bench, selftest
+from .common import say
+from .images import run
+from .models import info, list_
+from .report import env
+from .steps import explain
+
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+app = typer.Typer(
+    name="fast-backbones",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="CNN backbones for PyTorch with fused CPU kernels.",
+)
+app.command()(run)
+app.command("list")(list_)
+app.command()(info)
+app.command()(explain)
+app.command()(selftest)
+app.command(context_settings=PASSED_ON, add_help_option=False)(bench)  # its options are those of bench.models
+app.command()(env)
 
 
 def show_version(wanted: bool) -> None:

@@ -9,13 +9,9 @@ import time
 
 import typer
 
-from .common import AsJson, app, say
+from .common import AsJson, say
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-    add_help_option=False,
-)
 def bench(context: typer.Context) -> None:
     """Time whole models against their peers, as `python -m bench.models` does (--help lists the options)."""
     from ..bench.models import main as models
@@ -23,7 +19,6 @@ def bench(context: typer.Context) -> None:
     raise typer.Exit(models(context.args, prog="fast-backbones bench"))
 
 
-@app.command()
 def selftest(as_json: AsJson = False) -> None:
     """Check the numbers on this machine: kernels, models, a training step, by every instruction set it has.
 

@@ -1,4 +1,4 @@
-"""What the commands share: the app, options, words on stdout and stderr, models by name.
+"""What the commands share: options, words on stdout and stderr, models by name.
 
 What only one command needs is imported when it runs: `fast-backbones --help` stays quick.
 """
@@ -10,14 +10,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-
-app = typer.Typer(
-    name="fast-backbones",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="CNN backbones for PyTorch with fused CPU kernels.",
-)
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a name from `fast-backbones list`")]
 Threads = Annotated[int | None, typer.Option(min=1, help="threads of every candidate [the CPUs, at most 2]")]

@@ -10,10 +10,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .common import AsJson, ModelName, app, checked_info, fail, say, table_console
+from .common import AsJson, ModelName, checked_info, fail, say, table_console
 
 
-@app.command("list")
 def list_(
     pattern: Annotated[str, typer.Argument(help='shell pattern, "*resnext*"')] = "*",
     family: Annotated[str | None, typer.Option(help="this family only: ResNet, DenseNet ...")] = None,
@@ -51,7 +50,6 @@ def list_(
         table_console().print(model_tables.list_table(names, infos))
 
 
-@app.command()
 def info(model: ModelName, as_json: AsJson = False) -> None:
     """Facts about a model: size, cost, preprocessing, feature levels, origin."""
     from .. import model_tables

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .common import AsJson, app, say
+from .common import AsJson, say
 
 PACKAGES = (
     "numpy", "pillow", "safetensors", "typer", "rich", "triton", "torchvision", "timm", "huggingface_hub",
@@ -124,7 +124,6 @@ def environment() -> dict[str, str]:
     return found
 
 
-@app.command()
 def env(as_json: AsJson = False) -> None:
     """What an issue report needs: versions, processor, build, settings. No names of people or hosts."""
     import torch
@@ -136,9 +135,10 @@ def env(as_json: AsJson = False) -> None:
     installed = "a checkout" if machine.checkout_root() is not None else "a package"
     report = cleaned(
         {
-            "machine": {k: v for k, v in facts.items() if k not in ("fast_backbones", "threads")},
+            "machine": {k: v for k, v in facts.items() if k not in ("fast_backbones", "threads")}
+            | {"installed as": installed},
             "system": {"libc": " ".join(platform.libc_ver()), **system_facts()},
-            "build": {**facts["fast_backbones"], "installed as": installed},
+            "build": facts["fast_backbones"],
             "kernels": kernel_facts(),
             "torch": torch_facts(),
             "packages": {name: package_version(name) for name in PACKAGES},

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import common
-from .common import AsJson, Threads, app, checked_info, fail, say, set_threads, table_console, warn
+from .common import AsJson, Threads, checked_info, fail, say, set_threads, table_console, warn
 
 OURS, EAGER, COMPILE = "ours", ("eager", "channels_last"), "compile"
 
@@ -45,7 +45,6 @@ OF_A_PHOTO = {"classes": "--classes", "compile_peer": "--compile", "budget": "--
 OF_A_FOLDER = {"out": "--out", "strict": "--strict"}
 
 
-@app.command()
 def run(
     context: typer.Context,
     image: Annotated[

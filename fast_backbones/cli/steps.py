@@ -12,14 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from . import common
-from .common import AsJson, Batch, Threads, app, fail, say, set_threads, table_console
+from .common import AsJson, Batch, Threads, fail, say, set_threads, table_console
 
 AnyModel = Annotated[
     str, typer.Argument(metavar="MODEL", help="a name from `list`, timm:NAME or torchvision:NAME")
 ]
 
 
-@app.command()
 def explain(
     model: AnyModel,
     batch: Batch = 1,
