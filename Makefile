@@ -117,7 +117,7 @@ types: $(STAMPS)/types
 	$(BIN)/pyright $(ARGS)
 
 docs: $(STAMPS)/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site
 
 # torch's libraries are those of the torch that is installed. auditwheel finds the oldest C library that the rest runs with.
 wheel: $(STAMPS)/wheel
