@@ -20,6 +20,10 @@ ENDINGS = (".npy", ".parquet")
 ROWS_PER_GROUP = 1024  # of a Parquet file
 
 
+class Refused(Exception):
+    """What was asked for cannot be done here; the message says why and what to do."""
+
+
 class Unreadable(Exception):
     """An image cannot be read; the message says which and why."""
 
@@ -93,14 +97,19 @@ def extract(
         network: in eval mode, [N, C, H, W] -> [N, features]. paths: relative to the folder; rows keep their
             order. out: ends with .npy or .parquet. facts: kept with the rows. batch: images of a call.
         strict: raise Unreadable at the first image that cannot be read. tell(count): called for each image.
-    Raises Unreadable also where no image can be read, OSError where the output cannot be written, and
-    RuntimeError where .parquet needs pyarrow, which is absent. Then there is no output.
+    Raises Unreadable also where no image can be read, OSError where the output cannot be written, and Refused
+    where .parquet needs pyarrow, which is absent, or no image can be an input. Then there is no output.
     """
     import torch
 
     import fast_backbones as fb
 
+    try:
+        transform = fb.transforms_for(network)
+    except ValueError as problem:
+        raise Refused(str(problem)) from problem
     done = Extracted()
+    reader = read_ahead(folder, paths, transform, 2 * batch)
     writer = {".npy": Matrix, ".parquet": Table}[out.suffix](out, facts)
     images: list[Any] = []
 
@@ -111,7 +120,6 @@ def extract(
         writer.add(done.paths[-len(images) :], features.numpy())
         images.clear()
 
-    reader = read_ahead(folder, paths, fb.transforms_for(network), 2 * batch)
     try:
         for path, image in reader:
             if isinstance(image, Unreadable):
@@ -189,7 +197,7 @@ class Table:
             import pyarrow
             import pyarrow.parquet
         except ModuleNotFoundError as missing:
-            raise RuntimeError(
+            raise Refused(
                 f"{out.name} needs pyarrow: pip install 'fast-backbones[parquet]', or choose a name.npy"
             ) from missing
         self.arrow, self.out, self.facts = pyarrow, out, facts

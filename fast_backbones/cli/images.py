@@ -143,8 +143,10 @@ def run_folder(
     except features.Unreadable as problem:
         warn(f"{problem}; nothing was written")
         raise typer.Exit(1) from None
-    except (OSError, RuntimeError, ValueError) as problem:
-        fail(f"cannot write {out}: {problem}" if isinstance(problem, OSError) else str(problem))
+    except features.Refused as problem:
+        fail(str(problem))
+    except OSError as problem:
+        fail(f"cannot write {out}: {problem}")
     seconds = time.perf_counter() - start
     for path, why in found.unreadable.items():
         warn(f"unreadable: {path}: {why}")
