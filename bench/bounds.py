@@ -20,7 +20,6 @@ import sys
 from pathlib import Path
 
 import torch
-from fast_backbones.engine.explain import Row
 from rich.console import Console
 
 from . import machine
@@ -32,11 +31,6 @@ from .subject import FLAGSHIPS, make_input, make_model
 LISTED = 3  # steps with most to gain in a line
 
 
-def bound_ms(row: Row) -> float:
-    """Of one step: at most the time it took; all of it where its work is not known (steps of PyTorch)."""
-    return row.ms * (min(row.of_bound, 1.0) or 1.0)
-
-
 def bounds_of(explanation) -> dict:
     """Times and bounds of the steps of an `engine.explain` result, and their sums.
 
@@ -44,19 +38,16 @@ def bounds_of(explanation) -> dict:
     """
     if explanation.plan is None:
         raise ValueError(f"no plan, so no bounds: {explanation.reason}")
-    roof = (explanation.peak_gflops, explanation.copy_gbps)
     steps = [
-        {"name": row.name, "kernel": row.kernel, "how": row.detail, "ms": row.ms}
-        | {"bound_ms": bound_ms(row)}
+        {"name": row.name, "kernel": row.kernel, "how": row.detail, "ms": row.ms, "bound_ms": row.bound_ms}
         for row in explanation.rows
     ]
-    ms, bound = (sum(step[key] for step in steps) for key in ("ms", "bound_ms"))
     return {
-        "ms": ms,
-        "bound_ms": bound,
-        "share": bound / ms,
-        "peak_gflops": roof[0],
-        "copy_gbps": roof[1],
+        "ms": explanation.ms,
+        "bound_ms": explanation.bound_ms,
+        "share": explanation.bound_ms / explanation.ms,
+        "peak_gflops": explanation.peak_gflops,
+        "copy_gbps": explanation.copy_gbps,
         "steps": steps,
     }
 

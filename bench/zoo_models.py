@@ -76,18 +76,19 @@ def plain(name: str) -> nn.Module:
     module = load(library)
     if library == "timm":
         if not module.is_model(model_name):
-            close = module.list_models(f"*{model_name}*")[:3]
-            raise ValueError(
-                f"timm has no model {model_name!r}" + (f": {', '.join(close)}?" if close else "")
-            )
+            close = module.list_models(f"*{model_name}*")
+            raise ValueError(f"timm has no model {model_name!r}{suggestion(close)}")
         return module.create_model(model_name, pretrained=False).eval()
     models = importlib.import_module("torchvision.models")
     if model_name not in models.list_models(module=models):
-        close = models.list_models(module=models, include=f"*{model_name}*")[:3]
-        said = f": {', '.join(close)}?" if close else ""
-        raise ValueError(f"torchvision has no classification model {model_name!r}{said}")
+        close = models.list_models(module=models, include=f"*{model_name}*")
+        raise ValueError(f"torchvision has no classification model {model_name!r}{suggestion(close)}")
     slow = {"init_weights": False} if model_name in ("googlenet", "inception_v3") else {}
     return models.get_model(model_name, weights=None, **slow).eval()
+
+
+def suggestion(close: list[str]) -> str:
+    return f": {', '.join(close[:3])}?" if close else ""
 
 
 def size(name: str, model: nn.Module) -> tuple[int, int, int]:

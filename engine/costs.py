@@ -6,11 +6,9 @@ from __future__ import annotations
 import re
 from math import prod
 
-from .plan import Plan, Step
+from .plan import CONVOLUTIONS, Plan, Step
 
-PRODUCTS = (
-    "conv2d", "winograd_conv2d", "grouped_conv2d", "depthwise_conv2d", "separable_conv2d", "linear",
-)  # fmt: skip
+PRODUCTS = (*CONVOLUTIONS, "separable_conv2d", "linear")
 
 # Products of Winograd's algorithms over those of the plain convolution (docs/design.md has their points).
 WINOGRAD = {
@@ -33,14 +31,20 @@ def share_of_products(detail: str) -> float:
     return WINOGRAD[found[0]]
 
 
+def weight_count(step: Step) -> int:
+    """How many weights are multiplied for each pixel of the result; 0 for kernels without filters."""
+    p = step.params
+    if step.kernel not in PRODUCTS:
+        return 0
+    taps = p.get("r", 1) * p.get("s", 1)
+    if step.kernel == "separable_conv2d":
+        return p["c"] * (taps + p["k"])
+    return p["k"] * (p["c"] // p.get("groups", 1)) * taps
+
+
 def costs(plan: Plan, step: Step, element: int) -> tuple[float, float]:
     """(flops, bytes) for the whole batch; `element`: bytes of an element of maps and weights."""
-    p = step.params
-    flops = weights = 0.0
-    if step.kernel in PRODUCTS:
-        taps = p.get("r", 1) * p.get("s", 1)
-        separable = step.kernel == "separable_conv2d"
-        weights = p["c"] * (taps + p["k"]) if separable else p["k"] * (p["c"] // p.get("groups", 1)) * taps
-        flops = 2.0 * plan.batch * plan.values[step.output].pixels * weights
+    weights = weight_count(step)
+    flops = 2.0 * plan.batch * plan.values[step.output].pixels * weights if weights else 0.0
     shapes = [plan.values[value].shape or (0,) for value in (*step.inputs, step.output)]
     return flops, (weights + sum(map(prod, shapes))) * element

@@ -49,6 +49,11 @@ class Row:
     isa: str = ""
 
     @property
+    def bound_ms(self) -> float:
+        """At most the time it took; all of it where its work is not known."""
+        return self.ms * (min(self.of_bound, 1.0) or 1.0)
+
+    @property
     def sentences(self) -> list[str]:
         """Everything that said no."""
         return [*(f"not fused: {why}" for why in self.missed), *(f"declined: {why}" for why in self.refusals)]
@@ -76,7 +81,7 @@ class Explanation:
     @property
     def bound_ms(self) -> float:
         """The sum of the bounds; a step beyond its own, or without a known one, counts with its time."""
-        return sum(row.ms * (min(row.of_bound, 1.0) or 1.0) for row in self.rows)
+        return sum(row.bound_ms for row in self.rows)
 
     def head(self) -> list[str]:
         """Plan, machine and first call, a line each; the reason where there is no plan."""

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from .costs import PRODUCTS
 from .plan import ARENA, FLOAT, INPUT, Plan, Value
 from .weights import filter_numbers, packing
 
-CONVOLVING = ("conv2d", "winograd_conv2d", "grouped_conv2d", "depthwise_conv2d", "separable_conv2d", "linear")
-FILTERING = (*CONVOLVING, "squared_distances")  # with as many output channels as filters
+FILTERING = (*PRODUCTS, "squared_distances")  # with as many output channels as filters
 POOLS = ("max_pool2d", "avg_pool2d")
 LARGEST = 1 << 31  # of a size, as in the library
 MOST_NUMBERS = 1 << 40  # of a weight: below it the library's own products fit

@@ -23,7 +23,7 @@ from .footprint import OutOfBounds, check_call, check_sizes, memory_of
 from .graph import Graph, Node
 from .locks import ForkSafeLock
 from .packing import FileStore, difference
-from .plain_data import DTYPES, NotPlain, decode_program, decode_template
+from .plain_data import DTYPES, NotPlain, decode_program, decode_template, short
 from .plan import Plan, Step
 from .plan_file import Content, PlanFileError, read
 from .program import PREFIX, Program, Template, Uncapturable
@@ -140,7 +140,7 @@ class LoadedPlan:
             raise TypeError(f"plan: image is a {type(image).__name__}, expected a torch.Tensor")
         fitting = [kind for kind in self.kinds if kind.takes(image)]
         if not fitting or (reason := rules._input_refusal(image)) is not None:
-            got = f"[{', '.join(map(str, image.shape))}] {_short(image.dtype)} on {image.device}"
+            got = f"[{', '.join(map(str, image.shape))}] {short(image.dtype)} on {image.device}"
             said = "" if not fitting else f" ({reason})"
             raise ValueError(f"plan: image is {got}{said}, expected {' or '.join(self.images)}")
         return next((kind for kind in fitting if kind.lies(image)), fitting[0])
@@ -243,7 +243,7 @@ class Kind:
         else:
             batches = ", ".join(map(str, fixed))
         sizes = ", ".join(map(str, self.size))
-        return f"[N, {sizes}] {_short(self.dtype)} {self.layout.upper()} with N of {batches}"
+        return f"[N, {sizes}] {short(self.dtype)} {self.layout.upper()} with N of {batches}"
 
 
 class CheckedRunner(Runner):
@@ -299,7 +299,3 @@ def _one_of(found: Any, known: tuple[str, ...], what: str) -> Any:
     if found not in known:
         raise NotPlain(f"it has the {what} {found!r}, expected one of {', '.join(known)}")
     return found
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -164,14 +164,15 @@ def _write_device(device: torch.device) -> str:
     return "cpu"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A type, layout or memory format without "torch."."""
     return str(value).removeprefix("torch.")
 
 
 def _write_dtype(dtype: torch.dtype) -> str:
-    if _short(dtype) not in DTYPES:
+    if short(dtype) not in DTYPES:
         raise NotPlain(f"has the type {dtype}")
-    return _short(dtype)
+    return short(dtype)
 
 
 def _write_facts(facts: Facts) -> list[Any]:
@@ -224,8 +225,8 @@ _KINDS: dict[str, Kind] = {
     "tensor": (Facts, _write_facts, _read_facts),
     "dtype": (torch.dtype, _write_dtype, _named(DTYPES, "type")),
     "device": (torch.device, _write_device, _named({"cpu": torch.device("cpu")}, "device")),
-    "layout": (torch.layout, _short, _named(LAYOUTS, "layout")),
-    "memory_format": (torch.memory_format, _short, _named(FORMATS, "memory format")),
+    "layout": (torch.layout, short, _named(LAYOUTS, "layout")),
+    "memory_format": (torch.memory_format, short, _named(FORMATS, "memory format")),
 }
 
 

@@ -27,7 +27,7 @@ from .graph import Live, Node, leaves
 from .loaded_plan import LAYOUTS, WEIGHTS, LoadedPlan
 from .optimize import has_dynamic_batch
 from .packing import made_for, names_of, own_names, packed_rows
-from .plain_data import NotPlain, encode_program, encode_template
+from .plain_data import NotPlain, encode_program, encode_template, short
 from .plan import Plan
 from .plan_file import Content, write
 from .program import LEAST, PREFIX, Program, Template, Uncapturable
@@ -192,7 +192,7 @@ class Kind:
         return {
             "size": list(self.size),
             "layout": self.layout,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": short(self.dtype),
             "programs": [[batch, encode_program(program)] for batch, program in self.programs.items()],
             "templates": [encode_template(template) for template, _ in self.templates],
             "strides": [[batch, self.strides(batch, program)] for batch, program in self.programs.items()],

@@ -12,7 +12,8 @@ kernel gives an image the same bits in any batch.
 
 from __future__ import annotations
 
-from .plan import CONVOLUTIONS, FLOAT, Instance, Loop, Plan, Step
+from .costs import weight_count
+from .plan import FLOAT, Instance, Loop, Plan, Step
 
 # The maps around one step of a chunk should stay within this: an eighth of a 32 MB L3 that others use too.
 # 16 images of resnet50 on 2 cores: 2 MiB 232-245 ms, 4 MiB 225-229, 8 MiB 229, 16 MiB 233, all at once 240.
@@ -100,12 +101,7 @@ def image_bytes(plan: Plan, value: int) -> int:
 
 
 def weight_bytes(step: Step) -> int:
-    p = step.params
-    if step.kernel == "separable_conv2d":
-        return (p["k"] * p["c"] + p["c"] * p["r"] * p["s"]) * FLOAT
-    if step.kernel in CONVOLUTIONS:
-        return p["k"] * p["c"] // p["groups"] * p["r"] * p["s"] * FLOAT
-    return p["k"] * p["c"] * FLOAT if step.kernel == "linear" else 0
+    return weight_count(step) * FLOAT
 
 
 def step_flops(plan: Plan, step: Step) -> int:

@@ -220,7 +220,7 @@ def test_explain_prints_each_step():
 
 @pytest.mark.skipif(not fb.build_info()["native"], reason="the compiled library is absent")
 def test_explain_writes_a_page_and_a_chart(tmp_path):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="matplotlib is an optional package")
     page, chart = tmp_path / "plan.html", tmp_path / "plan.png"
     result = invoke("explain", "lenet5", "--repeats", 1, "--html", page, "--png", chart)
     assert result.exit_code == 0 and "of bound" in result.stdout

@@ -7,13 +7,12 @@ import sys
 import numpy
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import fast_backbones as fb
 from fast_backbones import cli
 from fast_backbones.cli import common, features
-
-Image = pytest.importorskip("PIL.Image")
 
 SIZES = {"b.png": (40, 33), "a/z.png": (32, 32), "c.jpg": (20, 90), "a/y.bmp": (65, 31), "d.PNG": (35, 35)}
 NAMES = ["a/y.bmp", "a/z.png", "b.png", "c.jpg", "d.PNG"]  # sorted
@@ -61,7 +60,7 @@ def test_a_matrix_with_the_paths_beside_it(photos, tmp_path):
 
 
 def test_a_table_has_the_same_rows(photos, tmp_path, monkeypatch):
-    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is an optional package")
     monkeypatch.setattr(features, "ROWS_PER_GROUP", 3)
     result = run(photos, "--out", tmp_path / "f.parquet", "--batch", 2, "--json")
     assert result.exit_code == 0, result.output
@@ -116,7 +115,7 @@ def test_a_folder_without_a_readable_image(tmp_path):
 @pytest.mark.parametrize("ending", ["npy", "parquet"])
 def test_interrupted_runs_leave_what_was_there(photos, tmp_path, monkeypatch, ending):
     if ending == "parquet":
-        pytest.importorskip("pyarrow.parquet")
+        pytest.importorskip("pyarrow.parquet", reason="pyarrow is an optional package")
     out = tmp_path / f"f.{ending}"
     out.write_text("of a run before")
     read = features.read

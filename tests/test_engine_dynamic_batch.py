@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.export
 import torch.nn.functional as F
-from engine_nets import Tap, Tiny, assert_current, assert_planned
+from engine_nets import Tap, Tiny, assert_current, assert_planned, settled
 from fast_backbones.engine.batches import Family
 from fast_backbones.engine.capture import capture, capture_batches
 from fast_backbones.engine.program import Uncapturable
@@ -38,16 +38,6 @@ def exports(monkeypatch):
 
     monkeypatch.setattr(torch.export, "export", counted)
     return seen
-
-
-def settled(model):
-    """Eval mode, and norms that have seen something."""
-    torch.manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-    return model.eval()
 
 
 def assert_like(ours, theirs, same=assert_bit_equal):

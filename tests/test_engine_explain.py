@@ -7,6 +7,7 @@ import pytest
 import torch
 from fast_backbones.engine.explain import Explanation, Row
 from helpers import ROOT, needs_native
+from PIL import Image
 from rich.console import Console
 from torch import nn
 
@@ -124,10 +125,9 @@ def test_without_a_plan_the_views_say_why(tmp_path):
 
 
 def test_the_chart_is_an_image_of_the_steps(found, tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("matplotlib", reason="matplotlib is an optional package")
     found.to_png(tmp_path / "chart.png", title="a_$b")
-    with image.open(tmp_path / "chart.png") as picture:
+    with Image.open(tmp_path / "chart.png") as picture:
         assert picture.format == "PNG" and picture.width == 1500 and picture.height > 28 * len(found.rows)
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
     for name in [name for name in sys.modules if name.startswith("matplotlib")]:

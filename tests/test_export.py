@@ -8,6 +8,7 @@ import copy
 
 import pytest
 import torch
+from engine_nets import settled
 from helpers import assert_as_accurate, assert_bit_equal, needs_native, reals, run_python
 from test_kernels_tracing import Net
 from torch import nn
@@ -35,15 +36,6 @@ def results_elsewhere(folder, package, images, load, imports="", checks=""):
 
 def operations(exported):
     return {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
-
-
-def settled(model):
-    torch.manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-    return model.eval()
 
 
 @torch.no_grad()

@@ -15,12 +15,10 @@ def fold_padding(graph: Graph, kernels: Kernels) -> int:
     count = 0
     for node in [n for n in graph.nodes if n.op == "pad"]:
         readers = graph.readers(node)
-        unlike = [r for r in readers if r is None or not _pads_alike(r, node)]
-        why = graph.others_reading(node, *(r for r in readers if r not in unlike))
+        unlike = graph.others_reading(node, *(r for r in readers if r is not None and _pads_alike(r, node)))
         made = [] if unlike else [_padded(reader, node) for reader in readers]
-        if unlike:
-            why = f"{why} cannot pad like this"
-        else:
+        why = f"{unlike} cannot pad like this" if unlike else ""
+        if not unlike:
             pools = [(old, new) for old, new in zip(readers, made) if new.op != "conv2d"]
             why = next(filter(None, (kernels.lost(old, new) for old, new in pools)), "")
         if why:
@@ -65,10 +63,9 @@ def flatten_into_linear(graph: Graph, kernels: Kernels) -> int:
         source, readers = node.inputs[0], graph.readers(node)
         fits = all(r is not None and r.op == "linear" and r.attrs["recipe"].spatial is None for r in readers)
         if not fits or source.op in ("input", "slice"):
-            others = " and ".join(
-                f"{r.label} ({r.op})" if r else "the caller" for r in dict.fromkeys(readers)
-            )
-            why = f"what reads it is {others}" if not fits else f"it shows the bytes of {source.label}"
+            why = f"it shows the bytes of {source.label}"
+            if not fits:
+                why = f"what reads it is {graph.others_reading(node)}"
             graph.miss(node, "flatten_into_linear", f"no part of a linear layer: {why}")
             node.op = "aten"
             continue
